@@ -1,0 +1,1 @@
+"""Multi-label chest X-ray diagnosis with PyTorch Lightning and Hydra."""

@@ -1,0 +1,35 @@
+"""The errors that end a command with one line instead of a traceback, and their exit codes."""
+
+EXIT_RUN_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+class XrayError(Exception):
+    """A failure that is told in one line: what is wrong, where, and what to do about it."""
+
+    exit_code = EXIT_RUN_FAILED
+
+
+class UserError(XrayError):
+    """The caller can fix it: configuration, data or environment."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class RunFailedError(XrayError):
+    """The run failed by itself: storage, numbers, a lost rank."""
+
+
+class InterruptedRunError(XrayError):
+    """The run was stopped from outside, by Ctrl-C or SIGTERM; `exit_code` says by which."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message folded to a single line, so that a log keeps one line per failure."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Backbones, losses and the one LightningModule."""
