@@ -1,0 +1,107 @@
+"""Small data that tests share: phantoms drawn once a session, and a way to run the real commands."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+
+REPOSITORY = Path(__file__).parent.parent
+IMAGES = 80  # enough for every finding to be there, few enough for a run of seconds
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 phantoms of 64 x 64 pixels in the NIH layout."""
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    ensure_phantoms(root, PhantomSpec(images=IMAGES, size=64, seed=7))
+    return root
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    folder: Path  # its working directory
+
+    @property
+    def runs(self) -> list[Path]:
+        """Its run folders, in the order of their names."""
+        return sorted(path.parent for path in self.folder.glob("runs/**/results.json"))
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads((run / "results.json").read_text()) for run in self.runs]
+
+    @property
+    def error(self) -> str:
+        """The one line that a failed command leaves on stderr; asserts that it is one."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith("xray: error:")]
+        assert len(lines) == 1, self.stderr
+        assert "Traceback" not in self.stderr, self.stderr
+        return lines[0]
+
+
+SMALL = (
+    "data.image_size=32",
+    "data.batch_size=16",
+    "trainer.max_epochs=1",
+    "accelerator=cpu",
+    "evaluation.resamples=20",
+)
+
+Train = Callable[..., Ended]
+
+
+def environment(**further: str) -> dict[str, str]:
+    """This process's environment, with the virtual environment's commands on PATH."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        **further,
+    }
+
+
+@pytest.fixture
+def small(phantoms: Path, tmp_path: Path) -> list[str]:
+    """Overrides for a run of seconds on the session's phantoms."""
+    return [f"data.root={phantoms}", f"data.cache_dir={tmp_path}/cache", "data.phantom=null", *SMALL]
+
+
+@pytest.fixture
+def train(tmp_path: Path, small: list[str]) -> Train:
+    """Run `python train.py` for real, in a working directory of its own, on the small phantoms."""
+
+    def run(
+        *overrides: str,
+        before: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        defaults: bool = True,
+        timeout: float = 240,
+    ) -> Ended:
+        command = [*before, sys.executable, str(REPOSITORY / "train.py")]
+        done = subprocess.run(
+            [*command, *(small if defaults else ()), *overrides],
+            cwd=tmp_path,
+            env=environment(**(env or {})),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr, tmp_path)
+
+    return run

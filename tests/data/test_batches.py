@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+
+from xray_lightning.data.batches import Batch, BatchLoader, EpochOrder, balanced_weights
+
+
+class NumberedStore:
+    """Images whose every pixel is their row, so that a test can see which were read."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return np.repeat(rows.astype(np.uint8), 4).reshape(-1, 2, 2)
+
+
+def loader(rows: int = 10, *, first_row: int = 0, **order: object) -> BatchLoader:
+    settings: dict[str, object] = {"batch_size": 4, "shuffle": True, "seed": 3} | order
+    targets = torch.arange(rows, dtype=torch.float32).unsqueeze(1).repeat(1, 14)
+    store = NumberedStore(first_row + rows)
+    return BatchLoader(
+        store,
+        first_row=first_row,
+        targets=targets,
+        order=EpochOrder(rows=rows, **settings),  # type: ignore[arg-type]
+    )
+
+
+def visited(batches: list[Batch]) -> list[int]:
+    return [row for batch in batches for row in batch.rows.tolist() if row >= 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 7, 10, 103])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_image_is_visited_exactly_once_at_any_number_of_ranks(
+    ranks: int, rows: int, shuffle: bool
+) -> None:
+    shares = [
+        [row for mine, _ in order.share(5) for row in mine if row >= 0]
+        for order in (
+            EpochOrder(rows=rows, batch_size=8, shuffle=shuffle, rank=rank, ranks=ranks)
+            for rank in range(ranks)
+        )
+    ]
+    assert sorted(sum(shares, [])) == list(range(rows))
+
+
+def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
+    alone = EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1)
+    ranks = [
+        EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1, rank=rank, ranks=3)
+        for rank in range(3)
+    ]
+    for step, (whole, size) in enumerate(alone.share(2)):
+        parts = [list(order.share(2))[step][0] for order in ranks]
+        assert size == len(whole)
+        assert sorted(row for part in parts for row in part if row >= 0) == sorted(whole)
+
+
+@pytest.mark.parametrize("rows", [9, 10, 11, 12, 13])
+def test_in_evaluation_all_ranks_get_equally_many_rows(rows: int) -> None:
+    orders = [
+        EpochOrder(rows=rows, batch_size=5, shuffle=False, rank=rank, ranks=3) for rank in range(3)
+    ]
+    lengths = [[len(mine) for mine, _ in order.share(0)] for order in orders]
+    assert lengths[0] == lengths[1] == lengths[2]
+
+
+def test_in_training_a_rank_repeats_a_row_only_if_it_would_have_none() -> None:
+    orders = [
+        EpochOrder(rows=10, batch_size=9, shuffle=True, rank=rank, ranks=3) for rank in range(3)
+    ]
+    tail = [list(order.share(0))[1][0] for order in orders]  # one image for three ranks
+    assert [(rows < 0).sum() for rows in tail] == [0, 1, 1]
+    full = [list(order.share(0))[0][0] for order in orders]
+    assert all((rows >= 0).all() for rows in full)
+
+
+def test_scaled_sums_of_the_ranks_average_to_the_mean_of_the_global_batch() -> None:
+    loss = np.random.default_rng(0).random(10)
+    for step in range(3):
+        parts = []
+        for rank in range(3):
+            batch = list(loader(10, batch_size=4, rank=rank, ranks=3))[step]
+            counted = batch.rows[batch.rows >= 0].numpy()
+            parts.append(loss[counted].sum() * batch.scale)
+        whole = list(EpochOrder(rows=10, batch_size=4, shuffle=True, seed=3).share(0))[step][0]
+        assert np.mean(parts) == pytest.approx(loss[whole].mean())
+
+
+def test_epochs_differ_and_the_same_seed_repeats_them() -> None:
+    order = EpochOrder(rows=50, batch_size=8, shuffle=True, seed=1)
+    again = EpochOrder(rows=50, batch_size=8, shuffle=True, seed=1)
+    other = EpochOrder(rows=50, batch_size=8, shuffle=True, seed=2)
+    assert (order.whole(0) == again.whole(0)).all()
+    assert (order.whole(0) != order.whole(1)).any()
+    assert (order.whole(0) != other.whole(0)).any()
+
+
+def test_a_batch_holds_the_pixels_and_targets_of_its_rows() -> None:
+    for batch in loader(10, first_row=5):
+        assert batch.images.shape == (len(batch.rows), 1, 2, 2)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images[:, 0, 0, 0].tolist() == (batch.rows + 5).tolist()
+        assert batch.targets[:, 0].tolist() == batch.rows.tolist()
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> None:
+    straight, stopped = loader(), loader()
+    straight.set_epoch(1)
+    stopped.set_epoch(1)
+    batches = iter(stopped)
+    first = [next(batches) for _ in range(stop)]
+    state = stopped.state_dict()
+
+    resumed = loader()
+    resumed.load_state_dict(state)
+    resumed.set_epoch(1)
+    rest = list(resumed)
+    assert visited(first) + visited(rest) == visited(list(straight))
+    resumed.set_epoch(2)
+    straight.set_epoch(2)
+    assert visited(list(resumed)) == visited(list(straight))
+
+
+def test_a_loader_can_be_left_early_and_starts_again_from_the_beginning() -> None:
+    batches = loader()
+    next(iter(batches))
+    assert len(visited(list(batches))) == 10
+
+
+def test_an_error_in_reading_reaches_the_consumer() -> None:
+    class BrokenStore(NumberedStore):
+        def read(self, rows: np.ndarray) -> np.ndarray:
+            raise OSError("the disk is gone")
+
+    order = EpochOrder(rows=4, batch_size=2, shuffle=False)
+    broken = BatchLoader(BrokenStore(4), first_row=0, targets=torch.zeros(4, 14), order=order)
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(broken)
+
+
+def test_balanced_sampling_draws_a_rare_finding_as_often_as_a_common_one() -> None:
+    labels = np.zeros((1000, 14), dtype=np.uint8)
+    labels[:10, 0] = 1  # rare
+    labels[10:410, 1] = 1  # common; the rest has no finding
+    weights = balanced_weights(labels)
+    order = EpochOrder(rows=1000, batch_size=10, shuffle=True, seed=0, weights=weights)
+    drawn = np.concatenate([order.whole(epoch) for epoch in range(20)])
+    share = labels[drawn].mean(axis=0)
+    assert share[0] == pytest.approx(1 / 3, abs=0.02)
+    assert share[1] == pytest.approx(1 / 3, abs=0.02)

@@ -1,0 +1,488 @@
+"""Splits go by patient, are named by a digest, and tell of every leak and missing file."""
+
+import csv
+import hashlib
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from xray_lightning.data.manifest import Manifest, read_manifest
+from xray_lightning.data.splits import (
+    SIDES,
+    Split,
+    check_patient_overlap,
+    make_split,
+    patient_overlap,
+    usable_split,
+    with_files,
+)
+from xray_lightning.errors import UserError
+from xray_lightning.findings import FINDINGS
+
+REAL = Path("../shared/data")
+real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
+
+
+def make_manifest(
+    images: dict[str, str], *, lists: dict[str, tuple[str, ...]] | None = None, dialect: str = "nih"
+) -> Manifest:
+    """A manifest of image -> patient; every image has a file."""
+    table = pd.DataFrame({"image": list(images), "patient_id": list(images.values())})
+    table["path"] = "/data/" + table["image"]
+    table = table.assign(**dict.fromkeys(FINDINGS, 0))
+    return Manifest(table, dialect, Path("/data"), {}, lists or {}, 0)
+
+
+def without_files(manifest: Manifest, *images: str) -> Manifest:
+    table = manifest.table.copy()
+    table.loc[table["image"].isin(images), "path"] = ""
+    return replace(manifest, table=table)
+
+
+PATIENTS = [f"{number}" for number in range(50)]
+IMAGES = {
+    f"{patient.zfill(3)}_{number}.png": patient
+    for patient in PATIENTS
+    for number in range(1 + int(patient) % 4)
+}
+LISTS = {
+    "train_val": tuple(name for name, patient in IMAGES.items() if int(patient) < 40),
+    "test": tuple(name for name, patient in IMAGES.items() if int(patient) >= 40),
+}
+NIH = make_manifest(IMAGES, lists=LISTS)
+
+
+def patients_of(split: Split, side: str) -> set[str]:
+    return {IMAGES[image] for image in split.sides[side]}
+
+
+def refused(manifest: Manifest, name: str, **options: float) -> str:
+    with pytest.raises(UserError) as caught:
+        make_split(manifest, name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# -- carving by patient ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["official", "patient_random"])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_patient_is_on_two_sides_and_no_image_is_lost(name: str, seed: int) -> None:
+    split = make_split(NIH, name, seed=seed)
+    assert tuple(split.sides) == SIDES
+    assert patient_overlap(NIH, split) == {}
+    assert sorted(image for side in SIDES for image in split.sides[side]) == sorted(IMAGES)
+    assert split.unassigned == split.without_row == 0
+
+
+def test_official_keeps_the_test_list_and_carves_val_from_train_val() -> None:
+    split = make_split(NIH, "official", val_fraction=0.2)
+    assert set(split.sides["test"]) == set(LISTS["test"])
+    assert len(patients_of(split, "val")) == 8  # a fifth of 40 patients
+    assert len(patients_of(split, "train")) == 32
+
+
+def test_patient_random_takes_its_fractions_of_the_patients() -> None:
+    split = make_split(NIH, "patient_random", val_fraction=0.1, test_fraction=0.3)
+    assert [len(patients_of(split, side)) for side in SIDES] == [30, 5, 15]
+
+
+@pytest.mark.parametrize("name", ["official", "patient_random"])
+def test_the_order_of_rows_and_lists_is_no_matter(name: str) -> None:
+    draw = random.Random(3)
+    items, lists = list(IMAGES.items()), {side: list(names) for side, names in LISTS.items()}
+    draw.shuffle(items)
+    for names in lists.values():
+        draw.shuffle(names)
+    shuffled = make_manifest(dict(items), lists={side: tuple(n) for side, n in lists.items()})
+    assert make_split(shuffled, name, seed=1) == make_split(NIH, name, seed=1)
+
+
+@pytest.mark.parametrize("name", ["official", "patient_random"])
+def test_another_seed_is_another_split_and_the_same_seed_the_same(name: str) -> None:
+    digests = [make_split(NIH, name, seed=seed).sha256 for seed in (0, 1, 0)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        {"val_fraction": 0.0},
+        {"val_fraction": 1.0},
+        {"test_fraction": -0.1},
+        {"seed": -1},
+        {"val_fraction": 0.5, "test_fraction": 0.5},
+    ],
+)
+def test_impossible_fractions_and_seeds_are_refused(fractions: dict[str, float]) -> None:
+    assert "data.val_fraction=" in refused(NIH, "patient_random", **fractions)
+
+
+def test_too_few_patients_for_a_side_are_refused() -> None:
+    few = make_manifest({"a.png": "1", "b.png": "2"})
+    message = refused(few, "patient_random")
+    assert "no image in val and test" in message
+
+
+# -- lists and files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "absent, file", [("train_val", "train_val_list.txt"), ("test", "test_list.txt")]
+)
+def test_official_without_a_list_names_the_file(absent: str, file: str) -> None:
+    given = {side: names for side, names in LISTS.items() if side != absent}
+    message = refused(replace(NIH, given=given), "official")
+    assert f"/data/{file}" in message
+    assert "patient_random" in message
+
+
+def test_fault_43_rows_on_no_list_and_listed_images_without_a_row_are_counted() -> None:
+    given = {"train_val": (*LISTS["train_val"][:-3], "x.png"), "test": (*LISTS["test"], "y.png")}
+    split = make_split(replace(NIH, given=given), "official")
+    assert (split.unassigned, split.without_row) == (3, 2)
+    used = {image for side in SIDES for image in split.sides[side]}
+    assert used == set(IMAGES) - set(LISTS["train_val"][-3:])
+
+
+def test_lists_that_share_an_image_are_refused() -> None:
+    given = {"train_val": LISTS["train_val"], "test": (*LISTS["test"], LISTS["train_val"][0])}
+    message = refused(replace(NIH, given=given), "official")
+    assert f"1 image ({LISTS['train_val'][0]})" in message
+
+
+def test_lists_of_other_images_leave_no_side_empty_unsaid() -> None:
+    message = refused(replace(NIH, given=LISTS | {"test": ("z.png",)}), "official")
+    assert "no image in test" in message
+
+
+def test_ai4m_takes_the_csvs_as_given() -> None:
+    given = {"train": ("b.png", "a.png"), "val": ("a.png",), "test": ("c.png",)}
+    images = {"a.png": "1", "b.png": "2", "c.png": "3"}
+    split = make_split(make_manifest(images, lists=given, dialect="ai4m"), "ai4m")
+    assert split.sides == {"train": ("a.png", "b.png"), "val": ("a.png",), "test": ("c.png",)}
+
+
+def test_ai4m_without_its_csvs_names_the_file() -> None:
+    assert "/data/train-small.csv" in refused(NIH, "ai4m")
+    partly = make_manifest({"a.png": "1"}, lists={"train": ("a.png",)}, dialect="ai4m")
+    assert "/data/valid-small.csv" in refused(partly, "ai4m")
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    message = refused(NIH, "oficial")
+    assert "data.split='oficial' is neither official, patient_random, ai4m nor a file" in message
+
+
+def test_a_written_split_is_read_back_as_itself(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    split = make_split(NIH, "official", seed=4)
+    split.write(path)
+    again = make_split(NIH, str(path))
+    assert again.sides == split.sides
+    assert again.sha256 == split.sha256
+    assert path.read_text().startswith("image,split\n")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_split_that_cannot_be_written_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("old")
+
+    class FullDisk:
+        def writerow(self, row: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(csv, "writer", lambda *args, **kwargs: FullDisk())
+    with pytest.raises(OSError, match="No space"):
+        make_split(NIH, "official").write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_fault_37_hostile_names_survive_a_split_file(tmp_path: Path) -> None:
+    names = ["-x.png", "a\nb.png", 'q"uote.png', "com,ma.png", "=cmd.png", "x" * 251 + ".png"]
+    manifest = make_manifest({name: str(number) for number, name in enumerate(names)})
+    split = make_split(manifest, "patient_random", val_fraction=0.3, test_fraction=0.3)
+    split.write(tmp_path / "split.csv")
+    assert make_split(manifest, str(tmp_path / "split.csv")).sides == split.sides
+
+
+@pytest.mark.parametrize(
+    "rows, cause",
+    [
+        ("000_0.png,training", "line 5: side 'training' is none of"),
+        ("000_0.png,valid", "line 5: side 'valid'"),
+        ("000_0.png,", "line 5: side ''"),
+        ("000_0.png,Train", "line 5: side 'Train'"),
+        ("000_0.png", "line 5: 1 cells"),
+        (
+            "x.png,train\ny.png,val",
+            "line 5: 2 images (x.png, y.png) of this file not in the manifest",
+        ),
+        ("001_0.png,test", "line 5: '001_0.png' is on side test here and on side train in line 2"),
+    ],
+)
+def test_a_wrong_split_file_is_refused_with_its_line(tmp_path: Path, rows: str, cause: str) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text(f"image,split\n001_0.png,train\n002_0.png,val\n003_0.png,test\n{rows}\n")
+    message = refused(NIH, str(path))
+    assert str(path) in message
+    assert cause in message
+
+
+def test_many_unknown_images_are_counted_and_five_named(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    rows = [f"x{number}.png,train" for number in range(9)]
+    path.write_text("\n".join(["image,split", "001_0.png,val", *rows]))
+    message = refused(NIH, str(path))
+    assert "line 3: 9 images (x0.png, x1.png, x2.png, x3.png, x4.png, ...)" in message
+
+
+def test_a_split_file_without_its_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("image,side\n001_0.png,train\n")
+    message = refused(NIH, str(path))
+    assert "no column 'split'" in message
+    assert "found 'image,side'" in message.replace(", ", ",")
+
+
+def test_a_split_file_without_a_side_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("image,split\n001_0.png,train\n002_0.png,test\n")
+    assert "no image in val" in refused(NIH, str(path))
+
+
+def test_rows_that_a_split_file_leaves_out_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("Split,Image\ntrain,001_0.png\nval,002_0.png\ntest,003_0.png\n\n")
+    split = make_split(NIH, str(path))
+    assert split.unassigned == len(IMAGES) - 3
+
+
+# -- the digest ------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_the_sorted_lines() -> None:
+    split = Split("x", {"train": ("b", "a"), "val": ("c",), "test": ("d",)})
+    text = "test\td\ntrain\ta\ntrain\tb\nval\tc\n"
+    assert split.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert Split("y", {"test": ("d",), "val": ("c",), "train": ("a", "b")}).sha256 == split.sha256
+
+
+def test_the_digest_changes_when_an_image_changes_sides() -> None:
+    one = Split("x", {"train": ("a", "b"), "val": ("c",), "test": ("d",)})
+    two = Split("x", {"train": ("a",), "val": ("b", "c"), "test": ("d",)})
+    assert one.sha256 != two.sha256
+
+
+# -- leaks -----------------------------------------------------------------------------------------
+
+LEAKY = make_manifest({"a1": "A", "a2": "A", "b1": "B", "b2": "B", "c1": "C", "d1": "D"})
+LEAKY_SPLIT = Split("x", {"train": ("a1", "b1", "c1"), "val": ("a2", "b1"), "test": ("b2", "d1")})
+
+
+def test_overlap_counts_patients_and_images_by_pair() -> None:
+    overlap = patient_overlap(LEAKY, LEAKY_SPLIT)
+    assert {pair: (shared.patients, shared.images) for pair, shared in overlap.items()} == {
+        ("train", "val"): (("A", "B"), ("b1",)),
+        ("train", "test"): (("B",), ()),
+        ("val", "test"): (("B",), ()),
+    }
+
+
+def test_fault_44_a_patient_on_two_sides_is_refused_with_counts_and_examples() -> None:
+    with pytest.raises(UserError) as caught:
+        check_patient_overlap(LEAKY, LEAKY_SPLIT, allow=False)
+    message = str(caught.value)
+    assert "train and val share 2 patients (A, B) and 1 image (b1)" in message
+    assert "train and test share 1 patient (B) and no image" in message
+    assert "val and test share 1 patient (B) and no image" in message
+    assert "data.allow_patient_overlap=true" in message
+
+
+def test_at_most_five_shared_patients_are_named() -> None:
+    images = {f"{patient}{side}": patient for patient in "ABCDEFGH" for side in "12"}
+    sides = {
+        "train": tuple(f"{p}1" for p in "ABCDEFGH"),
+        "val": tuple(f"{p}2" for p in "ABCDEFG"),
+        "test": ("H2",),
+    }
+    with pytest.raises(UserError, match=r"share 7 patients \(A, B, C, D, E, \.\.\.\) and no image"):
+        check_patient_overlap(make_manifest(images), Split("x", sides), allow=False)
+
+
+def test_fault_44_an_allowed_overlap_is_said() -> None:
+    assert check_patient_overlap(LEAKY, LEAKY_SPLIT, allow=True) is True
+    clean = make_split(NIH, "official")
+    assert check_patient_overlap(NIH, clean, allow=False) is False
+
+
+# -- missing files ---------------------------------------------------------------------------------
+
+HOLES = without_files(LEAKY, "c1", "d1")
+
+
+def test_fault_43_rows_without_a_file_are_refused_by_side_with_examples() -> None:
+    with pytest.raises(UserError) as caught:
+        with_files(HOLES, LEAKY_SPLIT, missing="error")
+    message = str(caught.value)
+    assert "2 of 7 rows have no file under /data (train 1, val 0, test 1; c1, d1)" in message
+    assert "data.missing=skip" in message
+
+
+def test_the_folder_that_was_searched_is_named() -> None:
+    elsewhere = replace(HOLES, images=Path("/pixels"))
+    with pytest.raises(UserError, match="no file under /pixels"):
+        with_files(elsewhere, LEAKY_SPLIT, missing="error")
+
+
+def test_at_most_five_missing_files_are_named() -> None:
+    split = make_split(NIH, "official")
+    with pytest.raises(UserError) as caught:
+        with_files(without_files(NIH, *IMAGES), split, missing="error")
+    assert str(caught.value).count(".png") == 5
+
+
+def test_fault_43_skipped_rows_are_counted_and_change_the_digest() -> None:
+    split, skipped = with_files(HOLES, LEAKY_SPLIT, missing="skip")
+    assert split.sides == {"train": ("a1", "b1"), "val": ("a2", "b1"), "test": ("b2",)}
+    assert skipped == {"train": 1, "val": 0, "test": 1}
+    assert split.sha256 != LEAKY_SPLIT.sha256
+    assert split.sha256 == Split("x", split.sides).sha256
+
+
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_a_split_with_all_its_files_is_unchanged(missing: str) -> None:
+    split = make_split(NIH, "official")
+    assert with_files(NIH, split, missing=missing) == (split, dict.fromkeys(SIDES, 0))
+
+
+@pytest.mark.parametrize("missing", ["", "ignore", "Skip"])
+def test_another_word_for_missing_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match="choose error or skip"):
+        with_files(NIH, make_split(NIH, "official"), missing=missing)
+    with pytest.raises(UserError, match="choose error or skip"):
+        usable_split(NIH, make_split(NIH, "official"), missing=missing, allow_patient_overlap=False)
+
+
+def test_skipping_a_whole_side_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="no image in test: none of its rows has a file under /data"
+    ):
+        with_files(without_files(LEAKY, "b2", "d1"), LEAKY_SPLIT, missing="skip")
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+def test_a_leak_and_missing_files_are_told_in_one_line() -> None:
+    with pytest.raises(UserError) as caught:
+        usable_split(HOLES, LEAKY_SPLIT, missing="error", allow_patient_overlap=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "train and val share 2 patients",
+        "2 of 7 rows have no file",
+        "data.allow_patient_overlap=true",
+        "data.missing=skip",
+    ):
+        assert part in message
+
+
+def test_with_both_overrides_the_overlap_and_the_skipped_rows_are_recorded() -> None:
+    usable = usable_split(HOLES, LEAKY_SPLIT, missing="skip", allow_patient_overlap=True)
+    assert usable.skipped == {"train": 1, "val": 0, "test": 1}
+    assert usable.patient_overlap == {
+        "train-val": {"patients": 2, "images": 1},
+        "train-test": {"patients": 1, "images": 0},
+        "val-test": {"patients": 1, "images": 0},
+    }
+    assert usable.split.sides["train"] == ("a1", "b1")
+
+
+@pytest.mark.parametrize("missing, allow", [("error", True), ("skip", False)])
+def test_one_override_leaves_the_other_problem(missing: str, allow: bool) -> None:
+    with pytest.raises(UserError) as caught:
+        usable_split(HOLES, LEAKY_SPLIT, missing=missing, allow_patient_overlap=allow)
+    message = str(caught.value)
+    assert ("have no file" in message) is (missing == "error")
+    assert ("share" in message) is not allow
+
+
+def test_a_patient_whose_file_is_skipped_leaks_nothing() -> None:
+    holes = without_files(LEAKY, "a1", "b1")
+    split = Split("x", {"train": ("a1", "c1"), "val": ("a2",), "test": ("d1",)})
+    usable = usable_split(holes, split, missing="skip", allow_patient_overlap=False)
+    assert usable.patient_overlap == {}
+
+
+# -- real data -------------------------------------------------------------------------------------
+
+
+def ai4m_sides(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """(image, patient) of each CSV, read in another way than the manifest reads it."""
+    files = {"train": "train-small.csv", "val": "valid-small.csv", "test": "test.csv"}
+    sides = {}
+    for side, name in files.items():
+        with (folder / name).open(newline="") as file:
+            sides[side] = [(row["Image"], row["PatientId"]) for row in csv.DictReader(file)]
+    return sides
+
+
+@real_data
+@pytest.mark.parametrize("folder, patients, images", [("ai4m", 197, 198), ("ai4m_875", 11, 23)])
+def test_the_leaks_of_ai_for_medicine_are_counted(folder: str, patients: int, images: int) -> None:
+    manifest = read_manifest(REAL / folder)
+    overlap = patient_overlap(manifest, make_split(manifest, "ai4m"))
+    assert set(overlap) == {("train", "val")}
+    shared = overlap["train", "val"]
+    assert (len(shared.patients), len(shared.images)) == (patients, images)
+    sides = ai4m_sides(REAL / folder)
+    train, val = ({patient for _, patient in sides[side]} for side in ("train", "val"))
+    assert set(shared.patients) == train & val
+    names = Counter(row[0] for side in ("train", "val") for row in sides[side])
+    assert set(shared.images) == {name for name, count in names.items() if count > 1}
+
+
+@real_data
+def test_ai_for_medicine_with_few_images_is_refused_with_leak_and_missing_files() -> None:
+    manifest = read_manifest(REAL / "ai4m", images=REAL / "nih1024")
+    with pytest.raises(UserError) as caught:
+        usable_split(
+            manifest, make_split(manifest, "ai4m"), missing="error", allow_patient_overlap=False
+        )
+    there = {path.name for path in (REAL / "nih1024").rglob("*.png")}
+    gone = {
+        side: sum(image not in there for image, _ in rows)
+        for side, rows in ai4m_sides(REAL / "ai4m").items()
+    }
+    message = str(caught.value)
+    assert "train and val share 197 patients" in message
+    assert "198 images" in message
+    assert f"{sum(gone.values()):,} of 1,620 rows have no file" in message
+    assert f"(train {gone['train']}, val {gone['val']}, test {gone['test']};" in message
+    usable = usable_split(
+        manifest, make_split(manifest, "ai4m"), missing="skip", allow_patient_overlap=True
+    )
+    assert usable.skipped == gone
+
+
+@real_data
+def test_the_official_split_of_nih_keeps_its_counts() -> None:
+    manifest = read_manifest(REAL / "nih_full_metadata")
+    split = make_split(manifest, "official")
+    assert len(split.sides["test"]) == 25_596
+    assert len(split.sides["train"]) + len(split.sides["val"]) == 86_524
+    assert patient_overlap(manifest, split) == {}
+    assert (split.unassigned, split.without_row) == (0, 0)
+    patient_of = dict(zip(manifest.table["image"], manifest.table["patient_id"], strict=True))
+    assert len({patient_of[image] for image in split.sides["val"]}) == round(28_008 / 10)

@@ -1,0 +1,185 @@
+"""Batches by row of the pixel store: the order of an epoch, each rank's share of it, the loader.
+
+One order for the whole world: it depends on the seed and the epoch alone, never on the number of
+ranks, and a global batch is dealt out among them. Every rank makes the same number of steps; where
+a rank would have too few rows, it repeats one and marks it (a negative row), and whoever counts
+leaves it out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import Queue
+from threading import Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xray_lightning.data.cache import PixelStore, Rows
+
+
+class Batch(NamedTuple):
+    """One rank's part of one global batch of G images."""
+
+    images: Tensor  # (B, 1, S, S) uint8
+    targets: Tensor  # (B, 14) float32
+    rows: Tensor  # (B,) int64: row of the side's table; ~row (negative) where it is a repeat
+    scale: float  # ranks / G: the sum of this rank's losses times it, averaged over the ranks,
+    # is the mean loss of the global batch
+
+
+@dataclass
+class EpochOrder:
+    """Which rows a side's epoch visits, in which order, and which of them are this rank's.
+
+    Args:
+        rows: images in the side.
+        batch_size: images a step over all ranks.
+        shuffle: a new permutation each epoch; else the table's order.
+        weights: draw rows with replacement, in proportion to these (balanced sampling).
+    """
+
+    rows: int
+    batch_size: int
+    shuffle: bool
+    seed: int = 0
+    weights: npt.NDArray[np.float64] | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    def __len__(self) -> int:
+        """Steps in an epoch, the same on every rank."""
+        return -(-self.rows // self.batch_size)
+
+    def whole(self, epoch: int) -> Rows:
+        """The global order of an epoch: int64 (rows,)."""
+        if not self.shuffle:
+            return np.arange(self.rows)
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.weights is None:
+            return generator.permutation(self.rows)
+        return generator.choice(self.rows, size=self.rows, p=self.weights / self.weights.sum())
+
+    def share(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Rows, int]]:
+        """This rank's rows of each global batch from number `start` on, and the batch's size.
+
+        In evaluation (no shuffling) all ranks get equally many rows, so that they can be gathered;
+        in training a rank gets a repeat only if it would have nothing to do.
+        """
+        order = self.whole(epoch)
+        for step in range(start, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            mine = batch[self.rank :: self.ranks]
+            wanted = 1 if self.shuffle else -(-len(batch) // self.ranks)
+            if len(mine) < wanted:
+                mine = np.append(mine, ~batch[0])
+            yield mine, len(batch)
+
+
+def balanced_weights(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Sampling weights that bring rare findings up: one over the count of the image's rarest one.
+
+    Args:
+        labels: multi-hot, uint8 (N, 14). Images without a finding form a class of their own.
+
+    Returns:
+        float64 (N,), not normalised.
+    """
+    counts = np.maximum(labels.sum(axis=0), 1)
+    none = np.maximum((labels.sum(axis=1) == 0).sum(), 1)
+    rarest = np.where(labels > 0, 1.0 / counts, 0.0).max(axis=1)
+    weights: npt.NDArray[np.float64] = np.where(labels.any(axis=1), rarest, 1.0 / none)
+    return weights
+
+
+class BatchLoader:
+    """An iterable over one side's batches that Lightning takes as a data loader.
+
+    A background thread reads one batch ahead. The position within an epoch can be saved and
+    loaded, so that a run resumed in mid-epoch sees exactly the images that it has not yet seen,
+    at any number of ranks.
+    """
+
+    def __init__(
+        self, store: PixelStore, *, first_row: int, targets: Tensor, order: EpochOrder
+    ) -> None:
+        self._store = store
+        self._first_row = first_row  # the store holds all sides, one after the other
+        self._targets = targets
+        self._order = order
+        self._epoch = 0
+        self._done = 0  # batches of this epoch that were handed out
+        self._resume_at = 0  # the batch that the next iteration starts with
+
+    batch_sampler = None  # Lightning asks a loader that has a sampler for this one too
+
+    @property
+    def sampler(self) -> "BatchLoader":
+        """Lightning calls `set_epoch` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._done, self._resume_at = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "done": self._done, "batch_size": self._order.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch, self._done = state["epoch"], state["done"]
+        self._resume_at = self._done if self._done < len(self) else 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: nothing is read before the first batch is asked for, by when Lightning has
+        # set the epoch.
+        start, self._resume_at = self._resume_at, 0
+        self._done = start
+        for batch in _read_ahead(self._batches(start)):
+            self._done += 1
+            yield batch
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        for mine, whole in self._order.share(self._epoch, start=start):
+            rows = np.where(mine < 0, ~mine, mine)
+            pixels = self._store.read(rows + self._first_row)
+            yield Batch(
+                images=torch.from_numpy(pixels).unsqueeze(1),
+                targets=self._targets[torch.from_numpy(rows)],
+                rows=torch.from_numpy(mine),
+                scale=self._order.ranks / whole,
+            )
+
+
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next one read by a thread while this one is used."""
+    queue: Queue[Batch | BaseException | None] = Queue(maxsize=1)
+    stopped = False
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                queue.put(batch)
+                if stopped:
+                    return
+            queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            queue.put(error)
+
+    reader = Thread(target=read, name="batches", daemon=True)
+    reader.start()
+    try:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:  # also when the consumer leaves early: unblock the reader and let it end
+        stopped = True
+        while reader.is_alive():
+            while not queue.empty():
+                queue.get_nowait()
+            reader.join(timeout=0.05)

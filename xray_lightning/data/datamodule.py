@@ -1,0 +1,287 @@
+"""The LightningDataModule: from a folder of images and CSVs to batches, the same on every rank."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from xray_lightning.data.batches import BatchLoader, EpochOrder, balanced_weights
+from xray_lightning.data.cache import (
+    DecodingStore,
+    MappedStore,
+    PixelStore,
+    build_map,
+    cache_key,
+    map_path,
+)
+from xray_lightning.data.manifest import Manifest, read_manifest
+from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+from xray_lightning.data.splits import UsableSplit, make_split, usable_split
+from xray_lightning.errors import UserError
+from xray_lightning.findings import FINDINGS
+
+log = logging.getLogger(__name__)
+
+SIDES = ("train", "val", "test")
+STATISTICS_IMAGES = 2000  # images that the `dataset` mean and deviation are estimated from
+
+# Opens a progress display for work of so many items and yields the function that advances it.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class XrayDataModule(LightningDataModule):
+    """One data set, split and cached, as batches of uint8 images.
+
+    Args:
+        name: what results and checkpoints call the data set.
+        root: folder of the CSVs, and of the images unless `images` names another.
+        split: `official`, `patient_random`, `ai4m`, or the path of a CSV (image, split).
+        missing: `error` refuses rows without a file, `skip` leaves them out and counts them.
+        allow_patient_overlap: run although a patient is on two sides; the result is marked.
+        image_size: side of the square images, in pixels.
+        batch_size: images a training step, over all ranks together.
+        normalize: how the classifier is to normalise these images; see `transforms.Normalize`.
+        sampler: `shuffle`, or `balanced` to draw rare findings more often (with replacement).
+        cache: `disk` decodes each image once, `off` in every step.
+        phantom: what to draw into `root` first, for the embedded data set.
+        progress: display for the long steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str,
+        images: str | None = None,
+        split: str = "official",
+        split_seed: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        missing: str = "error",
+        allow_patient_overlap: bool = False,
+        image_size: int = 224,
+        batch_size: int = 32,
+        normalize: str = "per_image",
+        sampler: str = "shuffle",
+        cache: str = "disk",
+        cache_dir: str = "cache",
+        seed: int = 0,
+        phantom: PhantomSpec | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        _check("data.image_size", image_size, minimum=32)
+        _check("data.batch_size", batch_size, minimum=1)
+        _check_choice("data.sampler", sampler, ("shuffle", "balanced"))
+        _check_choice("data.cache", cache, ("disk", "off"))
+        self.name, self.root = name, Path(root)
+        self.images = Path(images) if images else None
+        self.split_name, self.split_seed = split, split_seed
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.missing, self.allow_patient_overlap = missing, allow_patient_overlap
+        self.image_size, self.batch_size = image_size, batch_size
+        self.normalize, self.sampler, self.seed = normalize, sampler, seed
+        self.cache, self.cache_dir = cache, Path(cache_dir)
+        self.phantom = phantom
+        self.cache_key: str | None = None
+        self.cache_seconds = 0.0
+        self._progress = progress
+        self._manifest: Manifest | None = None
+        self._usable: UsableSplit | None = None
+        self._tables: dict[str, pd.DataFrame] = {}
+        self._store: PixelStore | None = None
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read and check the manifest and the split, once. Opens no image.
+
+        Raises:
+            UserError: whatever is wrong with the data, in one line.
+        """
+        if self._usable is not None:
+            return
+        manifest = read_manifest(self.root, images=self.images)
+        split = make_split(
+            manifest,
+            self.split_name,
+            seed=self.split_seed,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+        )
+        self._usable = usable_split(
+            manifest,
+            split,
+            missing=self.missing,
+            allow_patient_overlap=self.allow_patient_overlap,
+        )
+        self._manifest = manifest
+        by_image = manifest.table.set_index("image", drop=False)
+        self._tables = {
+            side: by_image.loc[list(self._usable.split.sides[side])].reset_index(drop=True)
+            for side in SIDES
+        }
+
+    def prepare_data(self) -> None:
+        """Draw the phantoms and build the cache, on one rank of each node while others wait."""
+        if self.phantom is not None:
+            with self._display("drawing phantoms", self.phantom.images) as advance:
+                ensure_phantoms(self.root, self.phantom, progress=advance)
+        self.load()
+        if self.cache == "disk":
+            start = perf_counter()
+            paths = self._paths()
+            key = cache_key(paths, image_size=self.image_size)
+            if not map_path(self.cache_dir, key).exists():
+                with self._display("decoding images", len(paths)) as advance:
+                    build_map(
+                        paths,
+                        image_size=self.image_size,
+                        cache_dir=self.cache_dir,
+                        key=key,
+                        progress=advance,
+                    )
+            self.cache_seconds = perf_counter() - start
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the pixels, on every rank."""
+        if self._store is not None:
+            return
+        self.load()
+        paths = self._paths()
+        if self.cache == "off":
+            self._store = DecodingStore(paths, image_size=self.image_size)
+            return
+        self.cache_key = cache_key(paths, image_size=self.image_size)
+        self._store = MappedStore(map_path(self.cache_dir, self.cache_key))
+
+    def _paths(self) -> list[str]:
+        """Every image of the split, side after side: the order of the store's rows."""
+        return [str(path) for side in SIDES for path in self._tables[side]["path"]]
+
+    def _display(self, title: str, items: int) -> AbstractContextManager[Callable[[int], None]]:
+        from contextlib import nullcontext
+
+        return nullcontext(_ignore) if self._progress is None else self._progress(title, items)
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def _loader(self, side: str) -> BatchLoader:
+        if self._store is None:
+            raise RuntimeError("setup() must run before a loader is asked for")
+        training = side == "train"
+        labels = self.labels(side)
+        order = EpochOrder(
+            rows=len(labels),
+            batch_size=self.batch_size,
+            shuffle=training,
+            seed=self.seed,
+            weights=(balanced_weights(labels) if training and self.sampler == "balanced" else None),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            ranks=self.trainer.world_size if self.trainer else 1,
+        )
+        first_row = sum(len(self._tables[s]) for s in SIDES[: SIDES.index(side)])
+        targets = torch.from_numpy(labels.astype(np.float32))
+        return BatchLoader(self._store, first_row=first_row, targets=targets, order=order)
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader("test")
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        self.load()
+        if self._manifest is None:
+            raise RuntimeError("load() left no manifest")
+        return self._manifest
+
+    @property
+    def usable(self) -> UsableSplit:
+        self.load()
+        if self._usable is None:
+            raise RuntimeError("load() left no split")
+        return self._usable
+
+    def table(self, side: str) -> pd.DataFrame:
+        """The manifest's rows of a side, in the order that `Batch.rows` counts in."""
+        self.load()
+        return self._tables[side]
+
+    def labels(self, side: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Multi-hot labels of a side: uint8 (N, 14)."""
+        return self.table(side)[list(FINDINGS)].to_numpy(dtype=np.uint8)
+
+    def positives(self, side: str) -> Tensor:
+        """Positives per finding of a side: float32 (14,)."""
+        return torch.from_numpy(self.labels(side).sum(axis=0).astype(np.float32))
+
+    def pixel_statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of training pixels, in units of 0 to 1.
+
+        Estimated from at most 2,000 training images, evenly spread over the table.
+        """
+        if self._store is None:
+            raise RuntimeError("setup() must run before the pixels are read")
+        count = len(self._tables["train"])
+        rows = np.unique(np.linspace(0, count - 1, min(count, STATISTICS_IMAGES)).astype(np.int64))
+        sums = np.zeros(2)
+        for start in range(0, len(rows), 256):
+            pixels = self._store.read(rows[start : start + 256]).astype(np.float64) / 255
+            sums += pixels.sum(), np.square(pixels).sum()
+        mean, square = sums / (len(rows) * self.image_size**2)
+        return float(mean), float(np.sqrt(max(square - mean**2, 0.0)))
+
+    def describe(self) -> dict[str, Any]:
+        """The `data` block of results.json."""
+        usable = self.usable
+        left_out = {
+            **self.manifest.dropped,
+            **{f"no file ({side})": count for side, count in usable.skipped.items()},
+            "on no side of the split": usable.split.unassigned,
+            "in the split without a row": usable.split.without_row,
+            "files without a row": self.manifest.unlisted_files,
+        }
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "split": self.split_name,
+            "split_sha256": usable.split.sha256,
+            "cache_key": self.cache_key,
+            "patient_overlap": usable.patient_overlap,
+            "images": {side: len(self._tables[side]) for side in SIDES},
+            "patients": {side: int(self._tables[side]["patient_id"].nunique()) for side in SIDES},
+            "positives": {
+                side: {name: int(self._tables[side][name].sum()) for name in FINDINGS}
+                for side in SIDES
+            },
+            "dropped": {reason: count for reason, count in left_out.items() if count},
+        }
+
+
+def _ignore(advance: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _check(key: str, value: object, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise UserError(f"{key}={value} must be a whole number of at least {minimum}")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is unknown; choose one of {', '.join(choices)}")

@@ -1,0 +1,142 @@
+"""The one decoder: an image file to 8-bit gray, or an error that names the file and the cause."""
+
+import io
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
+
+from xray_lightning.errors import UserError
+
+Gray = npt.NDArray[np.uint8]
+
+# Part of every cache key: raise it with any change below that changes a pixel.
+DECODER_VERSION = "1"
+
+MAX_PIXELS = 64_000_000  # three times the largest radiographs (about 4,300 x 4,300)
+MAX_FILE_BYTES = 8 * MAX_PIXELS  # what that many pixels take at 4 x 16 bit, uncompressed
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+JPEG_START = b"\xff\xd8\xff"
+
+# Everything that Pillow was seen to raise on damaged files.
+DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableImageError(UserError):
+    """An image file that cannot be decoded; the message names the file and the cause."""
+
+
+def decode_gray(path: str | Path) -> Gray:
+    """Decode a PNG or JPEG file to gray.
+
+    Colour becomes ITU-R 601 luma, alpha is dropped (it is opaque in NIH's RGBA files), 1 bit
+    becomes 0 and 255, and 16 bits are scaled over their full range, `round(value / 257)`, so that
+    an image of few counts stays dark rather than being stretched. Orientation tags are ignored.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        UnreadableImageError: no regular file, no PNG or JPEG, damaged in any byte that a PNG's
+            checksums cover, or more than 64 million pixels.
+    """
+    path = Path(path)
+    data = _read(path)
+    try:
+        image = _open(path, data)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UnreadableImageError(
+                f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded"
+            )
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            # Decoding stops at the last pixel and never looks at the checksums; verify does.
+            image.verify()
+            image = _open(path, data)
+        return _gray(image)
+    except UnreadableImageError:
+        raise
+    except DAMAGE as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{path}: damaged image: {cause}") from error
+
+
+def resize_gray(image: Gray, size: int) -> Gray:
+    """Resize to a square by antialiased bilinear filtering; the aspect ratio is not kept.
+
+    The filter is Pillow's, as in torchvision's `Resize((size, size))` on a PIL image: its support
+    grows with the scale, so that every source pixel counts.
+
+    Args:
+        image: uint8 (H, W).
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 (size, size).
+    """
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes; never blocks on a FIFO, never reads without end."""
+    try:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            raise UnreadableImageError(f"{path}: not a regular file")
+        if state.st_size == 0:
+            raise UnreadableImageError(f"{path}: the file is empty (0 bytes)")
+        if state.st_size > MAX_FILE_BYTES:
+            raise UnreadableImageError(
+                f"{path}: {state.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL byte in the name
+        raise UnreadableImageError(f"{str(path)!r}: {error}") from error
+
+
+def _open(path: Path, data: bytes) -> ImageFile.ImageFile:
+    """Read the header alone.
+
+    The format classes are opened directly: `Image.open` warns of large images, and silencing a
+    warning is not safe in threads. The pixel limit here is stricter than Pillow's.
+    """
+    if data.startswith(PNG_START):
+        return PngImagePlugin.PngImageFile(io.BytesIO(data))
+    if data.startswith(JPEG_START):
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    start = data.lstrip()[:15].lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UnreadableImageError(f"{path}: a web page, not an image; download it again")
+    raise UnreadableImageError(f"{path}: neither PNG nor JPEG (starts with {data[:8]!r})")
+
+
+def _gray(image: Image.Image) -> Gray:
+    image.load()
+    if image.mode.startswith("I"):
+        wide: npt.NDArray[np.uint32] = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return ((wide + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, with no remainder
+    # Pillow would warn of palette transparency, which is dropped as all alpha is.
+    image.info.pop("transparency", None)
+    return np.asarray(image.convert("L"), dtype=np.uint8)

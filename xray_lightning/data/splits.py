@@ -1,0 +1,363 @@
+"""Named, hashed splits of a manifest by patient, and what must be right before one is used."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from xray_lightning.data.manifest import (
+    AI4M_TABLES,
+    NIH_LISTS,
+    Manifest,
+    Titles,
+    fail_at,
+    read_cells,
+    shown,
+)
+from xray_lightning.errors import UserError
+
+SIDES = ("train", "val", "test")
+NAMES = ("official", "patient_random", "ai4m")
+SPLIT_TITLES: Titles = {"image": ("image",), "split": ("split",)}
+
+Sides = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images train, validate and test.
+
+    Attributes:
+        name: what `make_split` was asked for.
+        sides: `train`, `val`, `test` -> image names, sorted.
+        unassigned: rows of the manifest that are on no side.
+        without_row: images that the split's lists name and the manifest does not have.
+    """
+
+    name: str
+    sides: Sides
+    unassigned: int = 0
+    without_row: int = 0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the sorted "side<TAB>image" lines: who is where, in whatever order."""
+        lines = sorted(f"{side}\t{name}\n" for side, names in self.sides.items() for name in names)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write a CSV (image, split) that `make_split` reads; the old file or the new, never half.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(SPLIT_TITLES)
+                for side, names in self.sides.items():
+                    writer.writerows((name, side) for name in names)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def make_split(
+    manifest: Manifest,
+    name: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+) -> Split:
+    """Put each image on a side.
+
+    Args:
+        manifest: the images and their patients.
+        name: `official` (test as NIH's test_list.txt says, val carved from train_val_list.txt by
+            patient), `patient_random` (patients shuffled), `ai4m` (the CSVs as given), or the path
+            of a CSV with the columns image and split (train, val or test).
+        seed: of the order that patients are drawn in.
+        val_fraction: share of the patients that validate (of train_val's patients in `official`).
+        test_fraction: share of the patients that test, in `patient_random`.
+
+    Raises:
+        UserError: an unknown name, a missing list, a fault in a split file, an empty side.
+    """
+    shares = {"val": val_fraction, "test": test_fraction}
+    if min(shares.values()) <= 0 or sum(shares.values()) >= 1 or seed < 0:
+        raise UserError(
+            f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}, "
+            f"data.split_seed={seed}: fractions must be over 0 and sum to less than 1, the seed "
+            "must not be negative"
+        )
+    if name == "official":
+        sides = _official(manifest, seed=seed, val_fraction=val_fraction)
+    elif name == "patient_random":
+        sides = _carve(manifest, manifest.table["image"], shares=shares, seed=seed)
+    elif name == "ai4m":
+        sides = _as_given(manifest)
+    else:
+        sides = _from_file(manifest, name)
+    known = set(manifest.table["image"])
+    named = {image for images in sides.values() for image in images}
+    split = Split(
+        name,
+        {side: tuple(sorted(known.intersection(sides[side]))) for side in SIDES},
+        unassigned=len(known - named),
+        without_row=len(named - known),
+    )
+    _check_sides_filled(split, "none of the images listed for it has a row; choose another split")
+    return split
+
+
+def _official(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
+    for side, file in NIH_LISTS.items():
+        if side not in manifest.given:
+            raise UserError(
+                f"data.split=official needs {manifest.root / file}, which is not there; put NIH's "
+                "list there, or choose data.split=patient_random"
+            )
+    train_val, test = manifest.given["train_val"], manifest.given["test"]
+    if both := sorted(set(train_val) & set(test)):
+        files = " and ".join(NIH_LISTS.values())
+        raise UserError(
+            f"{manifest.root}: {files} share {_counted(both, 'image')}; an image has one side"
+        )
+    known = set(manifest.table["image"])
+    sides = _carve(manifest, known.intersection(train_val), shares={"val": val_fraction}, seed=seed)
+    unknown = tuple(image for image in train_val if image not in known)
+    return sides | {"train": sides["train"] + unknown, "test": test}
+
+
+def _carve(
+    manifest: Manifest, images: Iterable[str], *, shares: dict[str, float], seed: int
+) -> Sides:
+    """Draw each side's share of the patients; the rest trains. The order of rows is no matter."""
+    patient_of = _patients(manifest)
+    images = sorted(images)
+    patients = np.array(sorted({patient_of[image] for image in images}), dtype=object)
+    drawn = np.random.default_rng(seed).permutation(patients)
+    side_of: dict[str, str] = {}
+    start = 0
+    for side, share in shares.items():
+        end = start + round(share * len(patients))
+        side_of |= dict.fromkeys(drawn[start:end], side)
+        start = end
+    sides: dict[str, list[str]] = {side: [] for side in SIDES}
+    for image in images:
+        sides[side_of.get(patient_of[image], "train")].append(image)
+    return {side: tuple(names) for side, names in sides.items()}
+
+
+def _as_given(manifest: Manifest) -> Sides:
+    for side, file in AI4M_TABLES.items():
+        if manifest.dialect != "ai4m" or side not in manifest.given:
+            raise UserError(
+                f"data.split=ai4m needs {manifest.root / file}, which this data set does not have; "
+                "choose data.split=official or patient_random"
+            )
+    return manifest.given
+
+
+def _from_file(manifest: Manifest, name: str) -> Sides:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"data.split={shown(name)} is neither {', '.join(NAMES)} nor a file that exists; "
+            "give one of them"
+        )
+    rows = read_cells(path, SPLIT_TITLES, required=tuple(SPLIT_TITLES))
+    wrong = np.flatnonzero(~rows["split"].isin(SIDES))
+    if len(wrong):
+        first = int(wrong[0])
+        raise fail_at(rows, first, f"side {shown(rows['split'].iloc[first])} is none of {SIDES}")
+    unknown = np.flatnonzero(~rows["image"].isin(manifest.table["image"]))
+    if len(unknown):
+        raise fail_at(
+            rows,
+            int(unknown[0]),
+            f"{_counted(list(rows['image'].iloc[unknown]), 'image')} of this file not in the "
+            f"manifest of {manifest.root}; remove the rows or give the folder that has them",
+        )
+    rows = rows.drop_duplicates(["image", "split"])
+    twice = np.flatnonzero(rows["image"].duplicated())
+    if len(twice):
+        second = int(twice[0])
+        image = rows["image"].iloc[second]
+        first = int(np.flatnonzero(rows["image"] == image)[0])
+        raise fail_at(
+            rows,
+            second,
+            f"{shown(image)} is on side {rows['split'].iloc[second]} here and on side "
+            f"{rows['split'].iloc[first]} in line {rows['line'].iloc[first]}; keep one",
+        )
+    return {side: tuple(rows["image"][rows["split"] == side]) for side in SIDES}
+
+
+def _check_sides_filled(split: Split, cause: str) -> None:
+    empty = [side for side in SIDES if not split.sides[side]]
+    if empty:
+        raise UserError(f"data.split={split.name}: no image in {' and '.join(empty)}: {cause}")
+
+
+def _patients(manifest: Manifest) -> dict[str, str]:
+    table = manifest.table
+    return dict(zip(table["image"], table["patient_id"], strict=True))
+
+
+def _counted(names: Collection[str], what: str) -> str:
+    """A count and at most five examples: "7 images (a.png, b.png, ...)"."""
+    first = [shown(name)[1:-1] for name in sorted(names)[:5]]
+    more = ", ..." if len(names) > len(first) else ""
+    return f"{len(names):,} {what}{'s' * (len(names) != 1)} ({', '.join(first)}{more})"
+
+
+# -- what must be right before a split is used -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sides share, sorted: patients, and the images that are on both sides themselves."""
+
+    patients: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UsableSplit:
+    """A split of which every row has a file, and whose leaks, if any, the caller allowed.
+
+    Attributes:
+        split: the rows to use.
+        skipped: rows left out for want of a file, by side.
+        patient_overlap: "train-val" -> {"patients": n, "images": n}, for pairs that share any.
+    """
+
+    split: Split
+    skipped: dict[str, int]
+    patient_overlap: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def patient_overlap(manifest: Manifest, split: Split) -> dict[tuple[str, str], Overlap]:
+    """What each pair of sides shares, for the pairs that share a patient."""
+    patient_of = _patients(manifest)
+    images = {side: set(names) for side, names in split.sides.items()}
+    patients = {side: {patient_of[name] for name in names} for side, names in images.items()}
+    return {
+        (one, other): Overlap(
+            tuple(sorted(patients[one] & patients[other])),
+            tuple(sorted(images[one] & images[other])),
+        )
+        for one, other in combinations(SIDES, 2)
+        if patients[one] & patients[other]
+    }
+
+
+def check_patient_overlap(manifest: Manifest, split: Split, *, allow: bool) -> bool:
+    """Whether sides share patients, where that is allowed.
+
+    Raises:
+        UserError: a patient on two sides and not `allow`; counts and examples by pair of sides.
+    """
+    overlap = patient_overlap(manifest, split)
+    if overlap and not allow:
+        raise UserError(f"data.split={split.name}: {_overlap_problem(overlap)}")
+    return bool(overlap)
+
+
+def with_files(manifest: Manifest, split: Split, *, missing: str) -> tuple[Split, dict[str, int]]:
+    """The rows of a split that have an image file, and how many each side lost.
+
+    Args:
+        manifest: where the files were found.
+        split: the rows that are asked for.
+        missing: "error" refuses a row without a file, "skip" leaves it out.
+
+    Raises:
+        UserError: rows without a file and not "skip", or a side that has none left.
+    """
+    if missing not in ("error", "skip"):
+        raise UserError(f"data.missing={missing} is unknown; choose error or skip")
+    absent = _absent(manifest, split)
+    if any(absent.values()) and missing == "error":
+        raise UserError(f"data.split={split.name}: {_missing_problem(manifest, split, absent)}")
+    return _without(manifest, split, absent), {side: len(absent[side]) for side in SIDES}
+
+
+def usable_split(
+    manifest: Manifest, split: Split, *, missing: str, allow_patient_overlap: bool
+) -> UsableSplit:
+    """Leave out or refuse rows without a file, and refuse or note patients on two sides.
+
+    The overlap is that of the rows which would be used: with `missing="skip"`, a patient whose
+    images have no file leaks nothing.
+
+    Raises:
+        UserError: everything that is wrong, in one line.
+    """
+    problems: list[str] = []
+    absent = _absent(manifest, split)
+    if missing == "error" and any(absent.values()):
+        problems.append(_missing_problem(manifest, split, absent))
+        used, skipped = split, dict.fromkeys(SIDES, 0)
+    else:
+        used, skipped = with_files(manifest, split, missing=missing)
+    overlap = patient_overlap(manifest, used)
+    if overlap and not allow_patient_overlap:
+        problems.insert(0, _overlap_problem(overlap))
+    if problems:
+        raise UserError(f"data.split={split.name}: {'; and '.join(problems)}")
+    counts = {
+        f"{one}-{other}": {"patients": len(shared.patients), "images": len(shared.images)}
+        for (one, other), shared in overlap.items()
+    }
+    return UsableSplit(used, skipped, counts)
+
+
+def _absent(manifest: Manifest, split: Split) -> dict[str, set[str]]:
+    table = manifest.table
+    without = set(table["image"][table["path"] == ""])
+    return {side: without.intersection(split.sides[side]) for side in SIDES}
+
+
+def _without(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> Split:
+    sides = {
+        side: tuple(name for name in names if name not in absent[side])
+        for side, names in split.sides.items()
+    }
+    kept = replace(split, sides=sides)
+    where = manifest.images or manifest.root
+    _check_sides_filled(kept, f"none of its rows has a file under {where}; give data.images")
+    return kept
+
+
+def _overlap_problem(overlap: dict[tuple[str, str], Overlap]) -> str:
+    pairs = [
+        f"{one} and {other} share {_counted(shared.patients, 'patient')} and "
+        + (_counted(shared.images, "image") if shared.images else "no image")
+        for (one, other), shared in overlap.items()
+    ]
+    return (
+        f"{'; '.join(pairs)}: keep each patient on one side, or set "
+        "data.allow_patient_overlap=true to run anyway and have the result marked"
+    )
+
+
+def _missing_problem(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> str:
+    rows = sum(len(names) for names in split.sides.values())
+    count = sum(len(names) for names in absent.values())
+    sides = ", ".join(f"{side} {len(absent[side]):,}" for side in SIDES)
+    first = [shown(name)[1:-1] for side in SIDES for name in sorted(absent[side])][:5]
+    more = ", ..." if count > len(first) else ""
+    return (
+        f"{count:,} of {rows:,} rows have no file under {manifest.images or manifest.root} "
+        f"({sides}; {', '.join(dict.fromkeys(first))}{more}): add the files, give their folder as "
+        "data.images, or set data.missing=skip to leave these rows out and have them counted"
+    )
