@@ -1,0 +1,284 @@
+"""Backbones: gray input, heads, and weights from torchvision or a file."""
+
+import functools
+import hashlib
+import http.server
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import DenseNet121_Weights, ResNet18_Weights, get_model
+
+from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import build_backbone
+
+MODELS = [("resnet18", ()), ("resnet50", ()), ("resnet50", (512, 128)), ("densenet121", ())]
+
+
+def imagenet_like(arch: str, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    state: dict[str, torch.Tensor] = get_model(arch, weights=None).state_dict()
+    return state
+
+
+def save(state: object, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(images)
+    return logits
+
+
+@pytest.mark.parametrize("arch, hidden", MODELS)
+@pytest.mark.parametrize("from_file", [False, True])
+def test_gray_input_equals_three_equal_channels(
+    arch: str, hidden: tuple[int, ...], from_file: bool, tmp_path: Path
+) -> None:
+    file = save(imagenet_like(arch), tmp_path / "w.pth") if from_file else None
+    models = []
+    for channels in (1, 3):
+        torch.manual_seed(1)
+        models.append(
+            build_backbone(arch=arch, hidden=hidden, in_channels=channels, weights_path=file)
+        )
+    gray = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(2))
+    one, three = logits_of(models[0], gray), logits_of(models[1], gray.expand(-1, 3, -1, -1))
+    assert one.shape == (2, 14)
+    assert one.std() > 0
+    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mlp_head_narrows_from_2048_to_14() -> None:
+    head = build_backbone(arch="resnet50", hidden=(512, 128), dropout=0.5).fc
+    assert isinstance(head, nn.Sequential)
+    widths = [(m.in_features, m.out_features) for m in head if isinstance(m, nn.Linear)]
+    assert widths == [(2048, 512), (512, 128), (128, 14)]
+    assert [m.p for m in head if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    assert isinstance(head[-1], nn.Linear)
+
+
+def test_dropout_without_hidden_layers_stands_before_the_logits() -> None:
+    head = build_backbone(arch="resnet18", dropout=0.2).fc
+    assert isinstance(head, nn.Sequential)
+    assert [type(layer) for layer in head] == [nn.Dropout, nn.Linear]
+
+
+def test_every_known_name_has_its_parts() -> None:
+    for arch in ("resnet34", "resnet101", "densenet169"):
+        assert build_backbone(arch=arch, findings=3) is not None
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"arch": "resnet19"}, r"resnet19.*known: .*densenet121.*resnet18"),
+        ({"arch": "resnext50_32x4d"}, "known"),
+        ({"arch": "resnet18", "dropout": 1.0}, "dropout=1.0"),
+        ({"arch": "resnet18", "in_channels": 2}, "in_channels=2"),
+        ({"arch": "resnet18", "hidden": (0,)}, r"hidden=\[0\]"),
+        ({"arch": "resnet18", "pretrained": True, "weights_path": "x"}, "two sources"),
+        ({"arch": "resnet18", "weights_path": "/nowhere/x.pth"}, "no such file"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        build_backbone(**options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_an_imagenet_file_gives_the_trunk_and_leaves_the_head_fresh(tmp_path: Path) -> None:
+    state = imagenet_like("resnet18")
+    file = save({"state_dict": state}, tmp_path / "w.pth")
+    model = build_backbone(arch="resnet18", weights_path=file)
+    own = model.state_dict()
+    assert torch.equal(own["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    assert torch.equal(own["conv1.weight"], state["conv1.weight"].sum(dim=1, keepdim=True))
+    assert own["fc.weight"].shape == (14, 512)
+
+
+@pytest.mark.parametrize("hidden", [(), (32,)])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_a_file_of_our_own_is_loaded_head_and_all(
+    hidden: tuple[int, ...], prefix: str, tmp_path: Path
+) -> None:
+    saved = build_backbone(arch="resnet18", hidden=hidden)
+    state = {prefix + key: tensor for key, tensor in saved.state_dict().items()}
+    if prefix:
+        state["loss.pos_weight"] = torch.ones(14)  # what a wrapper saves beside the backbone
+    file = save(state, tmp_path / "w.pth")
+    loaded = build_backbone(arch="resnet18", hidden=hidden, weights_path=file)
+    for (name, ours), theirs in zip(
+        loaded.state_dict().items(), saved.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+def test_an_old_densenet_file_is_understood(tmp_path: Path) -> None:
+    state = imagenet_like("densenet121")
+    old = {
+        key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.")
+        if "denselayer" in key
+        else key: tensor
+        for key, tensor in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    model = build_backbone(arch="densenet121", weights_path=save(old, tmp_path / "w.pth"))
+    key = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(model.state_dict()[key], state[key])
+
+
+def test_weights_of_another_model_are_refused_with_the_first_keys(tmp_path: Path) -> None:
+    file = save(imagenet_like("resnet50"), tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match=r"into resnet18.*unexpected .* more.*wrong shape"
+    ) as caught:
+        build_backbone(arch="resnet18", weights_path=file)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 900
+
+
+def test_a_head_of_other_findings_is_refused(tmp_path: Path) -> None:
+    file = save(build_backbone(arch="resnet18", findings=5).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"fc.weight \(5, 512\) for \(14, 512\)"):
+        build_backbone(arch="resnet18", weights_path=file)
+
+
+class Canary:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+def test_fault_19_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    file = save({"conv1.weight": torch.ones(1), "evil": Canary(canary)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="not a file of plain weights"):
+        build_backbone(arch="resnet18", weights_path=file)
+    assert not canary.exists()
+
+
+def test_fault_19_a_malicious_file_in_the_cache_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    save({"evil": Canary(tmp_path / "canary")}, place)
+    with pytest.raises(UserError, match="no ImageNet weights"):
+        build_backbone(arch="resnet18", pretrained=True)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "list", "numbers"])
+def test_a_file_without_weights_is_refused(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    if damage in ("list", "numbers"):
+        save([1, 2] if damage == "list" else {"conv1.weight": 3}, file)
+    else:
+        whole = save({"conv1.weight": torch.ones(100)}, file).read_bytes()
+        file.write_bytes({"empty": b"", "cut": whole[:400], "text": b"<html>no</html>"}[damage])
+    with pytest.raises(UserError, match=r"w.pth: (not a file of plain weights|holds no state)"):
+        build_backbone(arch="resnet18", weights_path=file)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A web server on this machine, as (address, folder that it serves)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}", folder
+        web.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "torch"
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home
+
+
+@pytest.mark.parametrize(
+    "arch, weights", [("resnet18", ResNet18_Weights), ("densenet121", DenseNet121_Weights)]
+)
+def test_pretrained_weights_are_downloaded_checked_and_kept(
+    arch: str,
+    weights: type[ResNet18_Weights],
+    server: tuple[str, Path],
+    torch_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address, folder = server
+    state = imagenet_like(arch)
+    file = save(state, folder / "plain.pth")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    file = file.rename(folder / f"{arch}-{digest}.pth")
+    monkeypatch.setattr(weights.DEFAULT.value, "url", f"{address}/{file.name}")
+
+    first = build_backbone(arch=arch, pretrained=True).state_dict()
+    assert (torch_home / "hub" / "checkpoints" / file.name).is_file()
+    file.unlink()  # the second time must not need the server
+    second = build_backbone(arch=arch, pretrained=True).state_dict()
+
+    trunk = [key for key in state if not key.startswith(("fc.", "classifier."))]
+    conv = trunk[0]
+    assert torch.equal(first[conv], state[conv].sum(dim=1, keepdim=True))
+    for key in trunk[1:]:
+        assert torch.equal(first[key], state[key]), key
+        assert torch.equal(second[key], state[key]), key
+    assert capsys.readouterr().out == ""
+
+
+def test_a_download_with_a_wrong_hash_is_refused(
+    server: tuple[str, Path], torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder = server
+    save({"conv1.weight": torch.ones(1)}, folder / "resnet18-00000000.pth")
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"{address}/resnet18-00000000.pth")
+    with pytest.raises(UserError, match="invalid hash"):
+        build_backbone(arch="resnet18", pretrained=True)
+    assert not list((torch_home / "hub" / "checkpoints").iterdir())
+
+
+def test_a_missing_page_names_both_ways_out(
+    server: tuple[str, Path], torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"{server[0]}/resnet18-12345678.pth")
+    with pytest.raises(UserError, match=r"404.*model.weights_path=FILE"):
+        build_backbone(arch="resnet18", pretrained=True)
+
+
+def test_offline_without_a_cached_file_names_both_ways_out(
+    torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/resnet18-f37072fd.pth"
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", url)
+    with pytest.raises(UserError) as caught:
+        build_backbone(arch="resnet18", pretrained=True)
+    message = str(caught.value)
+    assert str(torch_home / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in message
+    assert "model.weights_path=FILE" in message
+    assert "\n" not in message

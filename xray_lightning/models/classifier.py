@@ -1,0 +1,222 @@
+"""The one LightningModule: normalise, backbone, loss, and predictions gathered by image."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.functional.classification import multilabel_auroc
+
+from xray_lightning.data.batches import Batch
+from xray_lightning.data.transforms import Normalize
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.findings import FINDINGS
+from xray_lightning.models.losses import FindingsLoss
+
+CHECKPOINT_SCHEMA = 1
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Outputs(NamedTuple):
+    """One side's predictions, each image once, in the order of the side's table."""
+
+    rows: Tensor  # (N,) int64
+    probabilities: Tensor  # (N, 14) float32
+    targets: Tensor  # (N, 14) float32
+    losses: Tensor  # (N,) float32
+
+
+class Classifier(LightningModule):
+    """Multi-label chest X-ray classifier.
+
+    Args:
+        backbone: images (B, 1, S, S) to logits (B, 14).
+        loss: logits and targets (B, 14) to losses (B,).
+        normalize: uint8 images to the backbone's input.
+        optimizer: makes the optimizer from the parameters.
+        scheduler: Lightning's scheduler configuration, whose `scheduler` is a function of the
+            optimizer, and of `total_steps` where `needs_total_steps` is true; None for a
+            constant rate.
+        recipe: plain values from which the same model can be built again; saved in checkpoints.
+        channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        loss: FindingsLoss,
+        normalize: Normalize,
+        optimizer: OptimizerFactory,
+        scheduler: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.loss, self.normalize = backbone, loss, normalize
+        self.recipe = dict(recipe or {})
+        self.outputs: Outputs | None = None  # of the last evaluation
+        self._make_optimizer = optimizer
+        self._scheduler = scheduler
+        self.train_loss = MeanMetric()
+        self._gathered: list[tuple[Tensor, ...]] = []
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self._layout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 14) of uint8 images (B, 1, S, S)."""
+        pixels = self.normalize(images).contiguous(memory_format=self._layout)
+        logits: Tensor = self.backbone(pixels)
+        return logits
+
+    # -- training --------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            self.recipe["split_sha256"] = data.usable.split.sha256
+        if stage == "fit" and data is not None:
+            self.loss.fit_to(positives=data.positives("train"), images=len(data.table("train")))
+            if self.normalize.mode == "dataset":
+                mean, std = data.pixel_statistics()
+                self.normalize.fit_to(mean=mean, std=std)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses: Tensor = self.loss(self(batch.images), batch.targets)  # (B,)
+        counted = (batch.rows >= 0).to(losses.dtype)
+        self.train_loss.update(losses.detach(), weight=counted)
+        return (losses * counted).sum() * batch.scale
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.train_loss.compute(), sync_dist=True)
+        self.train_loss.reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self._make_optimizer(self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        config = dict(self._scheduler)
+        factory = config.pop("scheduler")
+        if config.pop("needs_total_steps", False):
+            scheduler = factory(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        else:
+            scheduler = factory(optimizer)
+        lr_scheduler: Any = {"scheduler": scheduler, **config}
+        return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch) -> None:
+        logits = self(batch.images).float()
+        losses = self.loss(logits, batch.targets)
+        self._gathered.append((batch.rows, logits.sigmoid(), batch.targets, losses))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _collect(self) -> Outputs:
+        """All ranks' predictions, the same on each: every image once, in the table's order."""
+        parts = [torch.cat(part) for part in zip(*self._gathered, strict=True)]
+        self._gathered.clear()
+        if self.trainer.world_size > 1:
+            # Each rank has equally many rows, repeats among them: see EpochOrder.
+            parts = [self._gather(part) for part in parts]
+        order = torch.argsort(parts[0])
+        order = order[parts[0][order] >= 0]
+        outputs = Outputs(*(part[order].cpu() for part in parts))
+        invalid = int((~outputs.probabilities.isfinite()).any(dim=1).sum())
+        if invalid:
+            raise RunFailedError(
+                f"the model gives no number for {invalid} of {len(outputs.rows)} images "
+                "(NaN or infinite probabilities): lower optimizer.lr, or use precision=32-true"
+            )
+        return outputs
+
+    def _gather(self, part: Tensor) -> Tensor:
+        gathered = [torch.empty_like(part) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(gathered, part.contiguous())
+        return torch.cat(gathered)
+
+    def on_validation_epoch_end(self) -> None:
+        self.outputs = outputs = self._collect()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return  # scored by the evaluation, not for the curves
+        auroc = finding_auroc(outputs)
+        defined = auroc[~auroc.isnan()]
+        macro = defined.mean() if len(defined) else torch.tensor(math.nan)
+        scores = {"val/loss": outputs.losses.mean(), "val/auroc_macro": macro}
+        self.log_dict(scores, prog_bar=True, sync_dist=True)
+        by_finding = zip(FINDINGS, auroc, strict=True)
+        self.log_dict(
+            {f"val/auroc/{name}": value for name, value in by_finding if not value.isnan()},
+            sync_dist=True,
+        )
+
+    def on_test_epoch_end(self) -> None:
+        self.outputs = self._collect()
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint self-describing: plain values only, so that it loads safely."""
+        checkpoint["xray"] = {
+            "schema_version": CHECKPOINT_SCHEMA,
+            "findings": list(FINDINGS),
+            "thresholds": dict.fromkeys(FINDINGS, 0.5),
+            **self.recipe,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_checkpoint(checkpoint)
+
+
+def finding_auroc(outputs: Outputs) -> Tensor:
+    """AUROC of each finding, NaN where the images are all positive or all negative: (14,)."""
+    targets = outputs.targets.int()
+    positives = targets.sum(dim=0)
+    defined = (positives > 0) & (positives < len(targets))
+    auroc = torch.full((len(FINDINGS),), math.nan)
+    if defined.any():
+        columns = defined.nonzero().squeeze(1)
+        # A single column would be taken for another task: give torchmetrics at least two.
+        chosen = columns if len(columns) > 1 else columns.repeat(2)
+        values = multilabel_auroc(
+            outputs.probabilities[:, chosen],
+            targets[:, chosen],
+            num_labels=len(chosen),
+            average="none",
+            validate_args=False,
+        )
+        auroc[columns] = values[: len(columns)]
+    return auroc
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another kind, schema, or list of findings.
+
+    Raises:
+        UserError: one line that shows what was expected beside what was found.
+    """
+    described = checkpoint.get("xray")
+    if not isinstance(described, Mapping):
+        raise UserError("the checkpoint was not written by xray-lightning: it has no `xray` entry")
+    if described.get("schema_version") != CHECKPOINT_SCHEMA:
+        raise UserError(
+            f"the checkpoint has schema_version {described.get('schema_version')}, and this "
+            f"version reads {CHECKPOINT_SCHEMA}"
+        )
+    findings = tuple(described.get("findings", ()))
+    if findings != FINDINGS:
+        raise UserError(
+            f"the checkpoint's findings, {', '.join(map(str, findings))}, are not this project's, "
+            f"{', '.join(FINDINGS)}, in this order"
+        )
