@@ -1,0 +1,323 @@
+"""Train and test a chest X-ray classifier: compose the configuration, launch, run.
+
+    python train.py strategy=mpi precision=16-mixed model=resnet50
+
+This is the only file that knows Hydra. Nothing heavy is imported before a job really runs here.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from datetime import datetime
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xray_lightning.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_USER_ERROR,
+    UserError,
+    XrayError,
+    one_line,
+)
+from xray_lightning.training.launch import launch
+from xray_lightning.training.results import RunRecord, refuse_other_configuration
+from xray_lightning.training.settle import Failure
+from xray_lightning.training.world import detect, die_with_parent, end, share
+
+if TYPE_CHECKING:
+    from xray_lightning.training.run import Job
+
+log = logging.getLogger("xray")
+
+WORLD = detect()
+LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
+STARTED = float(os.environ.get("XRAY_STARTED", monotonic()))  # when the first process began
+COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
+
+GRACE_SECONDS = 3.0
+
+exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
+_folders: dict[str, str] = {}
+
+
+def run_folder(name: str) -> str:
+    """`runs/<date>_<time>_<name>`, made here and now so that no other run gets it too."""
+    if name not in _folders:
+        folder = Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+        chosen = folder
+        for number in range(2, 1000):
+            if WORLD.rank != 0:
+                break
+            try:
+                chosen.mkdir(parents=True)
+                break
+            except FileExistsError:
+                chosen = folder.with_name(f"{folder.name}-{number}")
+        _folders[name] = share(WORLD, f"folder/{name}", str(chosen))
+    return _folders[name]
+
+
+def arguments(given: list[str]) -> list[str]:
+    """The command line as Hydra shall see it.
+
+    `resume=RUN_FOLDER` brings back that run's own overrides, which this command line may add to,
+    and its folder. Ranks other than 0 leave Hydra's files to rank 0.
+    """
+    extra = ["hydra.output_subdir=null"] if WORLD.rank > 0 and not LAUNCHED else []
+    folders = [Path(arg.split("=", 1)[1]) for arg in given if arg.startswith("resume=")]
+    if not folders or LAUNCHED or not folders[-1].name or str(folders[-1]) == "null":
+        return given + extra
+    overrides = folders[-1] / ".hydra" / "overrides.yaml"
+    if not overrides.is_file():
+        raise UserError(f"resume={folders[-1]} is no run folder: it has no .hydra/overrides.yaml")
+    named = {arg.lstrip("+~").split("=", 1)[0] for arg in given}
+    earlier = [
+        arg
+        for arg in map(str, OmegaConf.load(overrides))
+        if arg.lstrip("+~").split("=", 1)[0] not in named
+    ]
+    quoted = str(folders[-1]).replace("'", "\\'")
+    return [*earlier, *given, f"hydra.run.dir='{quoted}'", *extra]
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def job(cfg: DictConfig) -> None:
+    """One job: Hydra calls it once, or once for each combination of a multirun."""
+    if WORLD.rank > 0:
+        logging.getLogger().handlers.clear()  # rank 0 alone speaks
+    logging.captureWarnings(True)
+    # Lightning 2.6 calls a torch function that torch 2.15 renames; nothing a user could do.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", category=FutureWarning)
+    exit_codes.append(conduct(cfg, Path(HydraConfig.get().runtime.output_dir)))
+    if exit_codes[-1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        sys.exit(exit_codes[-1])  # the rest of a multirun is not wanted either
+
+
+def conduct(cfg: DictConfig, folder: Path) -> int:
+    """Run one job to whatever end it takes, record that end, and return its exit code."""
+    try:
+        record = open_record(cfg, folder)
+        command = launch_command(cfg)
+        if command is None:
+            from xray_lightning.training.run import run
+
+            run(build(cfg, folder, record))
+            if WORLD.rank == 0:
+                record.end("finished")
+        else:
+            launch(command, folder=folder, environ=rank_environment())
+        if not LAUNCHED and WORLD.rank == 0:
+            log.info("results: %s", folder / "results.json")
+            log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
+        return 0
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
+        return settle(error, cfg, folder)
+
+
+def settle(error: BaseException, cfg: DictConfig, folder: Path) -> int:
+    """Tell and record how a job failed, once for all ranks."""
+    if "XRAY_DEBUG" in os.environ:
+        traceback.print_exception(error)
+    skipping = getattr(error, "missing", None) if in_multirun() else None
+    if skipping:  # a sweep goes on without the rows that this machine cannot run
+        record = RunRecord.load(folder)
+        if record is not None:
+            record.end("skipped", f"needs {skipping}")
+        log.warning("%s: skipped: needs %s", cfg.name, skipping)
+        return 0
+    failure = Failure.of(error, WORLD)
+    if failure.claim(folder):
+        if not LAUNCHED:  # else the process that started the ranks tells and records it
+            failure.record(folder)
+            complain(failure.reason)
+            (folder / Failure.FILE_NAME).unlink(missing_ok=True)
+    else:
+        sleep(GRACE_SECONDS)  # another rank was first: let it finish telling
+    if WORLD.size > 1:
+        end(WORLD, failure.exit_code)
+    return failure.exit_code
+
+
+def in_multirun() -> bool:
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
+    """The run's results.json, with status `running`."""
+    config = plain(cfg)
+    record = RunRecord.start(folder, name=cfg.name, command=COMMAND, seed=cfg.seed, config=config)
+    if cfg.resume:
+        earlier = RunRecord.load(folder)
+        if earlier is None:
+            raise UserError(f"resume={cfg.resume}: {folder / 'results.json'} cannot be read")
+        refuse_other_configuration(folder, was=earlier.content["config"], now=config)
+        record.content["history"] = earlier.content["history"]
+    if WORLD.rank == 0:
+        try:
+            (folder / Failure.FILE_NAME).unlink(missing_ok=True)
+            record.write()
+        except OSError as error:
+            raise UserError(
+                f"run folder {folder} cannot be written ({error}); choose another with "
+                "hydra.run.dir=FOLDER"
+            ) from error
+    return record
+
+
+def launch_command(cfg: DictConfig) -> list[str] | None:
+    """The command that starts this job's ranks; None when this process is to do the work."""
+    strategy = make(cfg, "strategy")
+    devices = 0
+    if cfg.trainer.accelerator != "cpu" and not LAUNCHED:
+        from xray_lightning.training.devices import choose_accelerator, cuda_devices
+
+        choose_accelerator(cfg.trainer.accelerator)
+        devices = cuda_devices()
+    launcher = strategy.launch_command(WORLD, devices=devices)
+    if launcher is None:
+        return None
+    config = HydraConfig.get()
+    folder = str(config.runtime.output_dir).replace("'", "\\'")
+    return [
+        *launcher,
+        str(Path(__file__).resolve()),
+        f"--config-name={config.job.config_name}",
+        *map(str, config.overrides.task),
+        f"hydra.run.dir='{folder}'",
+        "hydra.output_subdir=null",  # this process has written .hydra
+        "hydra.mode=RUN",
+    ]
+
+
+def rank_environment() -> dict[str, str]:
+    """What the ranks find in their environment beside the caller's."""
+    extra = {
+        "XRAY_LAUNCHED": "1",
+        "XRAY_STARTED": str(STARTED),
+        "XRAY_COMMAND": COMMAND,
+        "PYTHONUNBUFFERED": "1",  # MPICH passes output through pipes
+    }
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # containers run as root; Open MPI refuses
+        extra |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    # More ranks than cores are the caller's choice. Open MPI 5, then 4.
+    extra["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    extra["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+    return {**os.environ, **extra}
+
+
+def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
+    """Every object that the run is made of."""
+    from lightning.pytorch import seed_everything
+
+    from xray_lightning.data.transforms import Normalize
+    from xray_lightning.models.classifier import Classifier
+    from xray_lightning.training.progress import display
+    from xray_lightning.training.run import Job
+
+    seed_everything(cfg.seed, verbose=False)
+    data = make(cfg, "data", progress=display if WORLD.rank == 0 else None)
+    classifier = Classifier(
+        backbone=make(cfg, "model"),
+        loss=make(cfg, "loss"),
+        normalize=Normalize(data.normalize),
+        optimizer=make(cfg, "optimizer"),
+        scheduler=make(cfg, "scheduler") or None,
+        recipe={
+            "model": {
+                key: value
+                for key, value in plain(cfg.model).items()
+                if key not in ("_target_", "pretrained", "weights_path")
+            },
+            "normalize": cfg.data.normalize,
+            "image_size": cfg.data.image_size,
+        },
+    )
+    return Job(
+        folder=folder,
+        record=record,
+        world=WORLD,
+        started=STARTED,
+        data=data,
+        classifier=classifier,
+        trainer=make(cfg, "trainer"),
+        strategy=make(cfg, "strategy"),
+        accelerator=cfg.trainer.accelerator,
+        precision=cfg.trainer.precision,
+        evaluate=make(cfg, "evaluation"),
+        callbacks=[callback for callback in make(cfg, "callbacks").values() if callback],
+        loggers=list(make(cfg, "logger").values()),
+        stages=list(cfg.stages),
+        ckpt_path=Path(cfg.ckpt_path) if cfg.ckpt_path else None,
+        resume=bool(cfg.resume),
+        hyperparameters=hyperparameters(cfg),
+    )
+
+
+def make(cfg: DictConfig, key: str, **further: Any) -> Any:
+    """Instantiate one group of the configuration; what it refuses is a one-line error."""
+    try:
+        return instantiate(cfg[key], _convert_="all", **further)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, XrayError):
+            raise error.__cause__ from error
+        raise UserError(f"{key}: {one_line(error.__cause__ or error)}") from error
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node of the configuration as a dict, its interpolations resolved."""
+    values: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    return values
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
+    """The choices that tell runs of a sweep apart, for TensorBoard's HPARAMS tab."""
+    groups = ("data", "model", "loss", "optimizer", "scheduler", "strategy")
+    choices = HydraConfig.get().runtime.choices
+    return {group: choices[group] for group in groups} | {
+        "precision": cfg.trainer.precision,
+        "max_epochs": cfg.trainer.max_epochs,
+        "lr": cfg.optimizer.lr,
+        "seed": cfg.seed,
+        **{key: cfg.data[key] for key in ("batch_size", "image_size", "normalize", "sampler")},
+    }
+
+
+def complain(reason: str) -> None:
+    sys.stderr.write(f"xray: error: {reason}\n")
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    if WORLD.launcher == "mpi":
+        die_with_parent()
+    OmegaConf.register_new_resolver("run_folder", run_folder)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to the lines below
+    try:
+        sys.argv[1:] = arguments(sys.argv[1:])
+        job()
+    except (HydraException, OmegaConfBaseException, XrayError, OSError) as error:
+        if "XRAY_DEBUG" in os.environ:
+            traceback.print_exception(error)
+        if WORLD.rank == 0:
+            complain(one_line(error))
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return max(exit_codes, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

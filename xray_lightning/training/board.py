@@ -1,0 +1,64 @@
+"""What TensorBoard shows beside the scalars: a grid of inputs, and the run's hyper-parameters."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from xray_lightning.data.batches import Batch
+from xray_lightning.findings import decode
+
+log = logging.getLogger(__name__)
+
+GRID_IMAGES = 16
+
+
+def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    """The trainer's TensorBoard logger, if it has one."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return found[0] if found else None
+
+
+class InputGrid(Callback):
+    """The first training batch as images with their findings: what the model is really given."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            board = tensorboard(trainer)
+            if board is not None:
+                board.experiment.add_figure("inputs", input_figure(batch), global_step=0)
+
+
+def input_figure(batch: Batch) -> Any:
+    """A matplotlib figure of a batch's first images, each under its findings."""
+    from matplotlib.figure import Figure
+
+    images = batch.images[:GRID_IMAGES, 0].cpu().numpy()
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(columns * 2.4, rows * 2.75), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).flat
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, target in zip(axes, images, batch.targets.cpu(), strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        names = decode(target.tolist()).replace("_", " ").split("|")
+        shown = names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"]
+        axis.set_title("\n".join(shown), fontsize=8)
+    return figure
+
+
+def log_hyperparameters(
+    trainer: Trainer, *, config: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> None:
+    """Put the run's choices beside its final metrics, for TensorBoard's HPARAMS tab."""
+    board = tensorboard(trainer)
+    if board is not None and trainer.is_global_zero:
+        known = {f"test/{key}": value for key, value in metrics.items() if value is not None}
+        board.log_hyperparams(dict(config), known)
+        board.save()

@@ -1,0 +1,94 @@
+"""Checkpoints that are whole or absent, and that load without running code."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.models.classifier import check_checkpoint
+from xray_lightning.training.results import differences
+
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves into a file beside the final one, synced and renamed.
+
+    Lightning's own goes through the temporary folder: from another file system the move is a
+    copy, and a kill or a full disk during it destroys the previous checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        final = Path(path)
+        partial = None
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+            with os.fdopen(handle, "wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, final)
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
+            raise RunFailedError(
+                f"checkpoint {final} cannot be written ({error}); the previous one is untouched. "
+                "Free some space, or choose another folder with hydra.run.dir"
+            ) from error
+        finally:
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this project, its tensors on the CPU; nothing in it is executed.
+
+    Raises:
+        UserError: it is missing, damaged, holds more than plain values, or is another project's.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} is damaged or holds more than weights and plain values, and is "
+            f"not loaded ({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; use another one, such as "
+            f"{BEST} or {LAST} of the same run"
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"checkpoint {path} holds no state")
+    try:
+        check_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return dict(checkpoint)
+
+
+def check_same(path: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was made of other parts.
+
+    Args:
+        found, expected: nested plain values; only the keys of `expected` are compared.
+
+    Raises:
+        UserError: every difference, as `key: checkpoint -> this run`.
+    """
+    changed = differences({key: found.get(key) for key in expected}, expected)
+    if changed:
+        raise UserError(
+            f"{path} does not fit this run ({'; '.join(changed)}); give the options that it was "
+            "trained with"
+        )

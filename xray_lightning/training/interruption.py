@@ -1,0 +1,93 @@
+"""Ctrl-C and SIGTERM: every rank stops after the same step, with a checkpoint."""
+
+import os
+import signal
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
+from xray_lightning.training.world import World, end
+
+# The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
+# mpirun would kill the ranks before they could save.
+STOP_FILE = ".stop"
+STOP_FILE_SECONDS = 0.5  # how often it is looked for
+
+_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+_NAMES = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM"}
+
+
+def interrupted(exit_code: int) -> InterruptedRunError:
+    return InterruptedRunError(f"interrupted by {_NAMES[exit_code]}", exit_code=exit_code)
+
+
+class Interruption(Callback):
+    """Turns signals into an orderly end.
+
+    During fit a signal is noted, agreed on by all ranks after each step, and answered with a
+    checkpoint; at any other time it ends the run where it stands. A second signal ends the
+    process at once.
+    """
+
+    def __init__(self, folder: Path, *, checkpoint: Path, world: World) -> None:
+        self._stop_file = folder / STOP_FILE
+        self._checkpoint = checkpoint
+        self._world = world
+        self._wanted = 0  # the exit code that a signal asks for
+        self._deferring = False
+        self._group: Any = None
+        self._next_look = 0.0
+
+    def install(self) -> None:
+        """Take over SIGINT and SIGTERM; only the main thread may."""
+        for number in _EXIT_CODES:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        exit_code = _EXIT_CODES[signal.Signals(number)]
+        if self._wanted and self._world.size == 1:
+            os._exit(self._wanted)
+        if self._wanted:
+            end(self._world, self._wanted)
+        self._wanted = exit_code
+        if not self._deferring:
+            raise interrupted(exit_code)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.install()  # Lightning has just put its own handler in place
+        self._deferring = True
+        if trainer.world_size > 1 and self._group is None:
+            # On Gloo also under CUDA: asking the GPU after each step would stall it.
+            self._group = dist.new_group(backend="gloo")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._deferring = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.install()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        exit_code = self._agreed()
+        if exit_code:
+            trainer.save_checkpoint(self._checkpoint)
+            raise interrupted(exit_code)
+
+    def _agreed(self) -> int:
+        """The exit code that any rank was asked for, the same on every rank; 0 to go on."""
+        if self._world.rank == 0 and monotonic() >= self._next_look:
+            self._next_look = monotonic() + STOP_FILE_SECONDS
+            if not self._wanted and self._stop_file.exists():
+                self._wanted = int(self._stop_file.read_text())
+        if self._group is None:
+            return self._wanted
+        wanted = torch.tensor(self._wanted)
+        dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group)
+        return int(wanted)

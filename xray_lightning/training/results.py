@@ -1,0 +1,201 @@
+"""results.json: the record of a run that everything else reads, whole at every moment.
+
+`results_schema.json` beside this file is its written form.
+"""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xray_lightning.errors import UserError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+RUNNING = "running"
+
+EMPTY_TIMING: dict[str, Any] = {
+    "startup": None,
+    "cache": None,
+    "fit": None,
+    "test": None,
+    "total": None,
+    "fit_images_per_second": None,
+    "steady_images_per_second": None,
+    "data_wait_fraction": None,
+    "peak_memory_bytes": {"host": None, "device": None},
+}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the file, then rename: a kill leaves the old content or the new, never half."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with null for every float that is no number: standard JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# What a resumed run may change: how and where it runs, not what it computes.
+FREE_KEYS = (
+    "accelerator",
+    "callbacks",
+    "ckpt_path",
+    "data.cache",
+    "data.cache_dir",
+    "data.images",
+    "data.root",
+    "evaluation",
+    "logger",
+    "resume",
+    "stages",
+    "strategy",
+    "trainer",
+)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key: {"a": {"b": 1}} as {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Every key whose value differs, as `key: was -> now`."""
+    old, new = flat(was), flat(now)
+    keys = sorted(old.keys() | new.keys())
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)
+    ]
+
+
+def refuse_other_configuration(
+    folder: Path, *, was: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with a run under another configuration.
+
+    Raises:
+        UserError: every difference that changes what is computed.
+    """
+    changed = [
+        line
+        for line in differences(was, finite(now))
+        if not any(line.startswith((f"{key}.", f"{key}:")) for key in FREE_KEYS)
+    ]
+    if changed:
+        raise UserError(
+            f"resume={folder} with another configuration ({'; '.join(changed)}); undo the change, "
+            "or start a new run"
+        )
+
+
+class RunRecord:
+    """results.json of one run folder, rewritten at each `write`."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder = folder
+        self.content = content
+
+    @classmethod
+    def start(
+        cls, folder: Path, *, name: str, command: str, seed: int | None, config: dict[str, Any]
+    ) -> "RunRecord":
+        """A new record with status `running`, not yet written."""
+        return cls(
+            folder,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "name": name,
+                "command": command,
+                "status": RUNNING,
+                "reason": None,
+                "seed": seed,
+                "git_commit": git_commit(),
+                "config": config,
+                "data": None,
+                "environment": bare_environment(),
+                "timing": json.loads(json.dumps(EMPTY_TIMING)),
+                "metrics": {"test": None},
+                "history": [],
+                "training": {"warnings": []},
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunRecord | None":
+        """The folder's record; None where there is none that can be read."""
+        try:
+            return cls(folder, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def write(self) -> None:
+        text = json.dumps(finite(self.content), indent=1, allow_nan=False, default=str)
+        write_atomically(self.folder / FILE_NAME, text + "\n")
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Write the final status."""
+        self.content["status"], self.content["reason"] = status, reason
+        self.write()
+
+    @property
+    def status(self) -> str:
+        return str(self.content["status"])
+
+
+def bare_environment() -> dict[str, Any]:
+    """The `environment` block before a device is chosen, without importing torch."""
+    import platform
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "lightning": version("lightning"),
+        "device": None,
+        "accelerator": None,
+        "world_size": None,
+        "hosts": [socket.gethostname()],
+        "mpi": None,
+        "strategy": None,
+        "precision_asked": None,
+        "precision_used": None,
+    }

@@ -1,0 +1,343 @@
+"""Fit, test and resume: from ready-made objects to a run folder."""
+
+import logging
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import gethostname
+from time import monotonic, perf_counter
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from rich.console import Console
+from rich.table import Table
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.explore import render_split_table, split_table
+from xray_lightning.errors import UserError
+from xray_lightning.findings import FINDINGS
+from xray_lightning.models.classifier import Classifier, Outputs
+from xray_lightning.training.board import log_hyperparameters
+from xray_lightning.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    check_same,
+    read_checkpoint,
+)
+from xray_lightning.training.devices import (
+    choose_accelerator,
+    choose_precision,
+    device_name,
+    set_cpu_threads,
+)
+from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.progress import EpochLines, ImagesBar, on_terminal
+from xray_lightning.training.results import RunRecord, write_atomically
+from xray_lightning.training.strategies import Strategy
+from xray_lightning.training.throughput import FiniteLoss, Throughput
+from xray_lightning.training.world import World
+
+log = logging.getLogger(__name__)
+
+STAGES = ("fit", "test")
+SCALER_PATIENCE = 20  # fp16 steps in a row that loss scaling may skip before the run is given up
+
+Evaluate = Callable[[pd.DataFrame], dict[str, Any]]
+
+
+@dataclass
+class Job:
+    """Everything that one run is made of."""
+
+    folder: Path
+    record: RunRecord
+    world: World
+    started: float  # time.monotonic() of the first process of this run
+    data: XrayDataModule
+    classifier: Classifier
+    trainer: Callable[..., Trainer]
+    strategy: Strategy
+    accelerator: str
+    precision: str
+    evaluate: Evaluate
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+    stages: Sequence[str] = STAGES
+    ckpt_path: Path | None = None
+    resume: bool = False
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that speaks and writes."""
+        return self.world.rank == 0
+
+
+def run(job: Job) -> None:
+    """Run the job's stages and fill its record; the caller settles how it ended.
+
+    Raises:
+        XrayError: the run cannot start, or failed.
+    """
+    _refuse_bad_stages(job)
+    accelerator = choose_accelerator(job.accelerator)
+    precision = choose_precision(job.precision, accelerator=accelerator)
+    options = job.strategy.trainer_options(accelerator)
+    local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
+    if accelerator == "cpu":
+        threads = set_cpu_threads(local_ranks=local_ranks)
+    else:
+        threads = torch.get_num_threads()
+    if job.leads:
+        _record_environment(job, accelerator=accelerator, precision=precision, threads=threads)
+        cluster = getattr(options.get("strategy"), "cluster_environment", None)
+        job.record.content["environment"]["hosts"] = getattr(cluster, "hosts", [gethostname()])
+        if precision != job.precision:
+            log.info(
+                "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s",
+                job.precision,
+                precision,
+            )
+    throughput = Throughput(batch_size=job.data.batch_size)
+    interruption = Interruption(
+        job.folder, checkpoint=job.folder / "checkpoints" / LAST, world=job.world
+    )
+    interruption.install()
+    options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
+    trainer = job.trainer(
+        accelerator="gpu" if accelerator == "cuda" else "cpu",
+        precision=precision,
+        callbacks=[
+            throughput,
+            FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0),
+            _Recorder(job, throughput),
+            *_display(job, throughput),
+            *job.callbacks,
+            interruption,  # last: the checkpoint it saves holds the others' state
+        ],
+        logger=list(job.loggers),
+        enable_progress_bar=_live(job),
+        **options,
+    )
+    if trainer.world_size != job.world.size:
+        raise UserError(
+            f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
+            "processes; start equally many on each host"
+        )
+    try:
+        if "fit" in job.stages:
+            _fit(job, trainer)
+        if "test" in job.stages:
+            _test(job, trainer)
+    finally:
+        _record_timing(job, throughput)
+    trainer.strategy.barrier("end")  # ranks leave together
+
+
+def _refuse_bad_stages(job: Job) -> None:
+    unknown = [stage for stage in job.stages if stage not in STAGES]
+    if unknown or not job.stages:
+        raise UserError(f"stages=[{','.join(job.stages)}] must be made of {', '.join(STAGES)}")
+    if job.ckpt_path is not None and "fit" in job.stages:
+        raise UserError(
+            "ckpt_path names the checkpoint of stages=[test]; to go on with a run, give "
+            "resume=RUN_FOLDER"
+        )
+    if "fit" not in job.stages and job.ckpt_path is None:
+        raise UserError("stages=[test] needs ckpt_path=CHECKPOINT")
+
+
+def _fit(job: Job, trainer: Trainer) -> None:
+    ckpt_path = None
+    if job.resume:
+        ckpt_path = job.folder / "checkpoints" / LAST
+        read_checkpoint(ckpt_path)
+    trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _test(job: Job, trainer: Trainer) -> None:
+    start = perf_counter()
+    ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
+    if job.ckpt_path is not None:
+        described = read_checkpoint(ckpt_path)["xray"]
+        check_same(ckpt_path, found=described, expected=job.classifier.recipe)
+    predictions = {}
+    for side, stage in (("val", trainer.validate), ("test", trainer.test)):
+        stage(
+            job.classifier,
+            datamodule=job.data,
+            ckpt_path=ckpt_path,
+            weights_only=True,
+            verbose=False,
+        )
+        if job.leads:
+            predictions[side] = prediction_table(
+                job.data.table(side), job.classifier.outputs, side=side
+            )
+            path = job.folder / f"predictions_{side}.csv"
+            write_atomically(path, predictions[side].to_csv(index=False, float_format="%.7g"))
+    if job.leads:
+        metrics = job.evaluate(predictions["test"])
+        job.record.content["metrics"]["test"] = metrics
+        job.record.content["timing"]["test"] = perf_counter() - start
+        headline = ("auroc_macro", "average_precision_macro", "label_accuracy")
+        log_hyperparameters(
+            trainer,
+            config=job.hyperparameters,
+            metrics={key: metrics[key] for key in headline},
+        )
+        _console(job).print(metrics_table(metrics))
+
+
+def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str) -> pd.DataFrame:
+    """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each."""
+    if outputs is None or len(outputs.rows) != len(table):
+        raise RuntimeError("the predictions are not one an image")
+    rows = table.iloc[outputs.rows.numpy()]
+    probabilities = outputs.probabilities.numpy()
+    columns: dict[str, Any] = {
+        "image": rows["image"].to_numpy(),
+        "patient_id": rows["patient_id"].to_numpy(),
+        "split": side,
+    }
+    columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(FINDINGS)}
+    columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in FINDINGS}
+    return pd.DataFrame(columns)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """The table that ends a run: the headline, and each finding."""
+    table = Table(
+        title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
+        caption=(
+            f"label accuracy {_percent(metrics['label_accuracy'])}, and "
+            f"{_percent(metrics['always_negative_accuracy'])} for always answering no finding"
+        ),
+    )
+    table.add_column("finding")
+    for heading in ("positives", "AUROC", "95 % interval", "AP"):
+        table.add_column(heading, justify="right")
+    for name, row in metrics["per_finding"].items():
+        table.add_row(
+            name.replace("_", " "),
+            str(row["positives"]),
+            _number(row["auroc"]),
+            _interval(row["auroc_ci95"]),
+            _number(row["average_precision"]),
+        )
+    table.add_section()
+    table.add_row(
+        f"macro over {metrics['auroc_macro_findings']}",
+        "",
+        _number(metrics["auroc_macro"]),
+        _interval(metrics["auroc_macro_ci95"]),
+        _number(metrics["average_precision_macro"]),
+        style="bold",
+    )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _interval(value: Sequence[float] | None) -> str:
+    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
+
+
+def _console(job: Job) -> Console:
+    # Open MPI gives every rank a terminal, wherever its output goes: print plain text there.
+    return Console(force_terminal=False if job.world.launcher == "mpi" else None)
+
+
+def _live(job: Job) -> bool:
+    # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
+    return job.leads and job.world.launcher == "none" and on_terminal()
+
+
+def _display(job: Job, throughput: Throughput) -> list[Callback]:
+    if not job.leads:
+        return []
+    lines = EpochLines(throughput)
+    return [ImagesBar(throughput), lines] if _live(job) else [lines]
+
+
+class _Recorder(Callback):
+    """Keeps results.json up to date while the run goes on, and shows the data at its start."""
+
+    def __init__(self, job: Job, throughput: Throughput) -> None:
+        self._job = job
+        self._throughput = throughput
+        self._described = False
+        self._earlier = [*job.record.content["history"]] if job.resume else []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        job = self._job
+        if not job.leads or self._described:
+            return
+        self._described = True
+        job.record.content["data"] = job.data.describe()
+        job.record.content["timing"]["cache"] = job.data.cache_seconds
+        job.record.write()
+        table = split_table(job.data.manifest, job.data.usable.split)
+        _console(job).print(
+            render_split_table(table, title=f"{job.data.name}: {job.data.split_name}")
+        )
+        for reason, count in job.record.content["data"]["dropped"].items():
+            log.info("%d rows: %s", count, reason)
+        if job.data.usable.patient_overlap:
+            log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._job.leads:
+            startup = monotonic() - self._job.started - self._job.data.cache_seconds
+            self._job.record.content["timing"]["startup"] = max(0.0, startup)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._job.leads:
+            new = self._throughput.history
+            kept = [row for row in self._earlier if row["epoch"] < new[0]["epoch"]]
+            self._job.record.content["history"] = kept + new
+            self._job.record.write()
+
+
+def _record_environment(job: Job, *, accelerator: str, precision: str, threads: int) -> None:
+    environment = job.record.content["environment"]
+    environment |= {
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "device": device_name(accelerator),
+        "accelerator": accelerator,
+        "world_size": job.world.size,
+        "strategy": job.strategy.name,
+        "precision_asked": job.precision,
+        "precision_used": precision,
+        "threads_per_rank": threads,
+        "batch_size_per_rank": job.data.batch_size / job.world.size,
+    }
+    if job.world.launcher == "mpi":
+        from xray_lightning.training.mpi import library_version
+
+        environment["mpi"] = library_version()
+
+
+def _record_timing(job: Job, throughput: Throughput) -> None:
+    if not job.leads:
+        return
+    timing = job.record.content["timing"]
+    timing |= throughput.timing()
+    timing["total"] = monotonic() - job.started
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    timing["peak_memory_bytes"] = {"host": host, "device": device}
