@@ -1,0 +1,153 @@
+"""The `xray` command as a process: its exit codes, and the single line of an error."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SAMPLE = Path(__file__).parent / "results_sample.json"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "XRAY_DEBUG"}
+    return {**kept, "COLUMNS": "100", **variables}
+
+
+def xray(
+    *arguments: str | Path, folder: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xray_lightning.cli", *map(str, arguments)],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_bytes(SAMPLE.read_bytes())
+    return folder
+
+
+def test_the_console_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("xray")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "report" in done.stdout
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['xray', '--help']\n"
+        "from xray_lightning.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [("report",), ("data", "phantom")])
+def test_every_command_shows_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = xray(*command, "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: xray {' '.join(command)}" in done.stdout
+
+
+def test_report_without_a_run_shows_the_newest_and_says_where_it_wrote(run: Path) -> None:
+    done = xray("report", folder=run.parents[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "phantom_resnet18" in done.stdout
+    assert "Written: runs/first/report.md" in done.stdout
+    assert (run / "report.md").is_file()
+
+
+def test_report_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
+    done = xray("report", run, "--out", tmp_path / "out", folder=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "figures" / "loss.png").is_file()
+    assert not (run / "report.md").exists()
+
+
+def test_report_prints_where_the_terminal_knows_only_ascii(run: Path) -> None:
+    results = run / "results.json"
+    results.write_text(results.read_text().replace("phantom_resnet18", "胸部"), encoding="utf-8")
+    done = xray("report", folder=run.parents[1], PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.831" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("report", "absent"), ("report",), ("report", "."), ("data", "phantom", "x", "--images", "0")],
+)
+def test_an_error_of_the_caller_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = xray(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("xray: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    done = xray("report", "absent", folder=tmp_path, XRAY_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_damaged_results_alone_are_named_and_exit_with_2(run: Path) -> None:
+    (run / "results.json").write_text('{"schema_version": 1')
+    done = xray("report", "runs", folder=run.parents[1])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "runs/first/results.json: not complete JSON" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--bogus",), ("report", "--bogus"), ("nonsense",)])
+def test_an_unknown_option_or_command_exits_with_2(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = xray(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_phantoms_are_drawn_once(tmp_path: Path) -> None:
+    arguments = ("data", "phantom", "ph", "--images", "12", "--size", "48", "--seed", "3")
+    first = xray(*arguments, folder=tmp_path)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "Drawn: 12 phantoms of 48 x 48 pixels in ph" in first.stdout
+    assert len(list((tmp_path / "ph" / "images").glob("*.png"))) == 12
+    assert "Already there" in xray(*arguments, folder=tmp_path).stdout
+
+
+def test_control_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    arguments = ["data", "phantom", "ph", "--images", "140", "--size", "1024"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xray_lightning.cli", *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob(".ph.*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""results.json against its written schema."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from xray_lightning.findings import FINDINGS
+
+SCHEMA_FILE = Path(__file__).parents[1] / "xray_lightning/training/results_schema.json"
+SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+SAMPLE = json.loads((Path(__file__).parent / "results_sample.json").read_text(encoding="utf-8"))
+
+Results = dict[str, Any]
+
+
+def faults(results: Results) -> list[str]:
+    return [error.json_path for error in Draft202012Validator(SCHEMA).iter_errors(results)]
+
+
+def changed(change: Callable[[Results], object]) -> Results:
+    results = copy.deepcopy(SAMPLE)
+    change(results)
+    return results
+
+
+def test_the_schema_is_itself_valid() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_schema_knows_the_same_findings_as_the_code() -> None:
+    assert SCHEMA["$defs"]["finding"]["enum"] == list(FINDINGS)
+
+
+def test_a_finished_run_is_accepted() -> None:
+    assert faults(SAMPLE) == []
+
+
+def test_a_run_that_never_read_data_is_accepted() -> None:
+    def skipped(results: Results) -> None:
+        results.update(status="skipped", reason="needs CUDA", data=None, history=[])
+        results["metrics"]["test"] = None
+        for key in results["timing"].keys() - {"peak_memory_bytes"}:
+            results["timing"][key] = None
+
+    assert faults(changed(skipped)) == []
+
+
+def test_a_finding_without_a_score_is_null_with_its_reason() -> None:
+    def undefined(results: Results) -> None:
+        test = results["metrics"]["test"]
+        test["per_finding"]["Hernia"].update(auroc=None, auroc_ci95=None, average_precision=None)
+        test["undefined"] = {"Hernia": "no positives"}
+
+    assert faults(changed(undefined)) == []
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "skipped"])
+def test_a_run_that_did_not_finish_says_why(status: str) -> None:
+    assert faults(changed(lambda r: r.update(status=status, reason=None))) == ["$.reason"]
+
+
+@pytest.mark.parametrize("key", [key for key in SAMPLE if key != "training"])
+def test_every_top_level_key_is_required(key: str) -> None:
+    assert faults(changed(lambda r: r.pop(key)))
+
+
+@pytest.mark.parametrize(
+    "block, key",
+    [(block, key) for block in ("data", "environment", "timing") for key in SAMPLE[block]],
+)
+def test_every_key_of_a_block_is_required(block: str, key: str) -> None:
+    assert faults(changed(lambda r: r[block].pop(key)))
+
+
+@pytest.mark.parametrize("key", SAMPLE["metrics"]["test"])
+def test_every_metric_is_required(key: str) -> None:
+    assert faults(changed(lambda r: r["metrics"]["test"].pop(key)))
+
+
+@pytest.mark.parametrize("key", SAMPLE["history"][0])
+def test_every_column_of_the_history_is_required(key: str) -> None:
+    assert faults(changed(lambda r: r["history"][0].pop(key))) == ["$.history[0]"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda r: r.update(status="done"), id="unknown status"),
+        pytest.param(lambda r: r.update(schema_version=2), id="another version"),
+        pytest.param(lambda r: r.update(extra=1), id="unknown key"),
+        pytest.param(lambda r: r["history"][0].update(train_loss="NaN"), id="NaN as text"),
+        pytest.param(lambda r: r["timing"].update(fit="Infinity"), id="infinity as text"),
+        pytest.param(lambda r: r["timing"].update(fit=-1.0), id="negative time"),
+        pytest.param(lambda r: r["metrics"]["test"].update(auroc_macro=83.1), id="percentage"),
+        pytest.param(lambda r: r["metrics"]["test"].update(auroc_macro_ci95=[0.8]), id="half a CI"),
+        pytest.param(lambda r: r["metrics"]["test"].update(images=-1), id="negative count"),
+        pytest.param(lambda r: r["metrics"]["test"]["per_finding"].pop("Mass"), id="13 findings"),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["per_finding"].update(Infiltrate={}), id="other finding"
+        ),
+        pytest.param(lambda r: r["data"].update(split_sha256="abc"), id="short digest"),
+        pytest.param(lambda r: r["data"]["images"].update(holdout=3), id="unknown split side"),
+        pytest.param(lambda r: r["data"]["dropped"].update(unreadable="3"), id="count as text"),
+    ],
+)
+def test_a_wrong_value_is_refused(change: Callable[[Results], object]) -> None:
+    assert faults(changed(change))
