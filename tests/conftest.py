@@ -79,7 +79,12 @@ def environment(**further: str) -> dict[str, str]:
 @pytest.fixture
 def small(phantoms: Path, tmp_path: Path) -> list[str]:
     """Overrides for a run of seconds on the session's phantoms."""
-    return [f"data.root={phantoms}", f"data.cache_dir={tmp_path}/cache", "data.phantom=null", *SMALL]
+    return [
+        f"data.root={phantoms}",
+        f"data.cache_dir={tmp_path}/cache",
+        "data.phantom=null",
+        *SMALL,
+    ]
 
 
 @pytest.fixture

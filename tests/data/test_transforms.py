@@ -5,9 +5,7 @@ import torch
 from xray_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from xray_lightning.errors import UserError
 
-IMAGES = torch.from_numpy(
-    np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
-)
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8))
 
 
 def test_per_image_normalisation_gives_each_image_zero_mean_and_unit_deviation() -> None:

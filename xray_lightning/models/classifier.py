@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multilabel_auroc
 
@@ -104,11 +105,27 @@ class Classifier(LightningModule):
         config = dict(self._scheduler)
         factory = config.pop("scheduler")
         if config.pop("needs_total_steps", False):
-            scheduler = factory(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+            scheduler = factory(optimizer, total_steps=self._total_steps())
         else:
             scheduler = factory(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau) and config.get("interval") == "epoch":
+            # The same moment by another name: after each epoch's last step and its validation.
+            # By its own, Lightning 2.6 leaves out the first epoch's end after a resume.
+            config |= {"interval": "step", "frequency": self._steps_an_epoch()}
         lr_scheduler: Any = {"scheduler": scheduler, **config}
         return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+
+    def _steps_an_epoch(self) -> int:
+        return len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Trainer.estimated_stepping_batches would set the loaders up before a checkpoint's state
+        is loaded, and they would then never get theirs (Lightning 2.6).
+        """
+        steps = -(-self._steps_an_epoch() // self.trainer.accumulate_grad_batches)
+        return steps * (self.trainer.max_epochs or 1)
 
     # -- evaluation ------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.models.classifier import check_checkpoint
@@ -46,6 +48,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             if partial is not None:
                 Path(partial).unlink(missing_ok=True)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the full state of the last whole epoch, to resume from.
+
+    ModelCheckpoint would do, but its state names the folder, and a moved run folder then warns.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

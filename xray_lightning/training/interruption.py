@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
 from xray_lightning.training.world import World, end
@@ -27,12 +28,12 @@ def interrupted(exit_code: int) -> InterruptedRunError:
     return InterruptedRunError(f"interrupted by {_NAMES[exit_code]}", exit_code=exit_code)
 
 
-class Interruption(Callback):
+class Interruption(Checkpoint):  # so that Lightning calls it last, after the other checkpoints
     """Turns signals into an orderly end.
 
     During fit a signal is noted, agreed on by all ranks after each step, and answered with a
-    checkpoint; at any other time it ends the run where it stands. A second signal ends the
-    process at once.
+    checkpoint; one that comes in validation waits for its end, so that no epoch is half judged.
+    At any other time it ends the run where it stands. A second signal ends the process at once.
     """
 
     def __init__(self, folder: Path, *, checkpoint: Path, world: World) -> None:
@@ -60,21 +61,34 @@ class Interruption(Callback):
             raise interrupted(exit_code)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.install()  # Lightning has just put its own handler in place
         self._deferring = True
         if trainer.world_size > 1 and self._group is None:
             # On Gloo also under CUDA: asking the GPU after each step would stall it.
             self._group = dist.new_group(backend="gloo")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._deferring = False
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.install()  # Lightning has just put its own handler in place
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.install()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._deferring = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
+        # After an epoch's last step come its validation and checkpoints: see on_train_epoch_end.
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._stop_if_wanted(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_wanted(trainer)
+
+    def _stop_if_wanted(self, trainer: Trainer) -> None:
         exit_code = self._agreed()
         if exit_code:
             trainer.save_checkpoint(self._checkpoint)

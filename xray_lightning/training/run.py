@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,8 @@ def _fit(job: Job, trainer: Trainer) -> None:
     if job.resume:
         ckpt_path = job.folder / "checkpoints" / LAST
         read_checkpoint(ckpt_path)
+        # It shall be: that is what resuming means.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
 
 

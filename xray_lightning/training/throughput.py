@@ -36,8 +36,12 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = perf_counter()
+        self._start_epoch()  # a run resumed in mid-epoch gets no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
         self._epoch_start = self._mark = perf_counter()
         self._epoch_images = 0
         self._train_seconds = 0.0
