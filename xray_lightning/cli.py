@@ -2,27 +2,16 @@
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from xray_lightning.errors import XrayError, one_line
+from xray_lightning.progress import display
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
-
-_QUIET_SECONDS = 2.0  # shorter work needs no progress bar
 
 app = typer.Typer(
     name="xray",
@@ -76,39 +65,11 @@ def phantom(
     from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
 
     spec = PhantomSpec(images=images, size=size, seed=seed)
-    with _late_progress("Drawing", total=images) as progress:
-        drawn = ensure_phantoms(folder, spec, progress=progress)
+    with display("drawing phantoms", images) as advance:
+        drawn = ensure_phantoms(folder, spec, progress=advance)
     state = "Drawn" if drawn else "Already there"
     text = f"{state}: {images} phantoms of {size} x {size} pixels in {folder}"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _late_progress(task: str, *, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, for work that turns out to take longer than two seconds.
-
-    Yields a function that takes how much is done so far.
-    """
-    console = Console(stderr=True)
-    bar = Progress(
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    row = bar.add_task(task, total=total)
-    begun = time.monotonic()
-
-    def done(count: int) -> None:
-        bar.update(row, completed=count)
-        if time.monotonic() - begun > _QUIET_SECONDS:
-            bar.start()
-
-    try:
-        yield done
-    finally:
-        bar.stop()
 
 
 def main() -> None:

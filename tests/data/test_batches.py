@@ -47,7 +47,7 @@ def test_every_image_is_visited_exactly_once_at_any_number_of_ranks(
             for rank in range(ranks)
         )
     ]
-    assert sorted(sum(shares, [])) == list(range(rows))
+    assert sorted(row for share in shares for row in share) == list(range(rows))
 
 
 def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
@@ -77,7 +77,7 @@ def test_in_training_a_rank_repeats_a_row_only_if_it_would_have_none() -> None:
     ]
     tail = [list(order.share(0))[1][0] for order in orders]  # one image for three ranks
     assert [(rows < 0).sum() for rows in tail] == [0, 1, 1]
-    full = [list(order.share(0))[0][0] for order in orders]
+    full = [next(iter(order.share(0)))[0] for order in orders]
     assert all((rows >= 0).all() for rows in full)
 
 

@@ -1,9 +1,7 @@
-"""Splits go by patient, are named by a digest, and tell of every leak and missing file."""
+"""Splits go by patient, are named by a digest, and can be written and read."""
 
-import csv
 import hashlib
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +9,8 @@ import pandas as pd
 import pytest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.splits import (
-    SIDES,
-    Split,
-    check_patient_overlap,
-    make_split,
-    patient_overlap,
-    usable_split,
-    with_files,
-)
+from xray_lightning.data.splits import SIDES, Split, make_split
+from xray_lightning.data.usable import patient_overlap
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
@@ -35,12 +26,6 @@ def make_manifest(
     table["path"] = "/data/" + table["image"]
     table = table.assign(**dict.fromkeys(FINDINGS, 0))
     return Manifest(table, dialect, Path("/data"), {}, lists or {}, 0)
-
-
-def without_files(manifest: Manifest, *images: str) -> Manifest:
-    table = manifest.table.copy()
-    table.loc[table["image"].isin(images), "path"] = ""
-    return replace(manifest, table=table)
 
 
 PATIENTS = [f"{number}" for number in range(50)]
@@ -197,11 +182,10 @@ def test_a_split_that_cannot_be_written_leaves_the_old_file(
     path = tmp_path / "split.csv"
     path.write_text("old")
 
-    class FullDisk:
-        def writerow(self, row: object) -> None:
-            raise OSError(28, "No space left on device")
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(csv, "writer", lambda *args, **kwargs: FullDisk())
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         make_split(NIH, "official").write(path)
     assert path.read_text() == "old"
@@ -284,196 +268,7 @@ def test_the_digest_changes_when_an_image_changes_sides() -> None:
     assert one.sha256 != two.sha256
 
 
-# -- leaks -----------------------------------------------------------------------------------------
-
-LEAKY = make_manifest({"a1": "A", "a2": "A", "b1": "B", "b2": "B", "c1": "C", "d1": "D"})
-LEAKY_SPLIT = Split("x", {"train": ("a1", "b1", "c1"), "val": ("a2", "b1"), "test": ("b2", "d1")})
-
-
-def test_overlap_counts_patients_and_images_by_pair() -> None:
-    overlap = patient_overlap(LEAKY, LEAKY_SPLIT)
-    assert {pair: (shared.patients, shared.images) for pair, shared in overlap.items()} == {
-        ("train", "val"): (("A", "B"), ("b1",)),
-        ("train", "test"): (("B",), ()),
-        ("val", "test"): (("B",), ()),
-    }
-
-
-def test_fault_44_a_patient_on_two_sides_is_refused_with_counts_and_examples() -> None:
-    with pytest.raises(UserError) as caught:
-        check_patient_overlap(LEAKY, LEAKY_SPLIT, allow=False)
-    message = str(caught.value)
-    assert "train and val share 2 patients (A, B) and 1 image (b1)" in message
-    assert "train and test share 1 patient (B) and no image" in message
-    assert "val and test share 1 patient (B) and no image" in message
-    assert "data.allow_patient_overlap=true" in message
-
-
-def test_at_most_five_shared_patients_are_named() -> None:
-    images = {f"{patient}{side}": patient for patient in "ABCDEFGH" for side in "12"}
-    sides = {
-        "train": tuple(f"{p}1" for p in "ABCDEFGH"),
-        "val": tuple(f"{p}2" for p in "ABCDEFG"),
-        "test": ("H2",),
-    }
-    with pytest.raises(UserError, match=r"share 7 patients \(A, B, C, D, E, \.\.\.\) and no image"):
-        check_patient_overlap(make_manifest(images), Split("x", sides), allow=False)
-
-
-def test_fault_44_an_allowed_overlap_is_said() -> None:
-    assert check_patient_overlap(LEAKY, LEAKY_SPLIT, allow=True) is True
-    clean = make_split(NIH, "official")
-    assert check_patient_overlap(NIH, clean, allow=False) is False
-
-
-# -- missing files ---------------------------------------------------------------------------------
-
-HOLES = without_files(LEAKY, "c1", "d1")
-
-
-def test_fault_43_rows_without_a_file_are_refused_by_side_with_examples() -> None:
-    with pytest.raises(UserError) as caught:
-        with_files(HOLES, LEAKY_SPLIT, missing="error")
-    message = str(caught.value)
-    assert "2 of 7 rows have no file under /data (train 1, val 0, test 1; c1, d1)" in message
-    assert "data.missing=skip" in message
-
-
-def test_the_folder_that_was_searched_is_named() -> None:
-    elsewhere = replace(HOLES, images=Path("/pixels"))
-    with pytest.raises(UserError, match="no file under /pixels"):
-        with_files(elsewhere, LEAKY_SPLIT, missing="error")
-
-
-def test_at_most_five_missing_files_are_named() -> None:
-    split = make_split(NIH, "official")
-    with pytest.raises(UserError) as caught:
-        with_files(without_files(NIH, *IMAGES), split, missing="error")
-    assert str(caught.value).count(".png") == 5
-
-
-def test_fault_43_skipped_rows_are_counted_and_change_the_digest() -> None:
-    split, skipped = with_files(HOLES, LEAKY_SPLIT, missing="skip")
-    assert split.sides == {"train": ("a1", "b1"), "val": ("a2", "b1"), "test": ("b2",)}
-    assert skipped == {"train": 1, "val": 0, "test": 1}
-    assert split.sha256 != LEAKY_SPLIT.sha256
-    assert split.sha256 == Split("x", split.sides).sha256
-
-
-@pytest.mark.parametrize("missing", ["error", "skip"])
-def test_a_split_with_all_its_files_is_unchanged(missing: str) -> None:
-    split = make_split(NIH, "official")
-    assert with_files(NIH, split, missing=missing) == (split, dict.fromkeys(SIDES, 0))
-
-
-@pytest.mark.parametrize("missing", ["", "ignore", "Skip"])
-def test_another_word_for_missing_is_refused(missing: str) -> None:
-    with pytest.raises(UserError, match="choose error or skip"):
-        with_files(NIH, make_split(NIH, "official"), missing=missing)
-    with pytest.raises(UserError, match="choose error or skip"):
-        usable_split(NIH, make_split(NIH, "official"), missing=missing, allow_patient_overlap=False)
-
-
-def test_skipping_a_whole_side_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="no image in test: none of its rows has a file under /data"
-    ):
-        with_files(without_files(LEAKY, "b2", "d1"), LEAKY_SPLIT, missing="skip")
-
-
-# -- both ------------------------------------------------------------------------------------------
-
-
-def test_a_leak_and_missing_files_are_told_in_one_line() -> None:
-    with pytest.raises(UserError) as caught:
-        usable_split(HOLES, LEAKY_SPLIT, missing="error", allow_patient_overlap=False)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in (
-        "train and val share 2 patients",
-        "2 of 7 rows have no file",
-        "data.allow_patient_overlap=true",
-        "data.missing=skip",
-    ):
-        assert part in message
-
-
-def test_with_both_overrides_the_overlap_and_the_skipped_rows_are_recorded() -> None:
-    usable = usable_split(HOLES, LEAKY_SPLIT, missing="skip", allow_patient_overlap=True)
-    assert usable.skipped == {"train": 1, "val": 0, "test": 1}
-    assert usable.patient_overlap == {
-        "train-val": {"patients": 2, "images": 1},
-        "train-test": {"patients": 1, "images": 0},
-        "val-test": {"patients": 1, "images": 0},
-    }
-    assert usable.split.sides["train"] == ("a1", "b1")
-
-
-@pytest.mark.parametrize("missing, allow", [("error", True), ("skip", False)])
-def test_one_override_leaves_the_other_problem(missing: str, allow: bool) -> None:
-    with pytest.raises(UserError) as caught:
-        usable_split(HOLES, LEAKY_SPLIT, missing=missing, allow_patient_overlap=allow)
-    message = str(caught.value)
-    assert ("have no file" in message) is (missing == "error")
-    assert ("share" in message) is not allow
-
-
-def test_a_patient_whose_file_is_skipped_leaks_nothing() -> None:
-    holes = without_files(LEAKY, "a1", "b1")
-    split = Split("x", {"train": ("a1", "c1"), "val": ("a2",), "test": ("d1",)})
-    usable = usable_split(holes, split, missing="skip", allow_patient_overlap=False)
-    assert usable.patient_overlap == {}
-
-
 # -- real data -------------------------------------------------------------------------------------
-
-
-def ai4m_sides(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """(image, patient) of each CSV, read in another way than the manifest reads it."""
-    files = {"train": "train-small.csv", "val": "valid-small.csv", "test": "test.csv"}
-    sides = {}
-    for side, name in files.items():
-        with (folder / name).open(newline="") as file:
-            sides[side] = [(row["Image"], row["PatientId"]) for row in csv.DictReader(file)]
-    return sides
-
-
-@real_data
-@pytest.mark.parametrize("folder, patients, images", [("ai4m", 197, 198), ("ai4m_875", 11, 23)])
-def test_the_leaks_of_ai_for_medicine_are_counted(folder: str, patients: int, images: int) -> None:
-    manifest = read_manifest(REAL / folder)
-    overlap = patient_overlap(manifest, make_split(manifest, "ai4m"))
-    assert set(overlap) == {("train", "val")}
-    shared = overlap["train", "val"]
-    assert (len(shared.patients), len(shared.images)) == (patients, images)
-    sides = ai4m_sides(REAL / folder)
-    train, val = ({patient for _, patient in sides[side]} for side in ("train", "val"))
-    assert set(shared.patients) == train & val
-    names = Counter(row[0] for side in ("train", "val") for row in sides[side])
-    assert set(shared.images) == {name for name, count in names.items() if count > 1}
-
-
-@real_data
-def test_ai_for_medicine_with_few_images_is_refused_with_leak_and_missing_files() -> None:
-    manifest = read_manifest(REAL / "ai4m", images=REAL / "nih1024")
-    with pytest.raises(UserError) as caught:
-        usable_split(
-            manifest, make_split(manifest, "ai4m"), missing="error", allow_patient_overlap=False
-        )
-    there = {path.name for path in (REAL / "nih1024").rglob("*.png")}
-    gone = {
-        side: sum(image not in there for image, _ in rows)
-        for side, rows in ai4m_sides(REAL / "ai4m").items()
-    }
-    message = str(caught.value)
-    assert "train and val share 197 patients" in message
-    assert "198 images" in message
-    assert f"{sum(gone.values()):,} of 1,620 rows have no file" in message
-    assert f"(train {gone['train']}, val {gone['val']}, test {gone['test']};" in message
-    usable = usable_split(
-        manifest, make_split(manifest, "ai4m"), missing="skip", allow_patient_overlap=True
-    )
-    assert usable.skipped == gone
 
 
 @real_data

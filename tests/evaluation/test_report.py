@@ -12,7 +12,6 @@ from PIL import Image
 from rich.console import Console
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation import report as report_module
 from xray_lightning.evaluation.published import PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.evaluation.report import NOTICE, build_report, print_report, write_report
 from xray_lightning.evaluation.tables import duration
@@ -365,7 +364,7 @@ def test_a_disk_that_is_full_leaves_the_former_report(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report_module.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunFailedError, match="No space left"):
         write_report(build_report([run]))
     assert page.read_text() == before

@@ -26,9 +26,7 @@ log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
-CHUNK = (
-    256  # images in flight while a map is built: bounds the memory, whatever the data set's size
-)
+CHUNK = 256  # images in flight while a map is built: bounds the memory at any number of images
 
 
 class PixelStore(Protocol):
@@ -115,8 +113,13 @@ def build_map(
     final = map_path(cache_dir, key)
     if final.exists():
         return final
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.partial-", dir=cache_dir))
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.partial-", dir=cache_dir))
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={cache_dir} cannot be written ({error}); choose another folder"
+        ) from error
     try:
         _write_map(partial / "pixels.npy", paths, image_size=image_size, progress=progress)
         try:

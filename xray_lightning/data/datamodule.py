@@ -24,8 +24,9 @@ from xray_lightning.data.cache import (
 )
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
-from xray_lightning.data.splits import UsableSplit, make_split, usable_split
-from xray_lightning.errors import UserError
+from xray_lightning.data.splits import make_split
+from xray_lightning.data.usable import UsableSplit, usable_split
+from xray_lightning.errors import UserError, check_whole
 from xray_lightning.findings import FINDINGS
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,17 @@ class XrayDataModule(LightningDataModule):
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        _check("data.image_size", image_size, minimum=32)
-        _check("data.batch_size", batch_size, minimum=1)
+        check_whole("data.image_size", image_size, least=32)
+        check_whole("data.batch_size", batch_size, least=1)
+        check_whole("data.split_seed", split_seed, least=0)
+        _check_fraction("data.val_fraction", val_fraction)
+        _check_fraction("data.test_fraction", test_fraction)
+        if not root:
+            raise UserError("data.root is empty; give the folder of the data set")
+        if not isinstance(allow_patient_overlap, bool):
+            raise UserError(
+                f"data.allow_patient_overlap={allow_patient_overlap} must be true or false"
+            )
         _check_choice("data.sampler", sampler, ("shuffle", "balanced"))
         _check_choice("data.cache", cache, ("disk", "off"))
         self.name, self.root = name, Path(root)
@@ -277,9 +287,9 @@ def _ignore(advance: int) -> None:
     """Progress that nobody watches."""
 
 
-def _check(key: str, value: object, *, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise UserError(f"{key}={value} must be a whole number of at least {minimum}")
+def _check_fraction(key: str, value: object) -> None:
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise UserError(f"{key}={value} must be a number between 0 and 1")
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

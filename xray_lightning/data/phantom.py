@@ -167,9 +167,9 @@ def write_phantoms(
 ) -> None:
     """Draw the data set into `root`: images/, table, split lists, boxes and phantom.json.
 
-    `progress` is called with the number of images drawn so far. `workers` processes draw
-    (None: one a core, at most 8; a small set is drawn in this process); the files do not depend
-    on it. This writes in place: `ensure_phantoms` is the one that survives a kill.
+    `progress` is called with the number of images drawn since its last call. `workers` processes
+    draw (None: one a core, at most 8; a small set is drawn in this process); the files do not
+    depend on it. This writes in place: `ensure_phantoms` is the one that survives a kill.
     """
     exams = plan_exams(spec.images, seed=spec.seed)
     (root / "images").mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def write_phantoms(
         for rows in drawn:
             boxes += rows
             if progress is not None:
-                progress(len(boxes))
+                progress(len(rows))
     table = [_table_row(place, exam) for place, exam in enumerate(exams)]
     _write(root / "Data_Entry_2017_v2020.csv", [_TABLE_HEADER, *table])
     _write(root / "BBox_List_2017.csv", [_BOXES_HEADER, *boxes])

@@ -1,24 +1,17 @@
-"""Named, hashed splits of a manifest by patient, and what must be right before one is used."""
+"""Named, hashed splits of a manifest by patient."""
 
 import csv
 import hashlib
-import os
+import io
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from xray_lightning.data.manifest import (
-    AI4M_TABLES,
-    NIH_LISTS,
-    Manifest,
-    Titles,
-    fail_at,
-    read_cells,
-    shown,
-)
+from xray_lightning.atomic import write_atomically
+from xray_lightning.data.cells import Titles, fail_at, read_cells, shown
+from xray_lightning.data.manifest import AI4M_TABLES, NIH_LISTS, Manifest
 from xray_lightning.errors import UserError
 
 SIDES = ("train", "val", "test")
@@ -56,16 +49,12 @@ class Split:
         Raises:
             OSError: the file cannot be written.
         """
-        partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(SPLIT_TITLES)
-                for side, names in self.sides.items():
-                    writer.writerows((name, side) for name in names)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(SPLIT_TITLES)
+        for side, names in self.sides.items():
+            writer.writerows((name, side) for name in names)
+        write_atomically(path, text.getvalue())
 
 
 def make_split(
@@ -113,7 +102,7 @@ def make_split(
         unassigned=len(known - named),
         without_row=len(named - known),
     )
-    _check_sides_filled(split, "none of the images listed for it has a row; choose another split")
+    check_sides_filled(split, "none of the images listed for it has a row; choose another split")
     return split
 
 
@@ -128,7 +117,7 @@ def _official(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
     if both := sorted(set(train_val) & set(test)):
         files = " and ".join(NIH_LISTS.values())
         raise UserError(
-            f"{manifest.root}: {files} share {_counted(both, 'image')}; an image has one side"
+            f"{manifest.root}: {files} share {counted(both, 'image')}; an image has one side"
         )
     known = set(manifest.table["image"])
     sides = _carve(manifest, known.intersection(train_val), shares={"val": val_fraction}, seed=seed)
@@ -140,7 +129,7 @@ def _carve(
     manifest: Manifest, images: Iterable[str], *, shares: dict[str, float], seed: int
 ) -> Sides:
     """Draw each side's share of the patients; the rest trains. The order of rows is no matter."""
-    patient_of = _patients(manifest)
+    patient_of = patients_by_image(manifest)
     images = sorted(images)
     patients = np.array(sorted({patient_of[image] for image in images}), dtype=object)
     drawn = np.random.default_rng(seed).permutation(patients)
@@ -183,7 +172,7 @@ def _from_file(manifest: Manifest, name: str) -> Sides:
         raise fail_at(
             rows,
             int(unknown[0]),
-            f"{_counted(list(rows['image'].iloc[unknown]), 'image')} of this file not in the "
+            f"{counted(list(rows['image'].iloc[unknown]), 'image')} of this file not in the "
             f"manifest of {manifest.root}; remove the rows or give the folder that has them",
         )
     rows = rows.drop_duplicates(["image", "split"])
@@ -201,163 +190,25 @@ def _from_file(manifest: Manifest, name: str) -> Sides:
     return {side: tuple(rows["image"][rows["split"] == side]) for side in SIDES}
 
 
-def _check_sides_filled(split: Split, cause: str) -> None:
+def check_sides_filled(split: Split, cause: str) -> None:
+    """Refuse a split with an empty side.
+
+    Raises:
+        UserError: names the empty sides, and this cause.
+    """
     empty = [side for side in SIDES if not split.sides[side]]
     if empty:
         raise UserError(f"data.split={split.name}: no image in {' and '.join(empty)}: {cause}")
 
 
-def _patients(manifest: Manifest) -> dict[str, str]:
+def patients_by_image(manifest: Manifest) -> dict[str, str]:
+    """The patient of each image of the manifest."""
     table = manifest.table
     return dict(zip(table["image"], table["patient_id"], strict=True))
 
 
-def _counted(names: Collection[str], what: str) -> str:
+def counted(names: Collection[str], what: str) -> str:
     """A count and at most five examples: "7 images (a.png, b.png, ...)"."""
     first = [shown(name)[1:-1] for name in sorted(names)[:5]]
     more = ", ..." if len(names) > len(first) else ""
     return f"{len(names):,} {what}{'s' * (len(names) != 1)} ({', '.join(first)}{more})"
-
-
-# -- what must be right before a split is used -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """What two sides share, sorted: patients, and the images that are on both sides themselves."""
-
-    patients: tuple[str, ...]
-    images: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class UsableSplit:
-    """A split of which every row has a file, and whose leaks, if any, the caller allowed.
-
-    Attributes:
-        split: the rows to use.
-        skipped: rows left out for want of a file, by side.
-        patient_overlap: "train-val" -> {"patients": n, "images": n}, for pairs that share any.
-    """
-
-    split: Split
-    skipped: dict[str, int]
-    patient_overlap: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def patient_overlap(manifest: Manifest, split: Split) -> dict[tuple[str, str], Overlap]:
-    """What each pair of sides shares, for the pairs that share a patient."""
-    patient_of = _patients(manifest)
-    images = {side: set(names) for side, names in split.sides.items()}
-    patients = {side: {patient_of[name] for name in names} for side, names in images.items()}
-    return {
-        (one, other): Overlap(
-            tuple(sorted(patients[one] & patients[other])),
-            tuple(sorted(images[one] & images[other])),
-        )
-        for one, other in combinations(SIDES, 2)
-        if patients[one] & patients[other]
-    }
-
-
-def check_patient_overlap(manifest: Manifest, split: Split, *, allow: bool) -> bool:
-    """Whether sides share patients, where that is allowed.
-
-    Raises:
-        UserError: a patient on two sides and not `allow`; counts and examples by pair of sides.
-    """
-    overlap = patient_overlap(manifest, split)
-    if overlap and not allow:
-        raise UserError(f"data.split={split.name}: {_overlap_problem(overlap)}")
-    return bool(overlap)
-
-
-def with_files(manifest: Manifest, split: Split, *, missing: str) -> tuple[Split, dict[str, int]]:
-    """The rows of a split that have an image file, and how many each side lost.
-
-    Args:
-        manifest: where the files were found.
-        split: the rows that are asked for.
-        missing: "error" refuses a row without a file, "skip" leaves it out.
-
-    Raises:
-        UserError: rows without a file and not "skip", or a side that has none left.
-    """
-    if missing not in ("error", "skip"):
-        raise UserError(f"data.missing={missing} is unknown; choose error or skip")
-    absent = _absent(manifest, split)
-    if any(absent.values()) and missing == "error":
-        raise UserError(f"data.split={split.name}: {_missing_problem(manifest, split, absent)}")
-    return _without(manifest, split, absent), {side: len(absent[side]) for side in SIDES}
-
-
-def usable_split(
-    manifest: Manifest, split: Split, *, missing: str, allow_patient_overlap: bool
-) -> UsableSplit:
-    """Leave out or refuse rows without a file, and refuse or note patients on two sides.
-
-    The overlap is that of the rows which would be used: with `missing="skip"`, a patient whose
-    images have no file leaks nothing.
-
-    Raises:
-        UserError: everything that is wrong, in one line.
-    """
-    problems: list[str] = []
-    absent = _absent(manifest, split)
-    if missing == "error" and any(absent.values()):
-        problems.append(_missing_problem(manifest, split, absent))
-        used, skipped = split, dict.fromkeys(SIDES, 0)
-    else:
-        used, skipped = with_files(manifest, split, missing=missing)
-    overlap = patient_overlap(manifest, used)
-    if overlap and not allow_patient_overlap:
-        problems.insert(0, _overlap_problem(overlap))
-    if problems:
-        raise UserError(f"data.split={split.name}: {'; and '.join(problems)}")
-    counts = {
-        f"{one}-{other}": {"patients": len(shared.patients), "images": len(shared.images)}
-        for (one, other), shared in overlap.items()
-    }
-    return UsableSplit(used, skipped, counts)
-
-
-def _absent(manifest: Manifest, split: Split) -> dict[str, set[str]]:
-    table = manifest.table
-    without = set(table["image"][table["path"] == ""])
-    return {side: without.intersection(split.sides[side]) for side in SIDES}
-
-
-def _without(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> Split:
-    sides = {
-        side: tuple(name for name in names if name not in absent[side])
-        for side, names in split.sides.items()
-    }
-    kept = replace(split, sides=sides)
-    where = manifest.images or manifest.root
-    _check_sides_filled(kept, f"none of its rows has a file under {where}; give data.images")
-    return kept
-
-
-def _overlap_problem(overlap: dict[tuple[str, str], Overlap]) -> str:
-    pairs = [
-        f"{one} and {other} share {_counted(shared.patients, 'patient')} and "
-        + (_counted(shared.images, "image") if shared.images else "no image")
-        for (one, other), shared in overlap.items()
-    ]
-    return (
-        f"{'; '.join(pairs)}: keep each patient on one side, or set "
-        "data.allow_patient_overlap=true to run anyway and have the result marked"
-    )
-
-
-def _missing_problem(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> str:
-    rows = sum(len(names) for names in split.sides.values())
-    count = sum(len(names) for names in absent.values())
-    sides = ", ".join(f"{side} {len(absent[side]):,}" for side in SIDES)
-    first = [shown(name)[1:-1] for side in SIDES for name in sorted(absent[side])][:5]
-    more = ", ..." if count > len(first) else ""
-    return (
-        f"{count:,} of {rows:,} rows have no file under {manifest.images or manifest.root} "
-        f"({sides}; {', '.join(dict.fromkeys(first))}{more}): add the files, give their folder as "
-        "data.images, or set data.missing=skip to leave these rows out and have them counted"
-    )

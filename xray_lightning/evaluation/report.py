@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from xray_lightning.atomic import write_atomically
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.evaluation.runs import (
@@ -103,13 +103,13 @@ def write_report(report: Report, out: Path | None = None) -> Path:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         if len(drawn) > 1:
             figures.append(("Loss of all runs", "overview.png"))
-            _write_beside(out / "figures" / "overview.png", loss_overview(drawn, labels=labels))
+            write_atomically(out / "figures" / "overview.png", loss_overview(drawn, labels=labels))
         for run, label, name in zip(drawn, labels, names, strict=True):
             figures.append((f"Loss by epoch: {label}", f"{name}.png"))
             curve = loss_curve(run, title=f"Loss by epoch: {label}")
-            _write_beside(out / "figures" / f"{name}.png", curve)
+            write_atomically(out / "figures" / f"{name}.png", curve)
         page = out / "report.md"
-        _write_beside(page, _markdown(report, figures).encode())
+        write_atomically(page, _markdown(report, figures))
     except OSError as error:
         message = f"cannot write the report to {out}: {error.strerror or type(error).__name__}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -249,16 +249,3 @@ def _unique(names: Sequence[str]) -> list[str]:
         taken.add(candidate)
         unique.append(candidate)
     return unique
-
-
-def _write_beside(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that a kill leaves the old file or the new one."""
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o644)  # mkstemp gives a file that only its owner may read
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise

@@ -1,0 +1,101 @@
+"""Several real processes, started by mpirun and torchrun, against one process."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Ended, Train
+
+from xray_lightning.training.checkpoints import read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+# Plain SGD: a weight's change is its gradient times the rate, so equal weights are equal
+# gradients. Adam would blow up rounding, since it divides a tiny gradient by its own size.
+EXACT = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "stages=[fit]")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = read_checkpoint(run / "checkpoints" / "last.ckpt")[
+        "state_dict"
+    ]
+    return state
+
+
+def predictions(run: Path) -> list[dict[str, str]]:
+    with (run / "predictions_test.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("batch_size", [16, 14])  # 14: unequal shares, and a tail of few images
+def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_batch(
+    train: Train, batch_size: int
+) -> None:
+    options = (*EXACT, f"data.batch_size={batch_size}", "trainer.max_epochs=2")
+    alone = train("strategy=single", "name=alone", *options)
+    assert alone.exit_code == 0, alone.stderr
+    ranks = train(
+        "strategy=mpi", "strategy.processes=2", "strategy.sync_batchnorm=true", "name=mpi", *options
+    )
+    assert ranks.exit_code == 0, ranks.stderr
+    one, two = (weights(run) for run in sorted(ranks.runs, key=lambda run: run.name[-3:]))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    losses = [result["history"][-1]["train_loss"] for result in ranks.results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions(train: Train) -> None:
+    fitted = train("stages=[fit]", "name=fit")
+    assert fitted.exit_code == 0, fitted.stderr
+    checkpoint = fitted.runs[0] / "checkpoints" / "best.ckpt"
+    test = ("stages=[test]", f"ckpt_path={checkpoint}", "data.batch_size=7")
+    for ended in (
+        train(*test, "name=test1"),
+        train(*test, "name=test2", "strategy=ddp", "strategy.processes=2"),
+        train(*test, "name=test3", "strategy=mpi", "strategy.processes=3"),
+    ):
+        assert ended.exit_code == 0, ended.stderr
+    one, two, three = sorted(
+        (run for run in ended.runs if run.name[-5:-1] == "test"), key=lambda run: run.name[-1]
+    )
+    expected = predictions(one)
+    for run in (two, three):
+        found = predictions(run)
+        assert [row["image"] for row in found] == [row["image"] for row in expected]
+        for row, other in zip(expected, found, strict=True):
+            for key in row:
+                if key.startswith("prob_"):
+                    assert float(other[key]) == pytest.approx(float(row[key]), abs=1e-5)
+    worlds = [result["environment"]["world_size"] for result in ended.results]
+    assert sorted(worlds) == [1, 1, 2, 3]
+
+
+def test_mpirun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
+    ended: Ended = train("strategy=mpi", before=("mpirun", "-n", "2"))
+    assert ended.exit_code == 0, ended.stderr
+    assert len(ended.runs) == 1
+    assert len(list((ended.folder / "runs").iterdir())) == 1
+    (result,) = ended.results
+    assert result["status"] == "finished"
+    assert result["environment"]["world_size"] == 2
+    assert "MPI" in result["environment"]["mpi"]
+    assert ended.stdout.count("macro over") == 1  # rank 0 alone speaks
+    assert (ended.runs[0] / ".hydra" / "overrides.yaml").is_file()
+
+
+def test_torchrun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
+    before = ("torchrun", "--standalone", "--nproc-per-node=2", "--no-python")
+    ended = train("strategy=ddp", before=before)
+    assert ended.exit_code == 0, ended.stderr
+    assert len(ended.runs) == 1
+    assert ended.results[0]["environment"]["world_size"] == 2
+
+
+def test_a_multirun_starts_ranks_for_each_of_its_jobs(train: Train) -> None:
+    ended = train("-m", "strategy=single,mpi", "stages=[fit]")
+    assert ended.exit_code == 0, ended.stderr
+    found = [(r["status"], r["environment"]["world_size"]) for r in ended.results]
+    assert found == [("finished", 1), ("finished", 2)]

@@ -1,0 +1,184 @@
+"""The CSV dialects: cells turned into the manifest's columns, and what was dropped on the way."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_lightning.data.cells import Titles, fail_at, read_cells, shown, where
+from xray_lightning.findings import FINDINGS, NO_FINDING, encode
+
+T = TypeVar("T")
+
+MAX_AGE = 100.0  # years; NIH's first release holds ages up to 414
+
+NIH_TITLES: Titles = {
+    "image": ("Image Index",),
+    "labels": ("Finding Labels",),
+    "patient_id": ("Patient ID",),
+    "follow_up": ("Follow-up #",),
+    "age": ("Patient Age",),
+    "sex": ("Patient Gender", "Patient Sex"),
+    "view": ("View Position",),
+}
+NIH_REQUIRED = ("image", "labels", "patient_id")
+AI4M_TITLES: Titles = {
+    "image": ("Image",),
+    "patient_id": ("PatientId",),
+    **{finding: (finding,) for finding in FINDINGS},
+}
+
+# Years in one unit of a DICOM age string such as 058Y (PS3.5, value representation AS).
+AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+def nih_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
+    """The rows of a Data_Entry*.csv, one an image.
+
+    Args:
+        path: the CSV.
+        dropped: counts, by reason, that rows dropped and values nulled are added to.
+
+    Returns:
+        `file`, `line`, and the manifest's columns but for `path`.
+
+    Raises:
+        UserError: the first fault, with its file and line.
+    """
+    cells = read_cells(path, NIH_TITLES, required=NIH_REQUIRED)
+    for key in [key for key in NIH_TITLES if key not in cells]:
+        dropped[f"no column {NIH_TITLES[key][0]} (nulled)"] = len(cells)
+        cells[key] = ""
+    ages = np.array(_converted(cells, "age", _age))
+    _count(dropped, f"age over {MAX_AGE:.0f} (nulled)", ages > MAX_AGE)
+    sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
+    _count(dropped, "sex not M or F (nulled)", ~sex.isin(["M", "F", ""]))
+    _count(dropped, "view not PA or AP (nulled)", ~view.isin(["PA", "AP", ""]))
+    rows = pd.DataFrame(
+        {
+            **_names(cells),
+            "follow_up": pd.array(_converted(cells, "follow_up", _follow_up), dtype="Int64"),
+            "age": np.where(ages > MAX_AGE, np.nan, ages),
+            "sex": sex.where(sex.isin(["M", "F"]), ""),
+            "view": view.where(view.isin(["PA", "AP"]), ""),
+            **_finding_columns(np.stack(_converted(cells, "labels", _labels))),
+        }
+    )
+    return one_row_an_image(rows, dropped, reason="duplicate row")
+
+
+def ai4m_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
+    """The rows of an AI-for-Medicine one-hot CSV, as `nih_rows` returns them."""
+    cells = read_cells(path, AI4M_TITLES, required=tuple(AI4M_TITLES))
+    labels = np.array([_converted(cells, finding, _one_hot) for finding in FINDINGS]).T
+    rows = pd.DataFrame(
+        {
+            **_names(cells),
+            "follow_up": pd.array([pd.NA] * len(cells), dtype="Int64"),
+            "age": np.nan,
+            "sex": "",
+            "view": "",
+            **_finding_columns(labels),
+        }
+    )
+    return one_row_an_image(rows, dropped, reason="duplicate row")
+
+
+def _names(cells: pd.DataFrame) -> dict[str, object]:
+    unnamed = np.flatnonzero(cells["image"] == "")
+    if len(unnamed):
+        raise fail_at(cells, int(unnamed[0]), "no image name")
+    return {
+        "file": cells["file"],
+        "line": cells["line"],
+        "image": cells["image"],
+        "patient_id": _converted(cells, "patient_id", _patient),
+    }
+
+
+def _finding_columns(labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Multi-hot labels (N, 14) by finding."""
+    return {finding: labels[:, column] for column, finding in enumerate(FINDINGS)}
+
+
+def one_row_an_image(rows: pd.DataFrame, dropped: dict[str, int], *, reason: str) -> pd.DataFrame:
+    """Drop and count the rows that repeat another; raise where two disagree about an image."""
+    facts = [column for column in rows.columns if column not in ("file", "line")]
+    repeated = rows.duplicated(facts)
+    _count(dropped, reason, repeated)
+    rows = rows[~repeated].reset_index(drop=True)
+    conflicts = np.flatnonzero(rows["image"].duplicated())
+    if len(conflicts):
+        second = int(conflicts[0])
+        image = rows["image"].iloc[second]
+        first = int(np.flatnonzero(rows["image"] == image)[0])
+        both = rows[facts].iloc[[first, second]]
+        differing = both.columns[both.nunique(dropna=False) > 1]
+        raise fail_at(
+            rows,
+            second,
+            f"{shown(image)} is already at {where(rows, first)}, with another "
+            f"{', '.join(differing)}; keep the right row",
+        )
+    return rows
+
+
+def _count(dropped: dict[str, int], reason: str, hit: npt.ArrayLike) -> None:
+    if count := int(np.count_nonzero(hit)):
+        dropped[reason] = dropped.get(reason, 0) + count
+
+
+def _converted(cells: pd.DataFrame, key: str, convert: Callable[[str], T]) -> list[T]:
+    """A column's cells as values, each distinct text converted once."""
+    codes, texts = pd.factorize(cells[key])
+    values = []
+    for code, text in enumerate(texts):
+        try:
+            values.append(convert(text))
+        except ValueError as error:
+            position = int(np.argmax(codes == code))
+            raise fail_at(cells, position, f"{key} {shown(text)}: {error}") from error
+    return [values[code] for code in codes]
+
+
+def _labels(text: str) -> npt.NDArray[np.uint8]:
+    try:
+        return encode(text)
+    except KeyError as error:
+        known = ", ".join((NO_FINDING, *FINDINGS))
+        raise ValueError(f"unknown label {shown(error.args[0])}; known are {known}") from error
+
+
+def _one_hot(text: str) -> np.uint8:
+    if text not in ("0", "1", "0.0", "1.0"):
+        raise ValueError("a finding is 0 or 1 here")
+    return np.uint8(text[0] == "1")
+
+
+def _patient(text: str) -> str:
+    """One spelling an id: "1", "0001" and "1.0" are one patient, who else could be on two sides."""
+    if not text:
+        raise ValueError("no patient; every image needs one, so that a split can keep them apart")
+    return re.sub(r"^0+(?=\d+$)", "", re.sub(r"^(\d+)\.0$", r"\1", text))
+
+
+def _follow_up(text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,9}(\.0)?", text, re.ASCII):
+        raise ValueError("not a whole number")
+    return int(float(text))
+
+
+def _age(text: str) -> float:
+    """Years from `58` or from a DICOM age string such as `058Y`; NaN from an empty cell."""
+    if not text:
+        return float("nan")
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([YMWD]?)", text.upper(), re.ASCII)
+    if match is None:
+        raise ValueError("not an age such as 58 or 058Y")
+    return float(match[1]) * AGE_UNITS[match[2] or "Y"]

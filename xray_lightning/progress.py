@@ -1,0 +1,87 @@
+"""Long work, shown: a live bar on a terminal, lines in a log."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
+from time import perf_counter
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 2.0  # shorter work shows nothing
+
+
+def on_terminal() -> bool:
+    """Whether a live display would be seen by a person."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+class StdoutHandler(logging.StreamHandler[TextIO]):
+    """Logs to what `sys.stdout` is at the moment: while a bar is live, that writes above it.
+
+    logging's own handler keeps the stream that it found at first, and writes into the bar.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stdout)
+        super().emit(record)
+
+
+def live_bar(*, shown: bool = True) -> Progress:
+    """A bar of one line that is gone when it stops; its tasks need a field `rate`, a text."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+        disable=not shown,
+    )
+
+
+@contextmanager
+def display(title: str, images: int) -> Iterator[Callable[[int], None]]:
+    """Show work over so many images, from two seconds on: a bar on a terminal, two lines in a log.
+
+    Yields:
+        A function that takes how many images were done since its last call.
+    """
+    start = perf_counter()
+    done = 0
+    shown = False
+    bar = live_bar(shown=on_terminal())
+    task = bar.add_task(title, total=images, rate="")
+
+    def show() -> None:
+        nonlocal shown
+        shown = True
+        log.info("%s: %d ...", title, images)
+        bar.start()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.update(task, completed=done, rate=f"{done / (perf_counter() - start):.0f} images/s")
+
+    # A clock of its own, since the first images may take longer than that.
+    clock = Timer(QUIET_SECONDS, show)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield advance
+    finally:
+        clock.cancel()
+        clock.join()
+        bar.stop()
+    if shown:
+        seconds = perf_counter() - start
+        log.info("%s: %d in %.1f s, %.0f images/s", title, done, seconds, done / seconds)
