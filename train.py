@@ -30,6 +30,7 @@ from xray_lightning.errors import (
     EXIT_USER_ERROR,
     UserError,
     XrayError,
+    check_whole,
     one_line,
 )
 from xray_lightning.training.launch import launch
@@ -55,6 +56,8 @@ _folders: dict[str, str] = {}
 
 def run_folder(name: str) -> str:
     """`runs/<date>_<time>_<name>`, made here and now so that no other run gets it too."""
+    if not name or name in ("None", ".", "..") or "/" in name:
+        raise UserError(f"name={name} names a folder: give a text without a slash")
     if name not in _folders:
         folder = Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
         chosen = folder
@@ -110,6 +113,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
     """Run one job to whatever end it takes, record that end, and return its exit code."""
     try:
         record = open_record(cfg, folder)
+        refuse_bad_numbers(cfg)
         command = launch_command(cfg)
         if command is None:
             from xray_lightning.training.run import run
@@ -158,7 +162,9 @@ def in_multirun() -> bool:
 def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
     """The run's results.json, with status `running`."""
     config = plain(cfg)
-    record = RunRecord.start(folder, name=cfg.name, command=COMMAND, seed=cfg.seed, config=config)
+    seed = cfg.seed if isinstance(cfg.seed, int) else None
+    name = str(cfg.name)
+    record = RunRecord.start(folder, name=name, command=COMMAND, seed=seed, config=config)
     if cfg.resume:
         earlier = RunRecord.load(folder)
         if earlier is None:
@@ -175,6 +181,20 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
                 "hydra.run.dir=FOLDER"
             ) from error
     return record
+
+
+def refuse_bad_numbers(cfg: DictConfig) -> None:
+    """Say early and by its key what torch and Lightning would refuse late, in words of their own.
+
+    Raises:
+        UserError: the first number that is none, or out of range.
+    """
+    check_whole("seed", cfg.seed, least=0, most=2**32 - 1)  # as numpy takes it
+    check_whole("trainer.max_epochs", cfg.trainer.max_epochs, least=1)
+    check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, least=1)
+    rate = cfg.optimizer.lr
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
+        raise UserError(f"optimizer.lr={rate} must be a number of at least 0")
 
 
 def launch_command(cfg: DictConfig) -> list[str] | None:
@@ -224,9 +244,13 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
 
     from xray_lightning.data.transforms import Normalize
     from xray_lightning.models.classifier import Classifier
-    from xray_lightning.training.progress import display
+    from xray_lightning.progress import display
     from xray_lightning.training.run import Job
 
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        # It sets INFO as it is imported: GPUs, TPUs, tips. Warnings stay.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     data = make(cfg, "data", progress=display if WORLD.rank == 0 else None)
     classifier = Classifier(
@@ -259,11 +283,20 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
         evaluate=make(cfg, "evaluation"),
         callbacks=[callback for callback in make(cfg, "callbacks").values() if callback],
         loggers=list(make(cfg, "logger").values()),
-        stages=list(cfg.stages),
+        stages=[cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages),
         ckpt_path=Path(cfg.ckpt_path) if cfg.ckpt_path else None,
         resume=bool(cfg.resume),
         hyperparameters=hyperparameters(cfg),
     )
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's warnings, in our log alone: on import it sets up levels and handlers."""
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def make(cfg: DictConfig, key: str, **further: Any) -> Any:

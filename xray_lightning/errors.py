@@ -30,6 +30,21 @@ class InterruptedRunError(XrayError):
         self.exit_code = exit_code
 
 
+def check_whole(key: str, value: object, *, least: int, most: int | None = None) -> None:
+    """Refuse a value of the configuration that is no whole number in this range.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        inside = value >= least and (most is None or value <= most)
+    else:
+        inside = False
+    if not inside:
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{key}={value} must be a whole number {bounds}")
+
+
 def one_line(error: BaseException) -> str:
     """The error's message folded to a single line, so that a log keeps one line per failure."""
     return " ".join(str(error).split()) or type(error).__name__

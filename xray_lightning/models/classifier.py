@@ -1,7 +1,8 @@
 """The one LightningModule: normalise, backbone, loss, and predictions gathered by image."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torchmetrics.functional.classification import multilabel_auroc
 
 from xray_lightning.data.batches import Batch
 from xray_lightning.data.transforms import Normalize
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.losses import FindingsLoss
 
@@ -65,7 +66,7 @@ class Classifier(LightningModule):
         self.outputs: Outputs | None = None  # of the last evaluation
         self._make_optimizer = optimizer
         self._scheduler = scheduler
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="ignore")  # FiniteLoss tells of them
         self._gathered: list[tuple[Tensor, ...]] = []
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self._layout)
@@ -99,15 +100,15 @@ class Classifier(LightningModule):
         self.train_loss.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._make_optimizer(self.parameters())
+        with _blaming("optimizer"):
+            optimizer = self._make_optimizer(self.parameters())
         if self._scheduler is None:
             return optimizer
         config = dict(self._scheduler)
         factory = config.pop("scheduler")
-        if config.pop("needs_total_steps", False):
-            scheduler = factory(optimizer, total_steps=self._total_steps())
-        else:
-            scheduler = factory(optimizer)
+        steps = {"total_steps": self._total_steps()} if config.pop("needs_total_steps", 0) else {}
+        with _blaming("scheduler"):
+            scheduler = factory(optimizer, **steps)
         if isinstance(scheduler, ReduceLROnPlateau) and config.get("interval") == "epoch":
             # The same moment by another name: after each epoch's last step and its validation.
             # By its own, Lightning 2.6 leaves out the first epoch's end after a resume.
@@ -194,6 +195,15 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint)
+
+
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """Turn what torch refuses into an error that names the group of the configuration."""
+    try:
+        yield
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"{key}: {one_line(error)}") from error
 
 
 def finding_auroc(outputs: Outputs) -> Tensor:

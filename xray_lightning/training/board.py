@@ -42,7 +42,7 @@ def input_figure(batch: Batch) -> Any:
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * 2.4, rows * 2.75), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).flat
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, image, target in zip(axes, images, batch.targets.cpu(), strict=False):

@@ -12,20 +12,13 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
+from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from xray_lightning.training.settle import STOP_FILE, interrupted
 from xray_lightning.training.world import World, end
 
-# The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
-# mpirun would kill the ranks before they could save.
-STOP_FILE = ".stop"
 STOP_FILE_SECONDS = 0.5  # how often it is looked for
 
 _EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-_NAMES = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM"}
-
-
-def interrupted(exit_code: int) -> InterruptedRunError:
-    return InterruptedRunError(f"interrupted by {_NAMES[exit_code]}", exit_code=exit_code)
 
 
 class Interruption(Checkpoint):  # so that Lightning calls it last, after the other checkpoints

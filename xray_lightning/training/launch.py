@@ -19,9 +19,8 @@ from xray_lightning.errors import (
     EXIT_TERMINATED,
     RunFailedError,
 )
-from xray_lightning.training.interruption import STOP_FILE, interrupted
 from xray_lightning.training.results import RUNNING, RunRecord
-from xray_lightning.training.settle import Failure
+from xray_lightning.training.settle import STOP_FILE, Failure, interrupted
 
 LINGER_SECONDS = 30.0  # how long a launcher may stay after the run's record was settled
 POLL_SECONDS = 0.2

@@ -5,14 +5,13 @@
 
 import json
 import math
-import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xray_lightning.atomic import write_atomically
 from xray_lightning.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -30,21 +29,6 @@ EMPTY_TIMING: dict[str, Any] = {
     "data_wait_fraction": None,
     "peak_memory_bytes": {"host": None, "device": None},
 }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, then rename: a kill leaves the old content or the new, never half."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def finite(value: Any) -> Any:

@@ -19,11 +19,13 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
+from xray_lightning.atomic import write_atomically
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.explore import render_split_table, split_table
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Classifier, Outputs
+from xray_lightning.progress import on_terminal
 from xray_lightning.training.board import log_hyperparameters
 from xray_lightning.training.checkpoints import (
     BEST,
@@ -39,8 +41,8 @@ from xray_lightning.training.devices import (
     set_cpu_threads,
 )
 from xray_lightning.training.interruption import Interruption
-from xray_lightning.training.progress import EpochLines, ImagesBar, on_terminal
-from xray_lightning.training.results import RunRecord, write_atomically
+from xray_lightning.training.progress import EpochLines, ImagesBar
+from xray_lightning.training.results import RunRecord
 from xray_lightning.training.strategies import Strategy
 from xray_lightning.training.throughput import FiniteLoss, Throughput
 from xray_lightning.training.world import World
@@ -124,7 +126,7 @@ def run(job: Job) -> None:
             interruption,  # last: the checkpoint it saves holds the others' state
         ],
         logger=list(job.loggers),
-        enable_progress_bar=_live(job),
+        enable_progress_bar=False,  # ours is among the callbacks
         **options,
     )
     if trainer.world_size != job.world.size:
@@ -298,7 +300,7 @@ class _Recorder(Callback):
             render_split_table(table, title=f"{job.data.name}: {job.data.split_name}")
         )
         for reason, count in job.record.content["data"]["dropped"].items():
-            log.info("%d rows: %s", count, reason)
+            log.info("%s: %d", reason, count)
         if job.data.usable.patient_overlap:
             log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
 

@@ -22,6 +22,17 @@ from xray_lightning.errors import (
 from xray_lightning.training.results import RUNNING, RunRecord
 from xray_lightning.training.world import World
 
+# The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
+# mpirun would kill the ranks before they could save.
+STOP_FILE = ".stop"
+
+_SIGNALS = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM"}
+
+
+def interrupted(exit_code: int) -> InterruptedRunError:
+    """The error of a run that was asked to stop, by the signal that the exit code names."""
+    return InterruptedRunError(f"interrupted by {_SIGNALS[exit_code]}", exit_code=exit_code)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -36,7 +47,7 @@ class Failure:
     def of(cls, error: BaseException, world: World) -> "Failure":
         """The one line and the exit code of an error on this rank."""
         if isinstance(error, KeyboardInterrupt):
-            return cls("interrupted by Ctrl-C", EXIT_INTERRUPTED)
+            error = interrupted(EXIT_INTERRUPTED)
         if isinstance(error, UserError | InterruptedRunError):
             return cls(one_line(error), error.exit_code)
         reason = one_line(error)
