@@ -1,4 +1,4 @@
-"""Small data that tests share: phantoms drawn once a session, and a way to run the real commands."""
+"""Small data that tests share, drawn once a session, and a way to run the real commands."""
 
 import json
 import os
@@ -6,12 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+
+if TYPE_CHECKING:
+    from xray_lightning.models.classifier import Classifier
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = 80  # enough for every finding to be there, few enough for a run of seconds
@@ -99,8 +103,12 @@ def train(tmp_path: Path, small: list[str]) -> Train:
         timeout: float = 240,
     ) -> Ended:
         command = [*before, sys.executable, str(REPOSITORY / "train.py")]
+        flags = [
+            option for option in overrides if option.startswith("-")
+        ]  # argparse wants them first
+        keys = [option for option in overrides if not option.startswith("-")]
         done = subprocess.run(
-            [*command, *(small if defaults else ()), *overrides],
+            [*command, *flags, *(small if defaults else ()), *keys],
             cwd=tmp_path,
             env=environment(**(env or {})),
             capture_output=True,
@@ -110,3 +118,22 @@ def train(tmp_path: Path, small: list[str]) -> Train:
         return Ended(done.returncode, done.stdout, done.stderr, tmp_path)
 
     return run
+
+
+def tiny_classifier(**further: Any) -> "Classifier":
+    """A classifier of 32 x 32 images that is one linear layer: fits and checkpoints at once."""
+    import torch
+    from lightning.pytorch import seed_everything
+
+    from xray_lightning.data.transforms import Normalize
+    from xray_lightning.models.classifier import Classifier
+    from xray_lightning.models.losses import BinaryCrossEntropy
+
+    seed_everything(0, verbose=False)
+    parts: dict[str, Any] = {
+        "backbone": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 14)),
+        "loss": BinaryCrossEntropy(),
+        "normalize": Normalize(),
+        "optimizer": partial(torch.optim.Adam, lr=1e-3),
+    }
+    return Classifier(**(parts | further))

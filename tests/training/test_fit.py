@@ -1,4 +1,4 @@
-"""Fitting through Lightning with the project's own loaders, checkpoints and callbacks, in process."""
+"""Fitting through Lightning with our own loaders, checkpoints and callbacks, in process."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def trainer(tmp_path: Path, *callbacks: Callback, epochs: int = EPOCHS, **furthe
 
 @pytest.fixture(autouse=True)
 def process_state() -> Iterator[None]:
-    """One thread, so that sums come in the same order every time; and our signal handlers undone."""
+    """One thread, so that sums come in one order; and the signal handlers put back."""
     threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)

@@ -1,0 +1,216 @@
+"""The LightningModule: it learns, its scores are right, and it never scores what is no number."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_classifier
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from xray_lightning.data.batches import Batch
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.transforms import Normalize
+from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
+from xray_lightning.findings import FINDINGS
+from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.classifier import Outputs, finding_auroc
+
+COUNT = len(FINDINGS)
+
+
+def batch(images: int, *, side: int = 32, repeats: int = 0) -> Batch:
+    """Random images and labels; the last `repeats` rows are marked as repeats."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.arange(images)
+    rows[images - repeats :] = ~rows[images - repeats :]
+    shape = (images, 1, side, side)
+    return Batch(
+        images=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        targets=torch.randint(0, 2, (images, COUNT), generator=generator).float(),
+        rows=rows,
+        scale=1 / (images - repeats),
+    )
+
+
+def trainer(tmp_path: Path) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        plugins=[LightningEnvironment()],
+    )
+
+
+def data(phantoms: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
+    return XrayDataModule(
+        name="phantom",
+        root=str(phantoms),
+        image_size=32,
+        batch_size=16,
+        cache_dir=str(tmp_path / "cache"),
+        **further,
+    )
+
+
+def test_one_batch_is_learned_by_heart() -> None:
+    model = tiny_classifier(
+        backbone=build_backbone(arch="resnet18"), optimizer=partial(torch.optim.Adam, lr=1e-3)
+    )
+    optimizer = model.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    whole = batch(16)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model.training_step(whole, 0)
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.05:
+            return
+    pytest.fail(f"the loss is still {loss.item():.3f}")
+
+
+def test_images_become_logits_and_the_backbone_sees_them_normalised() -> None:
+    seen = []
+
+    class Backbone(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            seen.append(pixels)
+            return pixels.mean(dim=(1, 2, 3)).unsqueeze(1).repeat(1, COUNT)
+
+    model = tiny_classifier(backbone=Backbone(), normalize=Normalize("imagenet"))
+    images = batch(3).images
+    assert model(images).shape == (3, COUNT)
+    torch.testing.assert_close(seen[0], Normalize("imagenet")(images))
+
+
+def test_a_repeated_row_counts_in_no_loss() -> None:
+    model = tiny_classifier()
+    padded = batch(5, repeats=2)
+    alone = Batch(padded.images[:3], padded.targets[:3], padded.rows[:3], padded.scale)
+    torch.testing.assert_close(model.training_step(padded, 0), model.training_step(alone, 0))
+    one, two = tiny_classifier(), tiny_classifier()
+    one.training_step(padded, 0)
+    two.training_step(alone, 0)
+    torch.testing.assert_close(one.train_loss.compute(), two.train_loss.compute())
+
+
+@pytest.mark.parametrize("columns", [COUNT, 3, 1, 0])
+def test_auroc_of_each_finding_is_sklearns_and_nan_where_there_is_one_class(columns: int) -> None:
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, 2, (50, COUNT))
+    targets[:, columns:] = generator.integers(0, 2, COUNT - columns)  # all zeros or all ones
+    scores = generator.random((50, COUNT)).round(1)  # with ties
+    found = finding_auroc(
+        Outputs(
+            rows=torch.arange(50),
+            probabilities=torch.from_numpy(scores).float(),
+            targets=torch.from_numpy(targets).float(),
+            losses=torch.zeros(50),
+        )
+    )
+    assert found.shape == (COUNT,)
+    for column in range(COUNT):
+        if column < columns:
+            expected = roc_auc_score(targets[:, column], scores[:, column])
+            assert float(found[column]) == pytest.approx(expected, abs=1e-6)
+        else:
+            assert math.isnan(found[column])
+
+
+def test_an_evaluation_gives_each_image_once_in_the_tables_order(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    model, module = tiny_classifier(), data(phantoms, tmp_path)
+    for side, stage in (("val", "validate"), ("test", "test")):
+        getattr(trainer(tmp_path), stage)(model, datamodule=module, verbose=False)
+        outputs = model.outputs
+        assert outputs is not None
+        assert outputs.rows.tolist() == list(range(len(module.table(side))))
+        assert (outputs.targets.numpy() == module.labels(side)).all()
+        assert outputs.probabilities.shape == outputs.targets.shape
+        assert outputs.losses.shape == outputs.rows.shape
+
+
+class Broken(nn.Module):
+    """Gives no number for the last image of each batch."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(COUNT))
+        self.value = value
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits = self.weight.repeat(len(pixels), 1)
+        logits[-1] = self.value
+        return logits
+
+
+def test_fault_55_predictions_that_are_no_numbers_are_never_scored(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    model, module = tiny_classifier(backbone=Broken(math.nan)), data(phantoms, tmp_path)
+    for stage in ("validate", "test"):
+        with pytest.raises(RunFailedError, match=r"no number for \d+ of \d+ images") as told:
+            getattr(trainer(tmp_path), stage)(model, datamodule=module, verbose=False)
+        assert told.value.exit_code == EXIT_RUN_FAILED
+        assert model.outputs is None
+
+
+def test_dataset_statistics_are_those_of_the_training_images_and_are_saved(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    model = tiny_classifier(normalize=Normalize("dataset"))
+    module = data(phantoms, tmp_path)
+    trainer(tmp_path).fit(model, datamodule=module)
+    mean, std = module.pixel_statistics()
+    state = model.state_dict()
+    assert float(state["normalize.mean"]) == pytest.approx(mean)
+    assert float(state["normalize.std"]) == pytest.approx(std)
+
+
+@pytest.mark.parametrize(
+    "parts, told",
+    [
+        ({"optimizer": partial(torch.optim.Adam, lr=-1.0)}, "optimizer: Invalid learning rate"),
+        ({"optimizer": partial(torch.optim.Adam, rate=1)}, "optimizer: .*unexpected keyword"),
+        (
+            {
+                "scheduler": {
+                    "interval": "epoch",
+                    "scheduler": partial(torch.optim.lr_scheduler.StepLR, gamma=0.1),
+                }
+            },
+            "scheduler: ",
+        ),
+    ],
+)
+def test_what_torch_refuses_is_told_by_the_group_that_it_came_from(
+    parts: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        tiny_classifier(**parts).configure_optimizers()
+
+
+def test_the_plain_scheduler_is_stepped_as_its_own_file_says(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    step = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    model = tiny_classifier(scheduler={"interval": "epoch", "scheduler": step})
+    fitted = trainer(tmp_path)
+    module: LightningDataModule = data(phantoms, tmp_path)
+    fitted.fit(model, datamodule=module)
+    assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)

@@ -1,0 +1,99 @@
+"""The package's layers: imports point backwards only, and light commands stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, environment
+
+PACKAGE = REPOSITORY / "xray_lightning"
+# `atomic` and `progress` know nothing of X-rays: whole files, and long work shown.
+ORDER = (
+    "errors",
+    "findings",
+    "atomic",
+    "progress",
+    "data",
+    "models",
+    "training",
+    "evaluation",
+    "deploy",
+    "benchmark",
+    "cli",
+)
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = ("torch", "torchvision", "lightning", "pandas", "numpy", "matplotlib", "mpi4py")
+
+
+def part(module: str) -> str:
+    """The layer of `xray_lightning.data.cache`: data."""
+    return module.split(".")[1]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its head or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [f"{node.module}.{name.name}" for name in node.names]
+            yield from names if node.module == "xray_lightning" else [str(node.module)]
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_part_has_its_place_in_the_order() -> None:
+    assert {layer(path) for path in FILES} - {"__init__"} <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_backwards_only(path: Path) -> None:
+    if layer(path) == "__init__":
+        return
+    here = ORDER.index(layer(path))
+    for module in imported(path):
+        if module.startswith("xray_lightning."):
+            assert ORDER.index(part(module)) <= here, f"imports {module}"
+
+
+def test_only_train_py_knows_hydra() -> None:
+    for path in FILES:
+        known = [name for name in imported(path) if name.split(".")[0] in ("hydra", "omegaconf")]
+        assert known == [], path
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    names = {path.stem for path in FILES} | {path.name for path in PACKAGE.rglob("*/")}
+    assert not names & {"utils", "helpers", "common", "base", "misc", "util", "helper"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--cfg", "job"), ("model=nosuch",), ("trainer.max_epochs=0",)],
+    ids=" ".join,
+)
+def test_a_call_that_trains_nothing_imports_nothing_heavy(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\n"
+        f"heavy = {HEAVY!r}\n"
+        "def tell():\n"
+        "    print('IMPORTED', *[name for name in heavy if name in sys.modules])\n"
+        "atexit.register(tell)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-1] == "IMPORTED", done.stdout[-200:] + done.stderr

@@ -1,0 +1,494 @@
+"""`python train.py` as a person runs it: what it leaves, how it goes on, and how it refuses."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL, Ended, Train, environment
+from jsonschema import Draft202012Validator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xray_lightning.errors import EXIT_USER_ERROR
+from xray_lightning.findings import FINDINGS
+from xray_lightning.training.checkpoints import read_checkpoint
+
+TRAIN_PY = REPOSITORY / "train.py"
+SCHEMA = json.loads(
+    (REPOSITORY / "xray_lightning" / "training" / "results_schema.json").read_text()
+)
+
+# Imports everything once, then forks a process for each call that it is told: one that runs
+# train.py from its first line, without the seconds that importing torch takes.
+SERVER = """
+import json, os, runpy, sys
+import xray_lightning.training.run
+
+for line in sys.stdin:
+    call = json.loads(line)
+    caller = os.fork()
+    if caller == 0:
+        os.chdir(call["folder"])
+        os.environ.update(call["env"])
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = [call["script"], *call["arguments"]]
+        runpy.run_path(call["script"], run_name="__main__")
+    _, status = os.waitpid(caller, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(server: subprocess.Popen[str], small: list[str], tmp_path: Path) -> Call:
+    """As `train`, in a process that has imported torch already."""
+
+    def run(*overrides: str, **env: str) -> Ended:
+        flags = [option for option in overrides if option.startswith("-")]
+        keys = [option for option in overrides if not option.startswith("-")]
+        told = {
+            "folder": str(tmp_path),
+            "script": str(TRAIN_PY),
+            "arguments": [*flags, *small, *keys],
+            "env": env,
+        }
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(told) + "\n")
+        server.stdin.flush()
+        exit_code = int(server.stdout.readline())
+        out, err = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+        return Ended(exit_code, out, err, tmp_path)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A run of the defaults but for its size, on the session's phantoms."""
+    folder = tmp_path_factory.mktemp("first")
+    done = subprocess.run(
+        [sys.executable, str(TRAIN_PY), *first_options(phantoms, folder)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr, folder)
+
+
+def first_options(phantoms: Path, folder: Path) -> list[str]:
+    return [
+        f"data.root={phantoms}",
+        f"data.cache_dir={folder}/cache",
+        "data.phantom=null",
+        *SMALL,
+    ]
+
+
+@pytest.fixture
+def earlier(first: Ended, tmp_path: Path) -> Path:
+    """That run's folder, copied to where this test may change it."""
+    return Path(shutil.copytree(first.runs[0], tmp_path / "earlier"))
+
+
+def checkpoint(first: Ended) -> Path:
+    return first.runs[0] / "checkpoints" / "best.ckpt"
+
+
+def assert_valid(result: dict[str, Any]) -> None:
+    Draft202012Validator(SCHEMA).validate(result)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+# -- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_folder_and_says_where_it_is(first: Ended) -> None:
+    assert first.exit_code == 0, first.stderr
+    (run,) = first.runs
+    assert run.parent == first.folder / "runs"
+    assert run.name.endswith("_phantom_resnet18")
+    for name in (
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "predictions_val.csv",
+        "predictions_test.csv",
+        "train.log",
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert list(run.glob("tensorboard/events.out.tfevents.*"))
+    assert not list(run.rglob(".*.ckpt*")), "a partial checkpoint"
+    assert f"results: {run / 'results.json'}" in first.stdout
+    assert f"tensorboard --logdir {run / 'tensorboard'}" in first.stdout
+    assert "AUROC" in first.stdout
+    assert "for always answering no finding" in first.stdout
+    assert first.stderr == ""
+
+
+def test_its_record_keeps_the_schema_and_is_finished(first: Ended) -> None:
+    (result,) = first.results
+    assert_valid(result)
+    assert (result["status"], result["reason"]) == ("finished", None)
+    assert result["command"].startswith("python ")
+    assert result["config"]["model"]["arch"] == "resnet18"
+    assert result["environment"]["accelerator"] == "cpu"
+    assert result["environment"]["world_size"] == 1
+    assert result["environment"]["mpi"] is None
+    assert result["environment"]["precision_used"] == "32-true"
+    assert [row["epoch"] for row in result["history"]] == [0]
+    timing = result["timing"]
+    for key in ("startup", "fit", "test", "total", "fit_images_per_second"):
+        assert timing[key] > 0
+    assert timing["steady_images_per_second"] is None  # so few steps are all warm-up
+    assert timing["fit"] + timing["test"] < timing["total"]
+    assert timing["peak_memory_bytes"]["host"] > 1e8
+
+
+def test_its_predictions_are_of_exactly_the_splits_images(first: Ended, phantoms: Path) -> None:
+    (run,), (result,) = first.runs, first.results
+    columns = ["image", "patient_id", "split"]
+    columns += [f"prob_{name}" for name in FINDINGS] + [f"label_{name}" for name in FINDINGS]
+    listed = {
+        "test": (phantoms / "test_list.txt").read_text().split(),
+        "val": (phantoms / "train_val_list.txt").read_text().split(),
+    }
+    for side in ("val", "test"):
+        table = rows(run / f"predictions_{side}.csv")
+        assert list(table[0]) == columns
+        images = [row["image"] for row in table]
+        assert len(images) == len(set(images)) == result["data"]["images"][side]
+        assert set(images) <= set(listed[side])
+        assert {row["split"] for row in table} == {side}
+        assert all(0 <= float(row[f"prob_{name}"]) <= 1 for row in table for name in FINDINGS)
+        for name in FINDINGS:
+            positives = sum(row[f"label_{name}"] == "1" for row in table)
+            assert positives == result["data"]["positives"][side][name]
+    assert result["data"]["images"]["test"] == len(listed["test"])
+
+
+def test_its_tensorboard_holds_curves_inputs_and_hyper_parameters(first: Ended) -> None:
+    (run,), (result,) = first.runs, first.results
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train/loss",
+        "val/loss",
+        "val/auroc_macro",
+        "train/images_per_second",
+        "lr-Adam",
+        "test/auroc_macro",
+        "test/label_accuracy",
+    } <= scalars
+    assert {f"val/auroc/{name}" for name in FINDINGS} & scalars
+    assert not any("val/auroc/" in tag and tag[10:] not in FINDINGS for tag in scalars)
+    assert len(events.Images("inputs")) == 1
+    assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
+    (epoch,) = result["history"]
+    for tag, key in (("train/loss", "train_loss"), ("val/auroc_macro", "val_auroc_macro")):
+        assert events.Scalars(tag)[-1].value == pytest.approx(epoch[key], rel=1e-4)
+    final = events.Scalars("test/auroc_macro")[-1].value
+    assert final == pytest.approx(result["metrics"]["test"]["auroc_macro"], rel=1e-4)
+
+
+def test_its_checkpoint_says_how_to_build_the_model_again(first: Ended) -> None:
+    described = read_checkpoint(checkpoint(first))["xray"]
+    assert described["model"] == {"arch": "resnet18", "hidden": [], "dropout": 0.0}
+    assert (described["normalize"], described["image_size"]) == ("per_image", 32)
+    assert described["split_sha256"] == first.results[0]["data"]["split_sha256"]
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+def test_testing_a_checkpoint_gives_the_metrics_of_its_own_run(first: Ended, call: Call) -> None:
+    ended = call("stages=[test]", f"ckpt_path={checkpoint(first)}")
+    assert ended.exit_code == 0, ended.stderr
+    (result,) = ended.results
+    assert_valid(result)
+    assert result["history"] == []
+    assert result["timing"]["fit"] is None
+    assert result["metrics"] == first.results[0]["metrics"]
+
+
+def test_a_resumed_run_goes_on_in_its_folder(
+    earlier: Path, first: Ended, phantoms: Path, call: Call
+) -> None:
+    ended = call(f"resume={earlier}", "trainer.max_epochs=2")
+    assert ended.exit_code == 0, ended.stderr
+    assert not (ended.folder / "runs").exists()
+    result = json.loads((earlier / "results.json").read_text())
+    assert_valid(result)
+    assert result["status"] == "finished"
+    assert [row["epoch"] for row in result["history"]] == [0, 1]
+    assert result["history"][0] == first.results[0]["history"][0]
+    assert read_checkpoint(earlier / "checkpoints" / "last.ckpt")["epoch"] == 1
+
+
+def test_fault_24_resuming_with_another_configuration_is_refused_with_the_difference(
+    earlier: Path, first: Ended, train: Train
+) -> None:
+    ended = train(f"resume={earlier}", "optimizer.lr=0.5", "data.image_size=64", defaults=False)
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert "data.image_size: 32 -> 64; optimizer.lr: 0.001 -> 0.5" in ended.error
+    assert (earlier / "results.json").read_text() == (first.runs[0] / "results.json").read_text()
+
+
+# -- several jobs --------------------------------------------------------------------------------
+
+
+def test_a_multirun_leaves_a_run_folder_a_job_and_mixed_precision_says_what_it_ran_as(
+    train: Train,
+) -> None:
+    ended = train("-m", "scheduler=none,cosine", "precision=16-mixed")
+    assert ended.exit_code == 0, ended.stderr
+    assert [run.name for run in ended.runs] == ["0_phantom_resnet18", "1_phantom_resnet18"]
+    assert len(list((ended.folder / "runs").iterdir())) == 1
+    for run, result, scheduler in zip(ended.runs, ended.results, (False, True), strict=True):
+        assert_valid(result)
+        assert result["status"] == "finished"
+        assert ("scheduler" in result["config"]["scheduler"]) == scheduler
+        assert (run / ".hydra" / "overrides.yaml").is_file()
+        used = result["environment"]
+        assert (used["precision_asked"], used["precision_used"]) == ("16-mixed", "bf16-mixed")
+    assert ended.stdout.count("on this CPU it runs as bf16-mixed") == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there: nothing to skip")
+def test_a_sweep_skips_what_needs_cuda_by_name_and_goes_on(call: Call) -> None:
+    ended = call("-m", "accelerator=cuda,cpu", "stages=[fit]")
+    assert ended.exit_code == 0, ended.stderr
+    for result in ended.results:
+        assert_valid(result)
+    found = [(result["status"], result["reason"]) for result in ended.results]
+    assert found == [("skipped", "needs CUDA"), ("finished", None)]
+    assert "skipped: needs CUDA" in ended.stdout
+
+
+def test_a_failed_job_does_not_stop_the_others_and_the_exit_code_is_its(call: Call) -> None:
+    ended = call("-m", "data.normalize=zscore,imagenet", "stages=[fit]")
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert "data.normalize=zscore" in ended.error
+    assert [result["status"] for result in ended.results] == ["failed", "finished"]
+
+
+def test_fault_28_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None:
+    command = [sys.executable, str(TRAIN_PY), "trainer.max_epochs=0"]  # ends once it has its folder
+    quiet = subprocess.DEVNULL
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=quiet, stderr=quiet)
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.wait(timeout=120) == EXIT_USER_ERROR
+    assert len(list(tmp_path.glob("runs/*/results.json"))) == 4
+
+
+def test_fault_27_a_clock_set_back_overwrites_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("train_under_test", TRAIN_PY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Stopped":
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(module, "datetime", Stopped)
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        folders.append(module.run_folder("a"))
+        assert module.run_folder("a") == folders[-1]  # one folder a process
+        module._folders.clear()
+    stamp = "runs/2026-01-02_03-04-05_a"
+    assert folders == [stamp, f"{stamp}-2", f"{stamp}-3"]
+
+
+# -- what a user gets wrong ----------------------------------------------------------------------
+
+
+def assert_refused(ended: Ended, *told: str) -> None:
+    """One line on stderr that holds all of this, exit code 2, and the same reason on record."""
+    assert ended.exit_code == EXIT_USER_ERROR, ended.stderr
+    assert ended.stderr.splitlines() == [ended.error]
+    for part in told:
+        assert part in ended.error
+    for result in ended.results:
+        assert_valid(result)
+        assert result["status"] == "failed"
+        assert ended.error == f"xray: error: {result['reason']}"
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["model=nosuch"], ["model/nosuch", "resnet18"]),
+        (["experiment=nosuch"], ["experiment/nosuch", "paper_1_resnet18_cpu"]),
+        (["nosuch=1"], ["nosuch"]),
+        (["trainer.max_epoch=3"], ["trainer.max_epoch"]),
+        (["trainer.max_epochs=-5"], ["trainer.max_epochs=-5", "at least 1"]),
+        (["trainer.max_epochs=0"], ["trainer.max_epochs=0"]),
+        (["trainer.max_epochs=1.5"], ["trainer.max_epochs=1.5"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1"]),
+        (["optimizer.lr=abc"], ["optimizer.lr=abc"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["seed=abc"], ["seed=abc"]),
+        (["name=a/b"], ["name=a/b"]),
+        (["resume=nosuch"], ["resume=nosuch is no run folder"]),
+        (["strategy=ddp", "strategy.processes=0"], ["strategy.processes=0"]),
+        (["strategy=mpi", "strategy.processes=two"], ["strategy.processes=two"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_wrong_call_is_one_line_before_anything_is_imported(
+    overrides: list[str], told: list[str], train: Train
+) -> None:
+    assert_refused(train(*overrides), *told)
+
+
+def test_fault_10_a_missing_mpirun_is_told_with_the_install_line(
+    train: Train, tmp_path: Path
+) -> None:
+    nothing = tmp_path / "bin"
+    nothing.mkdir()
+    ended = train("strategy=mpi", env={"PATH": str(nothing)})
+    assert_refused(ended, "no mpirun on PATH", "uv sync --group mpi")
+
+
+def test_fault_16_a_run_folder_that_cannot_be_made_is_told(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = train(f"hydra.run.dir={tmp_path}/file/run")
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert str(tmp_path / "file") in ended.error
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["data.batch_size=0"], ["data.batch_size=0"]),
+        (["data.batch_size=abc"], ["data.batch_size=abc"]),
+        (["data.image_size=3"], ["data.image_size=3", "at least 32"]),
+        (["data.normalize=zscore"], ["data.normalize=zscore", "per_image"]),
+        (["data.split=nosuch"], ["data.split='nosuch'", "official"]),
+        (["data.split_seed=abc"], ["data.split_seed=abc"]),
+        (["data.root=/nowhere"], ["data.root=/nowhere does not exist"]),
+        (["data.cache_dir=/dev/null/cache"], ["data.cache_dir=/dev/null/cache"]),
+        (["stages=[predict]"], ["stages=[predict]", "fit, test"]),
+        (["stages=predict"], ["stages=[predict]"]),
+        (["stages=[test]"], ["stages=[test] needs ckpt_path"]),
+        (["stages=[test]", "ckpt_path=nosuch.ckpt"], ["nosuch.ckpt does not exist"]),
+        (["trainer.precision=int8"], ["precision=int8 is unknown", "16-mixed"]),
+        (["trainer.accelerator=tpu"], ["accelerator=tpu is unknown"]),
+        (["optimizer=sgd", "optimizer.momentum=-1"], ["optimizer: ", "momentum"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_wrong_option_is_one_line(overrides: list[str], told: list[str], call: Call) -> None:
+    assert_refused(call(*overrides), *told)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_fault_12_cuda_that_is_not_there_is_never_a_silent_cpu_run(call: Call) -> None:
+    assert_refused(call("accelerator=cuda"), "accelerator=cuda", "no CUDA device")
+
+
+def test_an_empty_csv_is_one_line(call: Call, tmp_path: Path) -> None:
+    root = tmp_path / "empty"
+    root.mkdir()
+    (root / "Data_Entry_2017_v2020.csv").write_text("")
+    assert_refused(call(f"data.root={root}"), str(root / "Data_Entry_2017_v2020.csv"))
+
+
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_fault_29_an_unreadable_image_is_named_in_one_line(
+    cache: str, call: Call, phantoms: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(phantoms, tmp_path / "damaged"))
+    name = (root / "train_val_list.txt").read_text().split()[0]
+    image = root / "images" / name
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    assert_refused(call(f"data.root={root}", f"data.cache={cache}"), name)
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("how", ["truncated", "hostile", "other order", "other model"])
+def test_a_checkpoint_that_does_not_do_is_one_line_and_never_random_weights(
+    how: str, first: Ended, call: Call, tmp_path: Path
+) -> None:
+    bad, canary = tmp_path / "bad.ckpt", tmp_path / "canary"
+    whole = checkpoint(first).read_bytes()
+    content = read_checkpoint(checkpoint(first))
+    further, told = [], ["bad.ckpt"]
+    if how == "truncated":
+        bad.write_bytes(whole[: len(whole) * 6 // 10])
+    elif how == "hostile":
+        torch.save(content | {"callbacks": Canary(canary)}, bad)
+    elif how == "other order":
+        content["xray"]["findings"] = list(FINDINGS[::-1])
+        torch.save(content, bad)
+        told += ["Hernia, Pleural_Thickening", "Atelectasis, Cardiomegaly"]
+    else:
+        bad.write_bytes(whole)
+        further, told = ["model=resnet50"], [*told, "model.arch: resnet18 -> resnet50"]
+    assert_refused(call("stages=[test]", f"ckpt_path={bad}", *further), *told)
+    assert not canary.exists()
+
+
+def test_resuming_from_a_truncated_checkpoint_is_one_line(earlier: Path, call: Call) -> None:
+    last = earlier / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    ended = call(f"resume={earlier}", "trainer.max_epochs=2")
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert str(last) in ended.error
+
+
+def test_a_traceback_is_shown_when_asked_for(train: Train) -> None:
+    ended = train("trainer.max_epochs=0", env={"XRAY_DEBUG": "1"})
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert "Traceback" in ended.stderr

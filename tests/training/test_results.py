@@ -1,0 +1,153 @@
+"""results.json: whole at every moment, standard JSON, and the guard of resumed runs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from xray_lightning.errors import UserError
+from xray_lightning.training import results
+from xray_lightning.training.results import (
+    FILE_NAME,
+    RunRecord,
+    differences,
+    finite,
+    flat,
+    git_commit,
+    refuse_other_configuration,
+)
+
+SCHEMA = json.loads(Path(results.__file__).with_name("results_schema.json").read_text())
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "model": {"arch": "resnet18", "hidden": []},
+    "data": {"root": "a", "batch_size": 32},
+    "trainer": {"max_epochs": 1},
+    "strategy": {"name": "single"},
+}
+
+
+def start(folder: Path) -> RunRecord:
+    return RunRecord.start(folder, name="n", command="c", seed=3, config=CONFIG)
+
+
+@pytest.mark.parametrize("status", ["running", "finished", "failed", "interrupted", "skipped"])
+def test_a_record_is_valid_against_the_schema_at_every_end(status: str, tmp_path: Path) -> None:
+    record = start(tmp_path)
+    record.end(status, None if status in ("running", "finished") else "why")
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    Draft202012Validator(SCHEMA).validate(content)
+    assert (content["status"], content["seed"], content["config"]) == (status, 3, CONFIG)
+
+
+def test_a_number_that_is_none_is_written_as_null(tmp_path: Path) -> None:
+    record = start(tmp_path)
+    record.content["timing"]["fit"] = math.nan
+    record.content["config"] = {"a": (1.5, -math.inf), "b": Path("x"), 3: True}
+    record.write()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / FILE_NAME).read_text(), parse_constant=refuse)
+    assert content["timing"]["fit"] is None
+    assert content["config"] == {"a": [1.5, None], "b": "x", "3": True}
+
+
+def test_finite_changes_nothing_else() -> None:
+    value = {"a": [1, 2.5, "x", None, True, {"b": []}]}
+    assert finite(value) == value
+    assert finite((math.inf, 1)) == [None, 1]
+
+
+def test_a_failed_write_keeps_the_record_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = start(tmp_path)
+    record.write()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    record.content["name"] = object  # the default of json.dumps takes it: write the new record
+    monkeypatch.setattr("xray_lightning.atomic.os.replace", _fail)
+    with pytest.raises(OSError, match="disk"):
+        record.end("finished")
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def _fail(*_: object) -> None:
+    raise OSError("disk")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+def test_a_record_that_cannot_be_read_is_none(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / FILE_NAME).write_bytes(content)
+    assert RunRecord.load(tmp_path) is None
+
+
+def test_a_record_is_read_back_as_written(tmp_path: Path) -> None:
+    start(tmp_path).end("finished")
+    again = RunRecord.load(tmp_path)
+    assert again is not None
+    assert again.status == "finished"
+    assert again.content["config"] == CONFIG
+
+
+def test_two_records_share_no_block(tmp_path: Path) -> None:
+    one, two = start(tmp_path), start(tmp_path)
+    one.content["timing"]["peak_memory_bytes"]["host"] = 1
+    assert two.content["timing"]["peak_memory_bytes"]["host"] is None
+
+
+def test_the_commit_is_that_of_the_checkout_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = git_commit()
+    assert found is None or len(found) == 40
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() is None
+
+
+def test_nested_keys_are_told_by_their_dotted_names() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 5}, "d": 3}) == [
+        "a.b: 1 -> 5",
+        "c: 2 -> None",
+        "d: None -> 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainer": {"max_epochs": 9}},
+        {"strategy": {"name": "ddp", "processes": 2}},
+        {"resume": "runs/a", "stages": ["fit"]},
+        {"data": {"root": "b", "batch_size": 32}},
+    ],
+    ids=["longer", "more ranks", "other stages", "moved data"],
+)
+def test_a_resumed_run_may_change_how_and_where_it_runs(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"model": {"arch": "resnet50", "hidden": []}}, "model.arch: resnet18 -> resnet50"),
+        ({"data": {"root": "a", "batch_size": 8}}, "data.batch_size: 32 -> 8"),
+        ({"seedling": 1}, "seedling: None -> 1"),
+    ],
+)
+def test_a_resumed_run_may_not_change_what_it_computes(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
+    assert f"({told})" in str(error.value)

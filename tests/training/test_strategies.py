@@ -1,0 +1,113 @@
+"""What each strategy starts, joins and refuses."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from xray_lightning.errors import EXIT_USER_ERROR, UserError
+from xray_lightning.models.batchnorm import PortableSyncBatchNorm
+from xray_lightning.training.strategies import Mpirun, Single, Strategy, Torchrun
+from xray_lightning.training.world import World
+
+ALONE = World("none")
+MPI = World("mpi", 1, 2)
+TORCHRUN = World("torchrun", 1, 2)
+
+
+@pytest.fixture
+def mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A PATH on which there is an mpirun and nothing else."""
+    path = tmp_path / "mpirun"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return str(path)
+
+
+def test_single_starts_nothing_and_names_its_environment() -> None:
+    assert Single().launch_command(ALONE, devices=4) is None
+    options = Single().trainer_options("cpu")
+    assert options["devices"] == 1
+    assert isinstance(options["plugins"][0], LightningEnvironment)
+
+
+def test_ddp_starts_torchrun_with_the_processes_asked_for() -> None:
+    command = Torchrun(processes=3).launch_command(ALONE, devices=0)
+    assert command is not None
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert "--nproc-per-node=3" in command
+
+
+@pytest.mark.parametrize("devices, processes", [(0, 2), (1, 1), (8, 8)])
+def test_a_process_a_gpu_or_two_on_a_cpu(devices: int, processes: int, mpirun: str) -> None:
+    ddp = Torchrun().launch_command(ALONE, devices=devices)
+    mpi = Mpirun().launch_command(ALONE, devices=devices)
+    assert ddp is not None
+    assert mpi is not None
+    assert ddp[-1] == f"--nproc-per-node={processes}"
+    assert mpi[:3] == [mpirun, "-n", str(processes)]
+
+
+def test_mpi_starts_mpirun_with_hosts_and_further_arguments(mpirun: str) -> None:
+    strategy = Mpirun(processes=4, hosts="a:2,b:2", mpirun_args=["--mca", "btl", "self"])
+    command = strategy.launch_command(ALONE, devices=0)
+    assert command is not None
+    assert command[:3] == [mpirun, "-n", "4"]
+    assert command[command.index("--host") + 1] == "a:2,b:2"
+    assert command[-6:] == ["--mca", "btl", "self", sys.executable, "-m", "mpi4py"]
+
+
+@pytest.mark.parametrize("strategy, world", [(Mpirun(), MPI), (Torchrun(), TORCHRUN)])
+def test_a_strategy_joins_the_world_of_its_launcher(strategy: Strategy, world: World) -> None:
+    assert strategy.launch_command(world, devices=0) is None
+
+
+@pytest.mark.parametrize("strategy, world", [(Mpirun(3), MPI), (Torchrun(3), TORCHRUN)])
+def test_a_world_of_another_size_is_refused(strategy: Strategy, world: World) -> None:
+    with pytest.raises(UserError, match=r"strategy.processes=3, but the \w+ world has 2") as told:
+        strategy.launch_command(world, devices=0)
+    assert told.value.exit_code == EXIT_USER_ERROR
+
+
+@pytest.mark.parametrize(
+    "strategy, world",
+    [(Single(), MPI), (Single(), TORCHRUN), (Torchrun(), MPI), (Mpirun(), TORCHRUN)],
+)
+def test_another_launchers_world_is_refused(strategy: Strategy, world: World) -> None:
+    with pytest.raises(UserError, match=f"strategy={strategy.name} was started"):
+        strategy.launch_command(world, devices=0)
+
+
+@pytest.mark.parametrize("processes", [0, -1, True, "two", 1.5])
+def test_a_number_of_processes_that_is_none_is_refused(processes: object, mpirun: str) -> None:
+    for strategy in (Torchrun, Mpirun):
+        with pytest.raises(UserError, match=f"strategy.processes={processes} must be"):
+            strategy(processes=processes).launch_command(ALONE, devices=0)  # type: ignore[arg-type]
+
+
+def test_a_missing_mpirun_is_told_with_the_ways_to_install_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no mpirun on PATH; install one: `uv sync --group mpi`"):
+        Mpirun().launch_command(ALONE, devices=0)
+
+
+def test_under_torchrun_lightning_gets_that_environment_and_all_its_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    marks = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    for name, value in (marks | {"TORCHELASTIC_RUN_ID": "x"}).items():
+        monkeypatch.setitem(os.environ, name, value)
+    options = Torchrun(timeout=7, sync_batchnorm=True).trainer_options("cpu")
+    assert (options["devices"], options["num_nodes"]) == (2, 2)
+    ddp = options["strategy"]
+    assert isinstance(ddp, DDPStrategy)
+    assert isinstance(ddp.cluster_environment, TorchElasticEnvironment)
+    assert ddp._timeout.total_seconds() == 7
+    assert isinstance(options["plugins"][0], PortableSyncBatchNorm)
+    assert Torchrun().trainer_options("cpu")["plugins"] == []
