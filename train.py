@@ -143,11 +143,14 @@ def settle(error: BaseException, cfg: DictConfig, folder: Path) -> int:
         log.warning("%s: skipped: needs %s", cfg.name, skipping)
         return 0
     failure = Failure.of(error, WORLD)
+    if failure.exit_code == EXIT_USER_ERROR and WORLD.rank > 0:
+        sleep(GRACE_SECONDS)  # most likely every rank met it: let rank 0 tell
     if failure.claim(folder):
         if not LAUNCHED:  # else the process that started the ranks tells and records it
             failure.record(folder)
             complain(failure.reason)
-            (folder / Failure.FILE_NAME).unlink(missing_ok=True)
+            if WORLD.size == 1:
+                (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     else:
         sleep(GRACE_SECONDS)  # another rank was first: let it finish telling
     if WORLD.size > 1:

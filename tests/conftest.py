@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xray_lightning.models.classifier import Classifier
 
 REPOSITORY = Path(__file__).parent.parent
+COMPILED = REPOSITORY / ".pytest_cache" / "compiled"  # bytecode, where the caller writes none
 IMAGES = 80  # enough for every finding to be there, few enough for a run of seconds
 
 
@@ -66,6 +67,9 @@ SMALL = (
 
 Train = Callable[..., Ended]
 
+# Threads that wait for each other do not spin: with busy neighbours that costs most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def environment(**further: str) -> dict[str, str]:
     """This process's environment, with the virtual environment's commands on PATH."""
@@ -73,6 +77,8 @@ def environment(**further: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(COMPILED),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",

@@ -83,9 +83,10 @@ def test_each_row_of_a_batch_is_the_image_and_labels_of_the_tables_row(
 
 def test_the_sides_share_no_patient_and_hold_every_image(phantoms: Path, tmp_path: Path) -> None:
     data = module(phantoms, tmp_path)
-    patients = [set(data.table(side)["patient_id"]) for side in SIDES]
+    train, val, test = (set(data.table(side)["patient_id"]) for side in SIDES)
     assert sum(len(data.table(side)) for side in SIDES) == IMAGES
-    assert not (patients[0] & patients[1] or patients[0] & patients[2] or patients[1] & patients[2])
+    assert train.isdisjoint(val)
+    assert test.isdisjoint(train | val)
 
 
 def test_without_a_cache_the_batches_are_the_same(phantoms: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent whatever ends the writer, and read without running what they hold."""
+"""Checkpoints: whole whatever ends the writer, and read without running what they hold."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def test_a_failure_at_any_step_of_a_save_keeps_the_old_checkpoint(
     step: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FAILURES[step](monkeypatch)
-    with pytest.raises(RunFailedError, match="last.ckpt cannot be written .*untouched") as told:
+    with pytest.raises(RunFailedError, match=r"last\.ckpt cannot be written .*untouched") as told:
         AtomicCheckpointIO().save_checkpoint(NEW, saved)
     assert told.value.exit_code == EXIT_RUN_FAILED
     assert "\n" not in str(told.value)
@@ -130,6 +130,8 @@ def test_fault_13_a_kill_during_a_save_leaves_the_old_checkpoint_or_the_new(
     )
     assert done.stdout == "survived\n", done.stderr
     assert [path.name for path in saved.parent.iterdir() if path.suffix == ".ckpt"] == ["last.ckpt"]
+    AtomicCheckpointIO().save_checkpoint(NEW, saved)
+    assert os.listdir(saved.parent) == ["last.ckpt"]  # what the kills have left is cleared away
 
 
 class Canary:

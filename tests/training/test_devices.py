@@ -46,7 +46,7 @@ def test_cuda_that_is_not_there_is_an_error_and_never_a_cpu_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpus(monkeypatch, 0)
-    with pytest.raises(NoCudaError, match="accelerator=cuda, but torch .* finds no CUDA") as told:
+    with pytest.raises(NoCudaError, match=r"accelerator=cuda, but torch .* finds no CUDA") as told:
         choose_accelerator("cuda")
     assert told.value.exit_code == EXIT_USER_ERROR
     assert told.value.missing == "CUDA"

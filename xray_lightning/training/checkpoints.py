@@ -34,6 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial = None
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
+            for left_by_a_kill in final.parent.glob(f".{final.name}.*"):
+                left_by_a_kill.unlink(missing_ok=True)
             handle, partial = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
             with os.fdopen(handle, "wb") as stream:
                 torch.save(checkpoint, stream)

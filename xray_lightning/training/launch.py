@@ -32,7 +32,9 @@ _DEATHS = (
         r"process rank (?P<rank>\d+) with PID \d+ on node (?P<host>\S+) exited on\s+signal"
         r" (?P<cause>\d+ \([^)]*\))"
     ),
-    re.compile(r"exitcode\s*:\s*(?P<cause>-\d+)"),
+    re.compile(
+        r"host\s*: (?P<host>\S+) rank\s*: (?P<rank>\d+) .{0,40}exitcode\s*: (?P<cause>-\d+)"
+    ),
 )
 
 
@@ -141,10 +143,8 @@ def _death(lines: Sequence[str]) -> str:
     for pattern in _DEATHS:
         found = pattern.search(text)
         if found:
-            parts = found.groupdict()
-            rank = f"rank {parts['rank']} on {parts['host']}" if "rank" in parts else "a rank"
             return (
-                f"{rank} was ended by signal {parts['cause'].lstrip('-')}; "
-                "was it out of memory, or killed?"
+                f"rank {found['rank']} on {found['host']} was ended by signal "
+                f"{found['cause'].lstrip('-')}; was it out of memory, or killed?"
             )
     return ""
