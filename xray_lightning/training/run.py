@@ -11,20 +11,18 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import lightning
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from rich.table import Table
 
 from xray_lightning.atomic import write_atomically
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.explore import render_split_table, split_table
-from xray_lightning.errors import UserError
-from xray_lightning.findings import FINDINGS
-from xray_lightning.models.classifier import Classifier, Outputs
+from xray_lightning.errors import UserError, one_line
+from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.training.board import log_hyperparameters
 from xray_lightning.training.checkpoints import (
@@ -41,6 +39,7 @@ from xray_lightning.training.devices import (
     set_cpu_threads,
 )
 from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.predictions import metrics_table, prediction_table
 from xray_lightning.training.progress import EpochLines, ImagesBar
 from xray_lightning.training.results import RunRecord
 from xray_lightning.training.strategies import Strategy
@@ -114,21 +113,25 @@ def run(job: Job) -> None:
     )
     interruption.install()
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
-    trainer = job.trainer(
-        accelerator="gpu" if accelerator == "cuda" else "cpu",
-        precision=precision,
-        callbacks=[
-            throughput,
-            FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0),
-            _Recorder(job, throughput),
-            *_display(job, throughput),
-            *job.callbacks,
-            interruption,  # last: the checkpoint it saves holds the others' state
-        ],
-        logger=list(job.loggers),
-        enable_progress_bar=False,  # ours is among the callbacks
-        **options,
-    )
+    callbacks = [
+        throughput,
+        FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0),
+        _Recorder(job, throughput),
+        *_display(job, throughput),
+        *job.callbacks,
+        interruption,  # last: the checkpoint it saves holds the others' state
+    ]
+    try:
+        trainer = job.trainer(
+            accelerator="gpu" if accelerator == "cuda" else "cpu",
+            precision=precision,
+            callbacks=callbacks,
+            logger=list(job.loggers),
+            enable_progress_bar=False,  # ours is among the callbacks
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
     if trainer.world_size != job.world.size:
         raise UserError(
             f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
@@ -199,66 +202,6 @@ def _test(job: Job, trainer: Trainer) -> None:
             metrics={key: metrics[key] for key in headline},
         )
         _console(job).print(metrics_table(metrics))
-
-
-def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str) -> pd.DataFrame:
-    """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each."""
-    if outputs is None or len(outputs.rows) != len(table):
-        raise RuntimeError("the predictions are not one an image")
-    rows = table.iloc[outputs.rows.numpy()]
-    probabilities = outputs.probabilities.numpy()
-    columns: dict[str, Any] = {
-        "image": rows["image"].to_numpy(),
-        "patient_id": rows["patient_id"].to_numpy(),
-        "split": side,
-    }
-    columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(FINDINGS)}
-    columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in FINDINGS}
-    return pd.DataFrame(columns)
-
-
-def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """The table that ends a run: the headline, and each finding."""
-    table = Table(
-        title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
-        caption=(
-            f"label accuracy {_percent(metrics['label_accuracy'])}, and "
-            f"{_percent(metrics['always_negative_accuracy'])} for always answering no finding"
-        ),
-    )
-    table.add_column("finding")
-    for heading in ("positives", "AUROC", "95 % interval", "AP"):
-        table.add_column(heading, justify="right")
-    for name, row in metrics["per_finding"].items():
-        table.add_row(
-            name.replace("_", " "),
-            str(row["positives"]),
-            _number(row["auroc"]),
-            _interval(row["auroc_ci95"]),
-            _number(row["average_precision"]),
-        )
-    table.add_section()
-    table.add_row(
-        f"macro over {metrics['auroc_macro_findings']}",
-        "",
-        _number(metrics["auroc_macro"]),
-        _interval(metrics["auroc_macro_ci95"]),
-        _number(metrics["average_precision_macro"]),
-        style="bold",
-    )
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
 
 
 def _console(job: Job) -> Console:
