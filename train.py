@@ -250,9 +250,6 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
     from xray_lightning.progress import display
     from xray_lightning.training.run import Job
 
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        # It sets INFO as it is imported: GPUs, TPUs, tips. Warnings stay.
-        logging.getLogger(name).setLevel(logging.WARNING)
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     data = make(cfg, "data", progress=display if WORLD.rank == 0 else None)

@@ -2,25 +2,28 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the file, then rename: a kill leaves the old content or the new, never half.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream beside the file that takes its place at the end: a kill leaves the old or the new.
 
     Args:
         path: in a folder that exists.
-        content: text is written as UTF-8.
 
     Raises:
-        OSError: it cannot be written; the old file is untouched, and nothing is left beside it.
+        OSError: it cannot be written; the old file is untouched, and nothing is left beside it,
+            as after any other exception in the block.
     """
-    data = content.encode() if isinstance(content, str) else content
     # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
     handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(partial, 0o644)  # mkstemp gives a file that only its owner may read
@@ -28,3 +31,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file by `replacing` it; text is written as UTF-8."""
+    with replacing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)

@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, environment, tiny_classifier
 from test_fit import data, trainer
 
+from xray_lightning import atomic
 from xray_lightning.errors import EXIT_RUN_FAILED, EXIT_USER_ERROR, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.training import checkpoints
@@ -55,10 +56,10 @@ def half_written(checkpoint: object, stream: Any) -> None:
 
 
 FAILURES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "open": lambda patch: patch.setattr(checkpoints.tempfile, "mkstemp", no_space),
+    "open": lambda patch: patch.setattr(atomic.tempfile, "mkstemp", no_space),
     "torch.save": lambda patch: patch.setattr(checkpoints.torch, "save", half_written),
-    "fsync": lambda patch: patch.setattr(checkpoints.os, "fsync", no_space),
-    "rename": lambda patch: patch.setattr(checkpoints.os, "replace", no_space),
+    "fsync": lambda patch: patch.setattr(atomic.os, "fsync", no_space),
+    "rename": lambda patch: patch.setattr(atomic.os, "replace", no_space),
 }
 
 

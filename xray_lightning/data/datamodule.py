@@ -141,7 +141,13 @@ class XrayDataModule(LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Draw the phantoms and build the cache, on one rank of each node while others wait."""
+        """Draw the phantoms and build the cache, on one rank of each node while others wait.
+
+        Lightning asks again before each of fit, validate and test; once the pixels are open there
+        is nothing left to do.
+        """
+        if self._store is not None:
+            return
         if self.phantom is not None:
             with self._display("drawing phantoms", self.phantom.images) as advance:
                 ensure_phantoms(self.root, self.phantom, progress=advance)

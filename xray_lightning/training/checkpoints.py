@@ -1,7 +1,5 @@
 """Checkpoints that are whole or absent, and that load without running code."""
 
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from xray_lightning.atomic import replacing
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.models.classifier import check_checkpoint
 from xray_lightning.training.results import differences
@@ -31,25 +30,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         final = Path(path)
-        partial = None
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             for left_by_a_kill in final.parent.glob(f".{final.name}.*"):
                 left_by_a_kill.unlink(missing_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
-            with os.fdopen(handle, "wb") as stream:
+            with replacing(final) as stream:
                 torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, final)
         except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
             raise RunFailedError(
                 f"checkpoint {final} cannot be written ({error}); the previous one is untouched. "
                 "Free some space, or choose another folder with hydra.run.dir"
             ) from error
-        finally:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
 
 
 class LastCheckpoint(Checkpoint):

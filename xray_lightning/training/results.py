@@ -8,6 +8,7 @@ import math
 import socket
 import subprocess
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class RunRecord:
                 "config": config,
                 "data": None,
                 "environment": bare_environment(),
-                "timing": json.loads(json.dumps(EMPTY_TIMING)),
+                "timing": deepcopy(EMPTY_TIMING),
                 "metrics": {"test": None},
                 "history": [],
                 "training": {"warnings": []},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, check_whole
 from xray_lightning.training.world import INSTALL_MPI, World
 
 DEFAULT_CPU_PROCESSES = 2
@@ -39,8 +39,7 @@ def _processes(asked: int | None, *, devices: int) -> int:
     """As asked, else one a GPU, else two: the smallest number that shows the machinery."""
     if asked is None:
         return devices or DEFAULT_CPU_PROCESSES
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise UserError(f"strategy.processes={asked} must be a whole number of at least 1")
+    check_whole("strategy.processes", asked, least=1)
     return asked
 
 
