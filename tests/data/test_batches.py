@@ -24,7 +24,7 @@ def loader(rows: int = 10, *, first_row: int = 0, **order: object) -> BatchLoade
     store = NumberedStore(first_row + rows)
     return BatchLoader(
         store,
-        first_row=first_row,
+        store_rows=first_row + np.arange(rows),
         targets=targets,
         order=EpochOrder(rows=rows, **settings),  # type: ignore[arg-type]
     )
@@ -129,6 +129,25 @@ def test_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> No
     assert visited(list(resumed)) == visited(list(straight))
 
 
+@pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
+def test_a_draw_has_the_same_number_and_row_at_any_number_of_ranks(sampler: str) -> None:
+    weights = np.ones(10) if sampler == "balanced" else None
+
+    def drawn(ranks: int) -> dict[int, int]:
+        found = {}
+        for rank in range(ranks):
+            part = loader(10, rank=rank, ranks=ranks, weights=weights)
+            for epoch in range(2):
+                part.set_epoch(epoch)
+                for batch in part:
+                    pairs = zip(batch.draws.tolist(), batch.rows.tolist(), strict=True)
+                    found |= {draw: row for draw, row in pairs if row >= 0}
+        return found
+
+    assert sorted(drawn(1)) == list(range(20))
+    assert drawn(1) == drawn(2) == drawn(3)
+
+
 def test_a_loader_can_be_left_early_and_starts_again_from_the_beginning() -> None:
     batches = loader()
     next(iter(batches))
@@ -141,7 +160,9 @@ def test_an_error_in_reading_reaches_the_consumer() -> None:
             raise OSError("the disk is gone")
 
     order = EpochOrder(rows=4, batch_size=2, shuffle=False)
-    broken = BatchLoader(BrokenStore(4), first_row=0, targets=torch.zeros(4, 14), order=order)
+    broken = BatchLoader(
+        BrokenStore(4), store_rows=np.arange(4), targets=torch.zeros(4, 14), order=order
+    )
     with pytest.raises(OSError, match="the disk is gone"):
         list(broken)
 

@@ -30,6 +30,7 @@ def batch(images: int) -> Batch:
         images=torch.randint(0, 256, (images, 1, 32, 32), generator=generator, dtype=torch.uint8),
         targets=targets,
         rows=torch.arange(images),
+        draws=torch.arange(images),
         scale=1 / images,
     )
 

@@ -49,7 +49,7 @@ class Logger:
 def batch(images: int, *, ranks: int = 1) -> Batch:
     """One rank's part of a global batch of so many images."""
     empty = torch.zeros(0)
-    return Batch(images=empty, targets=empty, rows=empty, scale=ranks / images)
+    return Batch(images=empty, targets=empty, rows=empty, draws=empty, scale=ranks / images)
 
 
 def test_the_rates_add_up(clock: Clock, phantoms: Path) -> None:

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 1, S, S) uint8
     targets: Tensor  # (B, 14) float32
     rows: Tensor  # (B,) int64: row of the side's table; ~row (negative) where it is a repeat
+    draws: Tensor  # (B,) int64: number of the draw in the run, which augmentation is seeded with
     scale: float  # ranks / G: the sum of this rank's losses times it, averaged over the ranks,
     # is the mean loss of the global batch
 
@@ -103,10 +104,10 @@ class BatchLoader:
     """
 
     def __init__(
-        self, store: PixelStore, *, first_row: int, targets: Tensor, order: EpochOrder
+        self, store: PixelStore, *, store_rows: Rows, targets: Tensor, order: EpochOrder
     ) -> None:
         self._store = store
-        self._first_row = first_row  # the store holds all sides, one after the other
+        self._store_rows = store_rows  # where the store, which holds all sides, has the side's
         self._targets = targets
         self._order = order
         self._epoch = 0
@@ -144,14 +145,18 @@ class BatchLoader:
             yield batch
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        for mine, whole in self._order.share(self._epoch, start=start):
+        order = self._order
+        for step, (mine, whole) in enumerate(order.share(self._epoch, start=start), start):
             rows = np.where(mine < 0, ~mine, mine)
-            pixels = self._store.read(rows + self._first_row)
+            pixels = self._store.read(self._store_rows[rows])
+            first = self._epoch * order.rows + step * order.batch_size + order.rank
+            draws = first + order.ranks * torch.arange(len(mine))
             yield Batch(
                 images=torch.from_numpy(pixels).unsqueeze(1),
                 targets=self._targets[torch.from_numpy(rows)],
                 rows=torch.from_numpy(mine),
-                scale=self._order.ranks / whole,
+                draws=draws,
+                scale=order.ranks / whole,
             )
 
 

@@ -206,7 +206,8 @@ class XrayDataModule(LightningDataModule):
         )
         first_row = sum(len(self._tables[s]) for s in SIDES[: SIDES.index(side)])
         targets = torch.from_numpy(labels.astype(np.float32))
-        return BatchLoader(self._store, first_row=first_row, targets=targets, order=order)
+        store_rows = first_row + np.arange(len(labels))
+        return BatchLoader(self._store, store_rows=store_rows, targets=targets, order=order)
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader("train")
