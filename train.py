@@ -36,7 +36,7 @@ from xray_lightning.errors import (
 from xray_lightning.training.launch import launch
 from xray_lightning.training.results import RunRecord, refuse_other_configuration
 from xray_lightning.training.settle import Failure
-from xray_lightning.training.world import detect, die_with_parent, end, share
+from xray_lightning.training.world import detect, die_with_parent, end, process_start, share
 
 if TYPE_CHECKING:
     from xray_lightning.training.run import Job
@@ -45,7 +45,7 @@ log = logging.getLogger("xray")
 
 WORLD = detect()
 LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
-STARTED = float(os.environ.get("XRAY_STARTED", monotonic()))  # when the first process began
+STARTED = float(os.environ.get("XRAY_STARTED", process_start()))  # when the first process began
 COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
 GRACE_SECONDS = 3.0
@@ -111,6 +111,8 @@ def job(cfg: DictConfig) -> None:
 
 def conduct(cfg: DictConfig, folder: Path) -> int:
     """Run one job to whatever end it takes, record that end, and return its exit code."""
+    # The later jobs of a multirun find this process started and torch imported.
+    started = STARTED if not exit_codes else monotonic()
     try:
         record = open_record(cfg, folder)
         refuse_bad_numbers(cfg)
@@ -118,11 +120,11 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         if command is None:
             from xray_lightning.training.run import run
 
-            run(build(cfg, folder, record))
+            run(build(cfg, folder, record, started=started))
             if WORLD.rank == 0:
                 record.end("finished")
         else:
-            launch(command, folder=folder, environ=rank_environment())
+            launch(command, folder=folder, environ=rank_environment(started))
         if not LAUNCHED and WORLD.rank == 0:
             log.info("results: %s", folder / "results.json")
             log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
@@ -225,11 +227,11 @@ def launch_command(cfg: DictConfig) -> list[str] | None:
     ]
 
 
-def rank_environment() -> dict[str, str]:
+def rank_environment(started: float) -> dict[str, str]:
     """What the ranks find in their environment beside the caller's."""
     extra = {
         "XRAY_LAUNCHED": "1",
-        "XRAY_STARTED": str(STARTED),
+        "XRAY_STARTED": str(started),
         "XRAY_COMMAND": COMMAND,
         "PYTHONUNBUFFERED": "1",  # MPICH passes output through pipes
     }
@@ -241,7 +243,7 @@ def rank_environment() -> dict[str, str]:
     return {**os.environ, **extra}
 
 
-def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
+def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -> "Job":
     """Every object that the run is made of."""
     from lightning.pytorch import seed_everything
 
@@ -253,12 +255,14 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
     data = make(cfg, "data", progress=display if WORLD.rank == 0 else None)
+    speed = make(cfg, "speed")
     classifier = Classifier(
         backbone=make(cfg, "model"),
         loss=make(cfg, "loss"),
         normalize=Normalize(data.normalize),
         optimizer=make(cfg, "optimizer"),
         scheduler=make(cfg, "scheduler") or None,
+        augment=make(cfg, "augment") or None,
         recipe={
             "model": {
                 key: value
@@ -268,16 +272,18 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord) -> "Job":
             "normalize": cfg.data.normalize,
             "image_size": cfg.data.image_size,
         },
+        channels_last=speed.channels_last,
     )
     return Job(
         folder=folder,
         record=record,
         world=WORLD,
-        started=STARTED,
+        started=started,
         data=data,
         classifier=classifier,
         trainer=make(cfg, "trainer"),
         strategy=make(cfg, "strategy"),
+        speed=speed,
         accelerator=cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
         evaluate=make(cfg, "evaluation"),

@@ -35,6 +35,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "perf_counter", clock)
+    monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
 
@@ -63,7 +64,7 @@ def test_the_rates_add_up(clock: Clock, phantoms: Path) -> None:
         loggers=[logger],
     )
     model = tiny_classifier()
-    model.train_loss.update(torch.tensor(0.75))
+    model._train_sums += torch.tensor([1.5, 2.0])
     throughput = Throughput(batch_size=16)
     throughput.on_train_start(world, model)
     throughput.on_train_epoch_start(world, model)
@@ -84,10 +85,18 @@ def test_the_rates_add_up(clock: Clock, phantoms: Path) -> None:
         "fit": 4 * len(sizes) + 12,
         "fit_images_per_second": sum(sizes) / (4 * len(sizes) + 12),
         "steady_images_per_second": steady / (5 * 4),
+        "step_seconds": 4,
         "data_wait_fraction": 0.25,
     }
     assert throughput.images_per_second == sum(sizes) / (4 * len(sizes))
-    assert logger.logged == [{"train/images_per_second": sum(sizes) / (4 * len(sizes))}]
+    (logged,) = logger.logged
+    assert logged.pop("memory/host_bytes") > 100 * 2**20  # torch alone takes more
+    assert logged.pop("memory/device_bytes", 0) >= 0
+    assert logged == {
+        "train/images_per_second": sum(sizes) / (4 * len(sizes)),
+        "train/step_seconds": 4,
+        "train/data_wait_fraction": 0.25,
+    }
     (row,) = throughput.history
     assert math.isnan(row.pop("val_auroc_macro"))  # it was not there: null in results.json
     assert row == {

@@ -11,13 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multilabel_auroc
 
 from xray_lightning.data.batches import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.findings import FINDINGS
+from xray_lightning.models.graph import StepGraph
 from xray_lightning.models.losses import FindingsLoss
 
 CHECKPOINT_SCHEMA = 1
@@ -45,6 +45,7 @@ class Classifier(LightningModule):
         scheduler: Lightning's scheduler configuration, whose `scheduler` is a function of the
             optimizer, and of `total_steps` where `needs_total_steps` is true; None for a
             constant rate.
+        augment: uint8 images and their draws' numbers to float images, in training alone.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
     """
@@ -57,16 +58,21 @@ class Classifier(LightningModule):
         normalize: Normalize,
         optimizer: OptimizerFactory,
         scheduler: Mapping[str, Any] | None = None,
+        augment: nn.Module | None = None,
         recipe: Mapping[str, Any] | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.backbone, self.loss, self.normalize = backbone, loss, normalize
+        self.augment = augment
         self.recipe = dict(recipe or {})
         self.outputs: Outputs | None = None  # of the last evaluation
         self._make_optimizer = optimizer
         self._scheduler = scheduler
-        self.train_loss = MeanMetric(nan_strategy="ignore")  # FiniteLoss tells of them
+        self.cuda_graph = False  # replay the step as one CUDA graph
+        self._graph: StepGraph | None = None
+        # Losses of this epoch so far, and how many. No buffer: DDP would copy rank 0's to all.
+        self._train_sums = torch.zeros(2, dtype=torch.float64)
         self._gathered: list[tuple[Tensor, ...]] = []
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self._layout)
@@ -90,14 +96,58 @@ class Classifier(LightningModule):
                 self.normalize.fit_to(mean=mean, std=std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses: Tensor = self.loss(self(batch.images), batch.targets)  # (B,)
-        counted = (batch.rows >= 0).to(losses.dtype)
-        self.train_loss.update(losses.detach(), weight=counted)
+        return self._loss(batch) if self._graph is None else self._graph(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """The loss () whose gradient is this rank's share; the epoch's mean counts it."""
+        images = batch.images
+        if self.augment is not None:
+            images = self.augment(images, batch.draws)
+        losses: Tensor = self.loss(self(images), batch.targets)  # (B,)
+        counted = batch.rows >= 0
+        with torch.no_grad():
+            known = counted & losses.isfinite()  # FiniteLoss tells of the others
+            self._train_sums[0] += losses.where(known, 0).sum()
+            self._train_sums[1] += known.sum()
         return (losses * counted).sum() * batch.scale
 
+    def on_fit_start(self) -> None:
+        self._train_sums = self._train_sums.to(self.device)
+        if self.cuda_graph:
+            self._graph = StepGraph(self, self._scaled_loss, state=[self._train_sums])
+
+    def on_fit_end(self) -> None:
+        self._graph = None  # and its memory
+
+    def _scaled_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss = self._loss(batch)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # under fp16
+        return (loss if scaler is None else scaler.scale(loss)), loss
+
+    # A graph's replay has zeroed the gradients and run backward already.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._graph is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._graph is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def mean_train_loss(self) -> Tensor:
+        """Mean loss () of the images that all ranks have trained on in this epoch; a collective."""
+        sums = self._train_sums.clone()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        return (sums[0] / sums[1]).float()
+
+    def on_train_epoch_start(self) -> None:
+        self._train_sums.zero_()
+
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self.train_loss.compute(), sync_dist=True)
-        self.train_loss.reset()
+        self.log("train/loss", self.mean_train_loss(), rank_zero_only=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         with _blaming("optimizer"):

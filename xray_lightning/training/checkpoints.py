@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -44,16 +45,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the full state of the last whole epoch, to resume from.
+    """Keeps the full state of a whole epoch, to resume from: the last one, or nearly.
+
+    An epoch of a second is not worth a save of half a second: an epoch's end is left out where
+    saving would take more than its share of the time since the last save. The first and the last
+    epoch's are always saved. An interruption saves by itself.
 
     ModelCheckpoint would do, but its state names the folder, and a moved run folder then warns.
+
+    Args:
+        path: the file.
+        most_time: share of the run's time that saving may take; 1 saves after every epoch.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, most_time: float = 0.02) -> None:
+        if not isinstance(most_time, int | float) or not 0 < most_time <= 1:
+            raise UserError(f"callbacks.last.most_time={most_time} must be above 0, at most 1")
         self.path = Path(path)
+        self.most_time = most_time
+        self._due = 0.0  # in time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        start = monotonic()
+        # Saving is a collective: all ranks follow rank 0's clock.
+        if last or trainer.strategy.broadcast(start >= self._due):
+            trainer.save_checkpoint(self.path)
+            saved = monotonic()
+            self._due = saved + (saved - start) * (1 / self.most_time - 1)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

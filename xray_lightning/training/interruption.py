@@ -61,6 +61,11 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()  # Lightning has just put its own handler in place
+        # Lightning 2.6 asks rank 0 after each step, and waits for the device, whether its own
+        # handler saw a SIGTERM; with ours in place it never did.
+        loop: Any = trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = lambda: None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()

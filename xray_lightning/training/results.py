@@ -4,10 +4,13 @@
 """
 
 import json
+import logging
 import math
+import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from xray_lightning.errors import UserError
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
 RUNNING = "running"
+MOST_WARNINGS = 100
 
 EMPTY_TIMING: dict[str, Any] = {
     "startup": None,
@@ -27,6 +31,7 @@ EMPTY_TIMING: dict[str, Any] = {
     "total": None,
     "fit_images_per_second": None,
     "steady_images_per_second": None,
+    "step_seconds": None,
     "data_wait_fraction": None,
     "peak_memory_bytes": {"host": None, "device": None},
 }
@@ -61,11 +66,13 @@ FREE_KEYS = (
     "ckpt_path",
     "data.cache",
     "data.cache_dir",
+    "data.device_memory_share",
     "data.images",
     "data.root",
     "evaluation",
     "logger",
     "resume",
+    "speed",
     "stages",
     "strategy",
     "trainer",
@@ -140,7 +147,7 @@ class RunRecord:
                 "timing": deepcopy(EMPTY_TIMING),
                 "metrics": {"test": None},
                 "history": [],
-                "training": {"warnings": []},
+                "training": {"warnings": [], "skipped_steps": 0},
             },
         )
 
@@ -164,6 +171,27 @@ class RunRecord:
     @property
     def status(self) -> str:
         return str(self.content["status"])
+
+
+@contextmanager
+def kept_warnings(kept: list[str]) -> Iterator[None]:
+    """Add what is logged as a warning or worse to `kept`, each text once."""
+    handler = logging.Handler(logging.WARNING)
+
+    def keep(record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name == "py.warnings":  # "FILE:LINE: Category: text", then the line of code
+            text = re.sub(r"^.*?:\d+: ", "", text.splitlines()[0])
+        if text not in kept and len(kept) < MOST_WARNINGS:
+            kept.append(text)
+
+    handler.emit = keep  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def bare_environment() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Fit, test and resume: from ready-made objects to a run folder."""
 
 import logging
-import resource
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,14 +35,14 @@ from xray_lightning.training.devices import (
     choose_accelerator,
     choose_precision,
     device_name,
-    set_cpu_threads,
 )
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.predictions import metrics_table, prediction_table
 from xray_lightning.training.progress import EpochLines, ImagesBar
-from xray_lightning.training.results import RunRecord
+from xray_lightning.training.results import RunRecord, kept_warnings
+from xray_lightning.training.speed import Speed
 from xray_lightning.training.strategies import Strategy
-from xray_lightning.training.throughput import FiniteLoss, Throughput
+from xray_lightning.training.throughput import FiniteLoss, Throughput, peak_memory
 from xray_lightning.training.world import World
 
 log = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class Job:
     classifier: Classifier
     trainer: Callable[..., Trainer]
     strategy: Strategy
+    speed: Speed
     accelerator: str
     precision: str
     evaluate: Evaluate
@@ -93,10 +93,7 @@ def run(job: Job) -> None:
     precision = choose_precision(job.precision, accelerator=accelerator)
     options = job.strategy.trainer_options(accelerator)
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
-    if accelerator == "cpu":
-        threads = set_cpu_threads(local_ranks=local_ranks)
-    else:
-        threads = torch.get_num_threads()
+    threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
     if job.leads:
         _record_environment(job, accelerator=accelerator, precision=precision, threads=threads)
         cluster = getattr(options.get("strategy"), "cluster_environment", None)
@@ -108,6 +105,7 @@ def run(job: Job) -> None:
                 precision,
             )
     throughput = Throughput(batch_size=job.data.batch_size)
+    finite = FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
     interruption = Interruption(
         job.folder, checkpoint=job.folder / "checkpoints" / LAST, world=job.world
     )
@@ -115,7 +113,7 @@ def run(job: Job) -> None:
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
     callbacks = [
         throughput,
-        FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0),
+        finite,
         _Recorder(job, throughput),
         *_display(job, throughput),
         *job.callbacks,
@@ -137,12 +135,20 @@ def run(job: Job) -> None:
             f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
             "processes; start equally many on each host"
         )
+    # A graph holds no collective, and its gradients do not add up over steps.
+    alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+    job.classifier.cuda_graph = job.speed.cuda_graph and accelerator == "cuda" and alone
+    if job.speed.compile:
+        job.classifier.backbone.compile()
+    kept: list[str] = []
     try:
-        if "fit" in job.stages:
-            _fit(job, trainer)
-        if "test" in job.stages:
-            _test(job, trainer)
+        with kept_warnings(kept):
+            if "fit" in job.stages:
+                _fit(job, trainer)
+            if "test" in job.stages:
+                _test(job, trainer)
     finally:
+        job.record.content["training"] = {"warnings": kept, "skipped_steps": finite.skipped}
         _record_timing(job, throughput)
     trainer.strategy.barrier("end")  # ranks leave together
 
@@ -247,11 +253,6 @@ class _Recorder(Callback):
         if job.data.usable.patient_overlap:
             log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._job.leads:
-            startup = monotonic() - self._job.started - self._job.data.cache_seconds
-            self._job.record.content["timing"]["startup"] = max(0.0, startup)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._job.leads:
             new = self._throughput.history
@@ -285,7 +286,8 @@ def _record_timing(job: Job, throughput: Throughput) -> None:
         return
     timing = job.record.content["timing"]
     timing |= throughput.timing()
+    if throughput.first_step_at is not None:
+        startup = throughput.first_step_at - job.started - job.data.cache_seconds
+        timing["startup"] = max(0.0, startup)
     timing["total"] = monotonic() - job.started
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    timing["peak_memory_bytes"] = {"host": host, "device": device}
+    timing["peak_memory_bytes"] = peak_memory()

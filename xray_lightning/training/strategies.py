@@ -165,6 +165,8 @@ class Mpirun:
 def _ddp(
     environment: Any, strategy: Torchrun | Mpirun, *, devices: int, nodes: int
 ) -> dict[str, Any]:
+    if devices * nodes == 1:  # a world of one has nothing to reduce
+        return {"devices": 1, "plugins": [environment]}
     from lightning.pytorch.strategies import DDPStrategy
 
     from xray_lightning.models.batchnorm import PortableSyncBatchNorm

@@ -1,8 +1,9 @@
 """What a run did epoch by epoch, and how fast: history and images per second."""
 
 import math
+import resource
 from collections import deque
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -16,17 +17,19 @@ WARMUP_STEPS = 5  # left out of the steady rate: allocations, autotuning
 
 
 class Throughput(Callback):
-    """Clocks of the fit, the history rows of results.json, and images/s in TensorBoard.
+    """Clocks of the fit, the history rows of results.json, and the rates in TensorBoard.
 
     `fit_images_per_second` counts everything inside fit, validation and checkpoints too;
-    `steady_images_per_second` the training steps alone, after the first few.
+    `steady_images_per_second` the training steps alone, after the first few: the wait for each
+    batch, the step, and all that Lightning does around it. Nothing here waits for a GPU but at
+    the end of the warm-up and of an epoch.
     """
 
     def __init__(self, *, batch_size: int) -> None:
         self.batch_size = batch_size  # over all ranks
         self.history: list[dict[str, Any]] = []
         self.fit_seconds = 0.0
-        self.first_step_at: float | None = None
+        self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
         self._images = 0
         self._steady_images = 0
         self._steady_seconds = 0.0
@@ -43,16 +46,15 @@ class Throughput(Callback):
 
     def _start_epoch(self) -> None:
         self._epoch_start = self._mark = perf_counter()
-        self._epoch_images = 0
-        self._train_seconds = 0.0
+        self._epoch_images = self._epoch_steps = 0
+        self._train_seconds = self._epoch_wait = 0.0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        now = perf_counter()
         if self.first_step_at is None:
-            self.first_step_at = now
-        self._wait = now - self._mark
+            self.first_step_at = monotonic()
+        self._wait = perf_counter() - self._mark
 
     def on_train_batch_end(
         self,
@@ -62,13 +64,19 @@ class Throughput(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
+        self._steps += 1
+        if pl_module.device.type == "cuda" and (
+            self._steps == WARMUP_STEPS or batch_idx + 1 >= trainer.num_training_batches
+        ):
+            torch.cuda.synchronize()
         now = perf_counter()
         images = round(trainer.world_size / batch.scale)  # the global batch's size
         seconds = now - self._mark
         self._images += images
         self._epoch_images += images
+        self._epoch_steps += 1
+        self._epoch_wait += self._wait
         self._train_seconds += seconds
-        self._steps += 1
         if self._steps > WARMUP_STEPS:
             self._steady_images += images
             self._steady_seconds += seconds
@@ -79,15 +87,12 @@ class Throughput(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Classifier):
             raise TypeError("the history is of a Classifier")
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
         now = perf_counter()
         metrics = trainer.callback_metrics
-        rate = self._epoch_images / self._train_seconds if self._train_seconds else math.nan
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
-                "train_loss": float(pl_module.train_loss.compute()),
+                "train_loss": float(pl_module.mean_train_loss()),
                 "val_loss": float(metrics.get("val/loss", math.nan)),
                 "val_auroc_macro": float(metrics.get("val/auroc_macro", math.nan)),
                 "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -96,7 +101,17 @@ class Throughput(Callback):
         )
         self.fit_seconds = now - self._fit_start
         for logger in trainer.loggers:
-            logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step)
+            logger.log_metrics(self._epoch_rates(), step=trainer.global_step)
+
+    def _epoch_rates(self) -> dict[str, float]:
+        seconds = self._train_seconds or math.nan
+        memory = {f"memory/{key}_bytes": peak for key, peak in peak_memory().items() if peak}
+        return {
+            "train/images_per_second": self._epoch_images / seconds,
+            "train/step_seconds": seconds / max(1, self._epoch_steps),
+            "train/data_wait_fraction": self._epoch_wait / seconds,
+            **memory,
+        }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fit_seconds = perf_counter() - self._fit_start
@@ -116,12 +131,21 @@ class Throughput(Callback):
     def timing(self) -> dict[str, float | None]:
         """The rates of results.json's `timing` block."""
         steady = self._steady_seconds
+        steps = self._steps - WARMUP_STEPS
         return {
             "fit": self.fit_seconds or None,
             "fit_images_per_second": self._images / self.fit_seconds if self.fit_seconds else None,
             "steady_images_per_second": self._steady_images / steady if steady else None,
+            "step_seconds": steady / steps if steady else None,
             "data_wait_fraction": self._wait_seconds / steady if steady else None,
         }
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most memory that this process has had, in bytes: of the host, and of CUDA's tensors."""
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return {"host": host, "device": device}
 
 
 class FiniteLoss(Callback):
