@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,17 @@ WARMUP_STEPS = 3  # before a capture: lazy allocations, cuDNN's search (PyTorch'
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
+class Replayable(Protocol):
+    """What is wanted of `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None: ...
+
+
 @dataclass
 class _Captured:
     """One batch size's graph, with the memory that it reads and writes."""
 
-    graph: "torch.cuda.CUDAGraph"
+    graph: Replayable
     inputs: Batch
     scale: Tensor  # ()
     loss: Tensor  # ()
@@ -69,19 +75,7 @@ class StepGraph:
         scale = torch.full((), batch.scale, device=batch.images.device)
         inputs = Batch(*(part.clone() for part in batch[:-1]), scale)  # type: ignore[call-arg, arg-type]
         buffers = [buffer.clone() for buffer in self._buffers]
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):
-                self._forget_gradients()
-                self._run(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._forget_gradients()  # so that the capture makes its own, in its own memory
-        graph = torch.cuda.CUDAGraph()
-        # Another thread may be copying the next batch: its calls are no business of the capture.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss = self._run(inputs)
-        self._pool = self._pool or graph.pool()
+        graph, loss = self._record(inputs)
         with torch.no_grad():
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(before)
@@ -89,12 +83,25 @@ class StepGraph:
         gradients = [parameter.grad for parameter in self._parameters]
         return _Captured(graph, inputs, scale, loss, gradients)
 
+    def _record(self, inputs: Batch) -> tuple[Replayable, Tensor]:
+        """The graph of a step on these inputs, and the loss that it writes."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):
+                self._run(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may be copying the next batch: its calls are no business of the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            loss = self._run(inputs)
+        self._pool = self._pool or graph.pool()
+        return graph, loss
+
     def _run(self, inputs: Batch) -> Tensor:
+        for parameter in self._parameters:  # so that backward makes new gradients, each its own
+            parameter.grad = None
         start, loss = self._step(inputs)
         with torch.autocast(start.device.type, enabled=False):
             start.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
-
-    def _forget_gradients(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
 
 
 class InputGrid(Callback):
-    """The first training batch as images with their findings: what the model is really given."""
+    """The first training batch as images with their findings: what the model is really given.
+
+    It is drawn beside the training: matplotlib takes longer than many steps.
+    """
+
+    def __init__(self) -> None:
+        self._drawing: Thread | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -31,7 +38,30 @@ class InputGrid(Callback):
         if trainer.global_step == 0 and trainer.is_global_zero:
             board = tensorboard(trainer)
             if board is not None:
-                board.experiment.add_figure("inputs", input_figure(batch), global_step=0)
+                first = Batch(*(part[:GRID_IMAGES].cpu() for part in batch[:-1]), batch.scale)
+                writer = board.experiment  # opened here: the first one to ask opens it
+                self._drawing = Thread(target=_add_inputs, args=(writer, first), name="inputs")
+                self._drawing.start()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wait()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._drawing is not None:
+            self._drawing.join()
+            self._drawing = None
+
+
+def _add_inputs(writer: Any, batch: Batch) -> None:
+    try:
+        writer.add_figure("inputs", input_figure(batch), global_step=0)
+    except OSError as error:
+        log.warning("the inputs are not drawn: %s", error)
 
 
 def input_figure(batch: Batch) -> Any:
