@@ -323,7 +323,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
     """The choices that tell runs of a sweep apart, for TensorBoard's HPARAMS tab."""
-    groups = ("data", "model", "loss", "optimizer", "scheduler", "strategy")
+    groups = ("data", "model", "augment", "loss", "optimizer", "scheduler", "strategy")
     choices = HydraConfig.get().runtime.choices
     return {group: choices[group] for group in groups} | {
         "precision": cfg.trainer.precision,

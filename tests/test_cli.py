@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [("report",), ("data", "phantom")])
+@pytest.mark.parametrize("command", [("report",), ("data", "phantom"), ("data", "cache")])
 def test_every_command_shows_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = xray(*command, "--help", folder=tmp_path)
     assert done.returncode == 0
@@ -90,7 +90,14 @@ def test_report_prints_where_the_terminal_knows_only_ascii(run: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("report", "absent"), ("report",), ("report", "."), ("data", "phantom", "x", "--images", "0")],
+    [
+        ("report", "absent"),
+        ("report",),
+        ("report", "."),
+        ("data", "phantom", "x", "--images", "0"),
+        ("data", "cache", "absent"),
+        ("data", "cache", ".", "--image-size", "0"),
+    ],
 )
 def test_an_error_of_the_caller_is_one_line_and_exit_code_2(
     tmp_path: Path, arguments: tuple[str, ...]
@@ -132,6 +139,47 @@ def test_phantoms_are_drawn_once(tmp_path: Path) -> None:
     assert "Drawn: 12 phantoms of 48 x 48 pixels in ph" in first.stdout
     assert len(list((tmp_path / "ph" / "images").glob("*.png"))) == 12
     assert "Already there" in xray(*arguments, folder=tmp_path).stdout
+
+
+def test_a_cache_is_built_ahead_found_again_and_verified(phantoms: Path, tmp_path: Path) -> None:
+    arguments = ("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache")
+    first = xray(*arguments, folder=tmp_path)
+    assert (first.returncode, first.stderr) == (0, "")
+    (folder,) = (tmp_path / "cache").iterdir()
+    there = f"80 images of 32 x 32 pixels in cache/{folder.name}"
+    assert f"Built: {there}: 80 decoded, 0 copied from another cache, 0 kept; " in first.stdout
+    assert first.stdout.rstrip().endswith(" images/s")
+    assert xray(*arguments, folder=tmp_path).stdout == f"Already there: {there}\n"
+    verified = xray(*arguments, "--verify", folder=tmp_path)
+    assert verified.stdout == f"Already there: {there}; every checksum is right\n"
+
+
+def test_fault_45_verifying_names_damage_in_one_line_and_mends_it(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    arguments = ("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache")
+    xray(*arguments, folder=tmp_path)
+    (pixels,) = tmp_path.glob("cache/*/pixels.npy")
+    whole = pixels.read_bytes()
+    pixels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = xray(*arguments, "--verify", folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert "pixels.npy is damaged in 1 of 2 chunks looked at" in done.stderr
+    assert ": 16 decoded, 0 copied from another cache, 64 kept; " in done.stdout
+    assert pixels.read_bytes() == whole
+
+
+def test_a_run_finds_the_cache_that_was_built_ahead(phantoms: Path, tmp_path: Path) -> None:
+    from xray_lightning.data.datamodule import XrayDataModule
+
+    xray("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache", folder=tmp_path)
+    (folder,) = (tmp_path / "cache").iterdir()
+    data = XrayDataModule(
+        name="phantom", root=str(phantoms), image_size=32, cache_dir=str(tmp_path / "cache")
+    )
+    data.setup("fit")
+    assert data.cache_key == folder.name
 
 
 def test_control_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:

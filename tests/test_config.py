@@ -22,10 +22,12 @@ from xray_lightning.data.phantom import PhantomSpec
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.models.losses import FindingsLoss
 from xray_lightning.training.devices import choose_precision
+from xray_lightning.training.speed import Speed
 
 CONF = REPOSITORY / "conf"
 GROUP_FILES = sorted(path for path in CONF.glob("*/*.yaml"))
 EXPERIMENTS = [path.stem for path in GROUP_FILES if path.parent.name == "experiment"]
+PAPER = [name for name in EXPERIMENTS if name.startswith("paper_")]
 
 Compose = Callable[..., DictConfig]
 
@@ -57,6 +59,9 @@ def composed(tmp_path: Path) -> Iterator[Compose]:
 
 def build(node: Any) -> Any:
     return instantiate(node, _convert_="all")
+
+
+PLAIN = Speed(channels_last=False, keep_freed_memory=False, tf32=False, cudnn_benchmark=False)
 
 
 def parameters() -> list[nn.Parameter]:
@@ -191,8 +196,8 @@ def test_every_group_is_in_the_defaults(group: str, composed: Compose) -> None:
     assert group in composed().hydra.runtime.choices or group == "experiment"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_says_which_row_it_is(
+@pytest.mark.parametrize("experiment", PAPER)
+def test_every_row_of_the_paper_composes_and_says_which_row_it_is(
     experiment: str, composed: Compose
 ) -> None:
     cfg = composed(f"experiment={experiment}")
@@ -223,7 +228,39 @@ def test_the_command_line_overrides_an_experiment(experiment: str, composed: Com
     )
     assert (cfg.trainer.accelerator, cfg.trainer.max_epochs) == ("cpu", 1)
     assert isinstance(build(cfg.data).phantom, PhantomSpec)
-    assert cfg.name == experiment
+    assert cfg.name == (experiment if experiment in PAPER else "phantom_resnet18")
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_the_fast_experiment_fits_any_optimizer_and_turns_its_switches_on(
+    optimizer: str, composed: Compose
+) -> None:
+    cfg = composed("experiment=fast", f"optimizer={optimizer}")
+    assert build(cfg.optimizer)(parameters()).defaults["fused"] is True
+    assert build(cfg.speed) == Speed(cuda_graph=True)
+    assert cfg.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("option", options("speed"))
+def test_every_speed_option_builds(option: str, composed: Compose) -> None:
+    speed = build(composed(f"speed={option}").speed)
+    assert speed == {"default": Speed(), "plain": PLAIN}[option]
+
+
+@pytest.mark.parametrize("option", options("augment"))
+def test_every_augment_option_gives_images_between_black_and_white(
+    option: str, composed: Compose
+) -> None:
+    augment = build(composed(f"augment={option}").augment)
+    if option == "none":
+        assert augment == {}
+        return
+    images = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
+    augmented = augment(images, torch.arange(4))
+    assert augmented.shape == images.shape
+    assert augmented.dtype == torch.float32
+    assert 0 <= augmented.min() <= augmented.max() <= 1
+    assert not torch.equal(augmented, images / 255)
 
 
 def test_an_experiment_may_override_any_key(composed: Compose, tmp_path: Path) -> None:

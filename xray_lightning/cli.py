@@ -1,6 +1,7 @@
 """`xray`: everything that is not training."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.errors import XrayError, one_line
+from xray_lightning.errors import RunFailedError, UserError, XrayError, check_whole, one_line
 from xray_lightning.progress import display
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
@@ -51,6 +52,76 @@ def report(
     console.print(f"Written: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def bench(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Data set: a CSV as NIH's, and its images.")
+    ] = None,
+    arms: Annotated[str, typer.Option(help="Which to time: A,B,...; by default every one.")] = "",
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results.")] = None,
+    model: Annotated[str, typer.Option(help="resnet18, resnet50, densenet121, ...")] = "resnet18",
+    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    precision: Annotated[str, typer.Option(help="One or both.")] = "32-true,bf16-mixed",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each arm.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds over all arms.")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps to time in a run: at least so many, whole epochs.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Use at most so many images.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only write README.md of DIR's JSON files.")
+    ] = None,
+) -> None:
+    """Time training side by side: ours, its switches, its limit, and what others load images with.
+
+    The peers (timm, MONAI) come with `uv sync --extra bench`; those that are missing are named.
+
+    Example: [bold]xray bench --arms paper_loop,ours,compute_only --data DIR --json FILE[/bold]
+    """
+    from xray_lightning.benchmark.readme import print_table, write_readme
+
+    console = Console()
+    if readme is not None:
+        page = write_readme(readme)
+        console.print(f"Written: {page}", markup=False, highlight=False, soft_wrap=True)
+        return
+    if data is None:
+        raise UserError("xray bench needs --data DIR, the folder of a data set")
+
+    from xray_lightning.benchmark.options import Options
+
+    options = Options(
+        data=data,
+        command=shlex.join(["xray", *sys.argv[1:]]),
+        arms=split_names(arms),
+        model=model,
+        image_size=image_size,
+        batch_size=batch_size,
+        precisions=split_names(precision),
+        accelerator=accelerator,
+        threads=threads,
+        repeats=repeats,
+        steps=steps,
+        images=images,
+        json=json,
+    )
+    options.check()
+
+    from xray_lightning.benchmark.bench import bench as time_arms
+
+    content = time_arms(options)
+    print_table(content, console)
+    if content["failed"]:
+        raise RunFailedError("; ".join(content["failed"].values()))
+
+
+def split_names(text: str) -> list[str]:
+    """The names of a list with commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 @data.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
@@ -69,6 +140,51 @@ def phantom(
         drawn = ensure_phantoms(folder, spec, progress=advance)
     state = "Drawn" if drawn else "Already there"
     text = f"{state}: {images} phantoms of {size} x {size} pixels in {folder}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@data.command()
+def cache(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 224,
+    cache_dir: Annotated[Path, typer.Option(metavar="DIR", help="As data.cache_dir.")] = Path(
+        "data/cache"
+    ),
+    split: Annotated[str, typer.Option(help="As data.split: which images are used.")] = "official",
+    missing: Annotated[str, typer.Option(help="As data.missing: error, or skip.")] = "error",
+    verify: Annotated[bool, typer.Option("--verify", help="Look at every checksum.")] = False,
+) -> None:
+    """Decode every image once, ahead of the training that will read them.
+
+    What is there already is kept: start it again after a fault, or with new images. A run finds
+    the cache if its data.root, data.images, data.image_size and data.cache_dir are these.
+
+    Example: [bold]xray data cache data/nih --cache-dir data/cache --missing skip[/bold]
+    """
+    from xray_lightning.data.cache_build import ensure_cache
+    from xray_lightning.data.image_set import images_of
+    from xray_lightning.data.manifest import read_manifest
+    from xray_lightning.data.splits import make_split
+    from xray_lightning.data.usable import with_files
+
+    check_whole("--image-size", image_size, least=32)
+    manifest = read_manifest(folder, images=images)
+    used, _ = with_files(manifest, make_split(manifest, split), missing=missing)
+    paths = images_of(manifest, used)
+    built = ensure_cache(
+        paths, image_size=image_size, cache_dir=cache_dir, progress=display, verify=verify
+    )
+    text = f"{len(paths)} images of {image_size} x {image_size} pixels in {built.folder}"
+    if done := built.decoded + built.copied:
+        text = (
+            f"Built: {text}: {built.decoded} decoded, {built.copied} copied from another cache, "
+            f"{len(paths) - done} kept; {built.seconds:.1f} s, {done / built.seconds:.0f} images/s"
+        )
+    else:
+        text = f"Already there: {text}{'; every checksum is right' if verify else ''}"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 

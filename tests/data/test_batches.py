@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from xray_lightning.data.batches import Batch, BatchLoader, EpochOrder, balanced_weights
+from xray_lightning.data.batches import (
+    Batch,
+    BatchLoader,
+    EpochOrder,
+    HostFeed,
+    balanced_weights,
+)
+from xray_lightning.data.device import ResidentFeed, upload
 
 
 class NumberedStore:
@@ -18,16 +25,19 @@ class NumberedStore:
         return np.repeat(rows.astype(np.uint8), 4).reshape(-1, 2, 2)
 
 
-def loader(rows: int = 10, *, first_row: int = 0, **order: object) -> BatchLoader:
+def loader(
+    rows: int = 10, *, first_row: int = 0, resident: bool = False, **order: object
+) -> BatchLoader:
     settings: dict[str, object] = {"batch_size": 4, "shuffle": True, "seed": 3} | order
     targets = torch.arange(rows, dtype=torch.float32).unsqueeze(1).repeat(1, 14)
     store = NumberedStore(first_row + rows)
-    return BatchLoader(
-        store,
-        store_rows=first_row + np.arange(rows),
-        targets=targets,
-        order=EpochOrder(rows=rows, **settings),  # type: ignore[arg-type]
-    )
+    side = {"store_rows": first_row + np.arange(rows), "targets": targets}
+    feed: HostFeed | ResidentFeed = HostFeed(store, **side)  # type: ignore[arg-type]
+    if resident:
+        images = upload(store, image_size=2, device=torch.device("cpu"), share=1)
+        assert images is not None
+        feed = ResidentFeed(images, **side)  # type: ignore[arg-type]
+    return BatchLoader(feed, EpochOrder(rows=rows, **settings))  # type: ignore[arg-type]
 
 
 def visited(batches: list[Batch]) -> list[int]:
@@ -110,6 +120,32 @@ def test_a_batch_holds_the_pixels_and_targets_of_its_rows() -> None:
         assert batch.targets[:, 0].tolist() == batch.rows.tolist()
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_batches_cut_on_the_device_are_those_of_the_store(ranks: int, shuffle: bool) -> None:
+    for rank in range(ranks):
+        settings = {"first_row": 3, "rank": rank, "ranks": ranks, "shuffle": shuffle}
+        host = loader(10, **settings)  # type: ignore[arg-type]
+        device = loader(10, resident=True, **settings)  # type: ignore[arg-type]
+        for expected, found in zip(host, device, strict=True):
+            for one, other in zip(expected[:-1], found[:-1], strict=True):
+                assert one.dtype == other.dtype
+                assert torch.equal(one, other)
+            assert expected.scale == found.scale
+
+
+def test_images_beyond_their_share_of_the_device_are_not_uploaded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    store = NumberedStore(4)
+    assert upload(store, image_size=2, device=torch.device("cpu"), share=0.9) is None
+    assert "data.device_memory_share=0.9" in caplog.text
+    whole = upload(store, image_size=2, device=torch.device("cpu"), share=1)
+    assert whole is not None
+    assert whole[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> None:
     straight, stopped = loader(), loader()
@@ -160,9 +196,8 @@ def test_an_error_in_reading_reaches_the_consumer() -> None:
             raise OSError("the disk is gone")
 
     order = EpochOrder(rows=4, batch_size=2, shuffle=False)
-    broken = BatchLoader(
-        BrokenStore(4), store_rows=np.arange(4), targets=torch.zeros(4, 14), order=order
-    )
+    feed = HostFeed(BrokenStore(4), store_rows=np.arange(4), targets=torch.zeros(4, 14))
+    broken = BatchLoader(feed, order)
     with pytest.raises(OSError, match="the disk is gone"):
         list(broken)
 

@@ -1,6 +1,7 @@
 """The DataModule: from a folder to batches, and what it says about them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ import torch
 from conftest import IMAGES, REPOSITORY
 from jsonschema import Draft202012Validator
 
-from xray_lightning.data import cache
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.data.images import decode_gray, resize_gray
 from xray_lightning.data.phantom import PhantomSpec
@@ -139,22 +139,40 @@ def test_of_many_images_an_even_share_gives_the_statistics(
     assert data.pixel_statistics() == pytest.approx((pixels.mean(), pixels.std()))
 
 
-def test_a_cache_that_is_there_is_used_again(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = ready(phantoms, tmp_path)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(cache, "decode_gray", refuse)
-    again = ready(phantoms, tmp_path)
+def test_a_cache_that_is_there_is_used_again(copied: Path, tmp_path: Path) -> None:
+    first = ready(copied, tmp_path)
+    for path in (copied / "images").iterdir():  # whoever decodes again will tell
+        state = path.stat()
+        path.write_bytes(bytes(state.st_size))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    again = ready(copied, tmp_path)
     again.prepare_data()  # as every rank of another node would
     again.setup("test")
     assert again.cache_key == first.cache_key
     assert torch.equal(
         next(iter(again.test_dataloader())).images, next(iter(first.test_dataloader())).images
     )
+
+
+def test_another_split_of_the_same_images_shares_their_cache(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    ready(phantoms, tmp_path)
+    for other in ({"split_seed": 5}, {"split": "patient_random"}):
+        data = module(phantoms, tmp_path, **other)
+        built = data.build_cache()
+        assert (built.decoded, built.copied) == (0, 0)
+        data.setup("fit")
+        for side, loader in loaders(data):
+            for batch in loader:
+                paths = [data.table(side)["path"][row] for row in batch.rows.tolist()]
+                pixels = np.stack([resize_gray(decode_gray(path), SIZE) for path in paths])
+                assert (batch.images[:, 0].numpy() == pixels).all()
+
+
+def test_a_rank_that_finds_no_cache_says_where_it_looked(phantoms: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*80 images: not built; build it with"):
+        module(phantoms, tmp_path).setup("fit")
 
 
 def test_a_changed_image_is_decoded_again(copied: Path, tmp_path: Path) -> None:

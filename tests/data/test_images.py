@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, PngImagePlugin
 
-from xray_lightning.data.images import UnreadableImageError, decode_gray, resize_gray
+from xray_lightning.data.images import UnreadableImageError, decode_gray, read_gray, resize_gray
 from xray_lightning.errors import UserError
 
 REAL = Path("../shared/data")
@@ -346,6 +346,32 @@ def test_resizing_does_not_keep_the_aspect(gray: npt.NDArray[np.uint8]) -> None:
 def test_resizing_to_the_same_size_changes_nothing(gray: npt.NDArray[np.uint8]) -> None:
     square = gray[:48, :48]
     np.testing.assert_array_equal(resize_gray(square, 48), square)
+
+
+MODES = {
+    "gray": lambda image: image,
+    "16 bit": lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 200),
+    "1 bit": lambda image: image.convert("1"),
+    **COLOURS,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [7, 32, 100])
+def test_reading_at_a_size_equals_decoding_then_resizing(
+    tmp_path: Path, gray: npt.NDArray[np.uint8], mode: str, size: int
+) -> None:
+    path = save(tmp_path / "a.png", MODES[mode](Image.fromarray(gray)))
+    read = read_gray(str(path), size)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, resize_gray(decode_gray(path), size))
+
+
+def test_reading_at_a_size_refuses_what_decoding_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(9_000, 9_000))
+    with pytest.raises(UnreadableImageError, match="9000 x 9000 pixels"):
+        read_gray(path, 32)
 
 
 # -- real data -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from conftest import tiny_classifier
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 from xray_lightning.data.batches import Batch
 from xray_lightning.data.datamodule import XrayDataModule
@@ -96,6 +96,30 @@ def test_images_become_logits_and_the_backbone_sees_them_normalised() -> None:
     images = batch(3).images
     assert model(images).shape == (3, COUNT)
     torch.testing.assert_close(seen[0], Normalize("imagenet")(images))
+
+
+class Darker(nn.Module):
+    """Stands for an augmentation; keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[list[int]] = []
+
+    def forward(self, images: Tensor, draws: Tensor) -> Tensor:
+        self.draws.append(draws.tolist())
+        return images.float().square() / 255**2
+
+
+def test_images_are_augmented_by_their_draws_in_training_alone() -> None:
+    augment = Darker()
+    model = tiny_classifier(augment=augment, normalize=Normalize("imagenet"))
+    given = batch(3)
+    seen = model.loss(model(given.images.float().square() / 255**2), given.targets).mean()
+    torch.testing.assert_close(model.training_step(given, 0), seen)
+    assert augment.draws == [[0, 1, 2]]
+    model.validation_step(given, 0)
+    model.test_step(given, 0)
+    assert len(augment.draws) == 1
 
 
 def test_a_repeated_row_counts_in_no_loss() -> None:

@@ -20,7 +20,12 @@ from xray_lightning import atomic
 from xray_lightning.errors import EXIT_RUN_FAILED, EXIT_USER_ERROR, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.training import checkpoints
-from xray_lightning.training.checkpoints import AtomicCheckpointIO, check_same, read_checkpoint
+from xray_lightning.training.checkpoints import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    check_same,
+    read_checkpoint,
+)
 
 DESCRIBED: dict[str, Any] = {"schema_version": 1, "findings": list(FINDINGS)}
 OLD = {"weights": torch.zeros(2000), "xray": DESCRIBED}
@@ -283,3 +288,66 @@ def test_nothing_loads_a_checkpoint_in_a_way_that_could_run_it() -> None:
         assert not re.search(r"weights_only\s*=\s*False", source), path
         loads = re.findall(r"torch\.load\(.*", source)
         assert all("weights_only=True" in load for load in loads), path
+
+
+class Saves(LastCheckpoint):
+    """Remembers the epochs after which it saved; each save takes this long on its own clock."""
+
+    def __init__(self, path: Path, clock: "Ticking", *, seconds: float, most_time: float) -> None:
+        super().__init__(path, most_time=most_time)
+        self.epochs: list[int] = []
+        self._clock, self._seconds = clock, seconds
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        before = self.path.stat().st_mtime_ns if self.path.exists() else None
+        self._clock.next_step = self._seconds
+        super().on_train_epoch_end(trainer, pl_module)
+        self._clock.next_step = 0.0
+        if self.path.stat().st_mtime_ns != before:
+            self.epochs.append(trainer.current_epoch)
+        self._clock.now += 10.0  # an epoch
+
+
+class Ticking:
+    """A clock that moves by `next_step` after it has been read."""
+
+    def __init__(self) -> None:
+        self.now, self.next_step = 1000.0, 0.0
+
+    def __call__(self) -> float:
+        now = self.now
+        self.now += self.next_step
+        return now
+
+
+@pytest.mark.parametrize(
+    "seconds, most_time, expected",
+    [
+        (0.01, 0.02, [0, 1, 2, 3, 4, 5, 6]),  # cheap: after every epoch
+        (0.5, 0.02, [0, 3, 6]),  # half a second for each 25
+        (30.0, 0.02, [0, 6]),  # the first and the last at any price
+        (30.0, 1, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_last_state_is_saved_as_often_as_its_share_of_the_time_allows(
+    seconds: float,
+    most_time: float,
+    expected: list[int],
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Ticking()
+    monkeypatch.setattr(checkpoints, "monotonic", clock)
+    saves = Saves(tmp_path / "kept.ckpt", clock, seconds=seconds, most_time=most_time)
+    fit = trainer(tmp_path, epochs=7)
+    fit.callbacks = [saves]
+    fit.fit(tiny_classifier(), datamodule=data(phantoms, tmp_path))
+    assert saves.epochs == expected
+    assert read_checkpoint(saves.path)["epoch"] == 6
+
+
+@pytest.mark.parametrize("most_time", [0, -1, 1.5, "all"])
+def test_a_share_of_the_time_that_is_none_is_refused_by_its_key(most_time: Any) -> None:
+    with pytest.raises(UserError, match=r"callbacks\.last\.most_time=.* above 0, at most 1"):
+        LastCheckpoint("last.ckpt", most_time=most_time)

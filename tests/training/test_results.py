@@ -1,7 +1,9 @@
 """results.json: whole at every moment, standard JSON, and the guard of resumed runs."""
 
 import json
+import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from xray_lightning.training.results import (
     finite,
     flat,
     git_commit,
+    kept_warnings,
     refuse_other_configuration,
 )
 
@@ -151,3 +154,20 @@ def test_a_resumed_run_may_not_change_what_it_computes(
     with pytest.raises(UserError) as error:
         refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
     assert f"({told})" in str(error.value)
+
+
+def test_warnings_are_kept_once_each_with_neither_path_nor_code() -> None:
+    kept: list[str] = []
+    logging.captureWarnings(True)
+    try:
+        with kept_warnings(kept):
+            logging.getLogger("any").warning("few images: %d", 3)
+            logging.getLogger("any").info("not a warning")
+            for _ in range(2):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("always")
+                    warnings.warn("odd: 2: 3", UserWarning, stacklevel=1)
+        logging.getLogger("any").warning("too late")
+    finally:
+        logging.captureWarnings(False)
+    assert kept == ["few images: 3", "UserWarning: odd: 2: 3"]

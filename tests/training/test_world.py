@@ -1,6 +1,8 @@
 """Which world a process belongs to, told from its environment."""
 
+import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -60,3 +62,18 @@ def test_a_machine_without_an_mpi_library_is_told_how_to_get_one(
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match=r"mpi4py finds none .*; install one: `uv sync"):
         load_mpi()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system's clock of processes")
+def test_a_process_started_before_python_imported_anything() -> None:
+    code = """
+import time
+time.sleep(0.5)
+from xray_lightning.training.world import process_start
+print(time.monotonic() - process_start())
+"""
+    before = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 0.5 <= float(process.stdout) <= time.monotonic() - before

@@ -6,11 +6,11 @@ a rank would have too few rows, it repeats one and marks it (a negative row), an
 leaves it out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from queue import Queue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from xray_lightning.data.cache import PixelStore, Rows
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -95,20 +97,62 @@ def balanced_weights(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return weights
 
 
+class Share(NamedTuple):
+    """What a rank gets of one global batch of G images."""
+
+    rows: Rows  # (B,) as in Batch
+    draws: Rows  # (B,) as in Batch
+    scale: float  # as in Batch
+
+
+class Feed(Protocol):
+    """Turns shares into batches; each knows where the pixels lie, and how to get them."""
+
+    def batches(self, shares: Iterable[Share]) -> Iterator[Batch]: ...
+
+
+class HostFeed:
+    """Batches in host memory, the next one read by a thread while this one is used.
+
+    Args:
+        store: the pixels of all sides.
+        store_rows: where the store has each row of this side: (N,).
+        targets: this side's labels: float32 (N, 14).
+    """
+
+    def __init__(self, store: PixelStore, *, store_rows: Rows, targets: Tensor) -> None:
+        self._store = store
+        self._store_rows = store_rows
+        self._targets = targets
+
+    def batches(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        return read_ahead(map(self._read, shares))
+
+    def _read(self, share: Share) -> Batch:
+        rows = unmarked(share.rows)
+        return Batch(
+            images=torch.from_numpy(self._store.read(self._store_rows[rows])).unsqueeze(1),
+            targets=self._targets[torch.from_numpy(rows)],
+            rows=torch.from_numpy(share.rows),
+            draws=torch.from_numpy(share.draws),
+            scale=share.scale,
+        )
+
+
+def unmarked(rows: Rows) -> Rows:
+    """Rows of the table, repeats too: (B,) without negative numbers."""
+    return np.where(rows < 0, ~rows, rows)
+
+
 class BatchLoader:
     """An iterable over one side's batches that Lightning takes as a data loader.
 
-    A background thread reads one batch ahead. The position within an epoch can be saved and
-    loaded, so that a run resumed in mid-epoch sees exactly the images that it has not yet seen,
-    at any number of ranks.
+    The position within an epoch can be saved and loaded, so that a run resumed in mid-epoch sees
+    exactly the images that it has not yet seen, at any number of ranks.
     """
 
-    def __init__(
-        self, store: PixelStore, *, store_rows: Rows, targets: Tensor, order: EpochOrder
-    ) -> None:
-        self._store = store
-        self._store_rows = store_rows  # where the store, which holds all sides, has the side's
-        self._targets = targets
+    def __init__(self, feed: Feed, order: EpochOrder) -> None:
+        self._feed = feed
         self._order = order
         self._epoch = 0
         self._done = 0  # batches of this epoch that were handed out
@@ -140,35 +184,27 @@ class BatchLoader:
         # set the epoch.
         start, self._resume_at = self._resume_at, 0
         self._done = start
-        for batch in _read_ahead(self._batches(start)):
+        for batch in self._feed.batches(self._shares(start)):
             self._done += 1
             yield batch
 
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _shares(self, start: int) -> Iterator[Share]:
         order = self._order
         for step, (mine, whole) in enumerate(order.share(self._epoch, start=start), start):
-            rows = np.where(mine < 0, ~mine, mine)
-            pixels = self._store.read(self._store_rows[rows])
             first = self._epoch * order.rows + step * order.batch_size + order.rank
-            draws = first + order.ranks * torch.arange(len(mine))
-            yield Batch(
-                images=torch.from_numpy(pixels).unsqueeze(1),
-                targets=self._targets[torch.from_numpy(rows)],
-                rows=torch.from_numpy(mine),
-                draws=draws,
-                scale=order.ranks / whole,
-            )
+            draws = first + order.ranks * np.arange(len(mine))
+            yield Share(mine, draws, order.ranks / whole)
 
 
-def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the next one read by a thread while this one is used."""
-    queue: Queue[Batch | BaseException | None] = Queue(maxsize=1)
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one made by a thread while this one is used."""
+    queue: Queue[tuple[T] | BaseException | None] = Queue(maxsize=1)
     stopped = False
 
     def read() -> None:
         try:
-            for batch in batches:
-                queue.put(batch)
+            for item in items:
+                queue.put((item,))
                 if stopped:
                     return
             queue.put(None)
@@ -178,10 +214,10 @@ def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     reader = Thread(target=read, name="batches", daemon=True)
     reader.start()
     try:
-        while (item := queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        while (got := queue.get()) is not None:
+            if isinstance(got, BaseException):
+                raise got
+            yield got[0]
     finally:  # also when the consumer leaves early: unblock the reader and let it end
         stopped = True
         while reader.is_alive():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,15 +14,22 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from xray_lightning.data.batches import BatchLoader, EpochOrder, balanced_weights
+from xray_lightning.data.batches import (
+    BatchLoader,
+    EpochOrder,
+    Feed,
+    HostFeed,
+    balanced_weights,
+)
 from xray_lightning.data.cache import (
     DecodingStore,
-    MappedStore,
     PixelStore,
-    build_map,
-    cache_key,
-    map_path,
+    Rows,
+    open_cache,
 )
+from xray_lightning.data.cache_build import Built, Progress, ensure_cache
+from xray_lightning.data.device import ResidentFeed, StreamedFeed, upload
+from xray_lightning.data.image_set import ImageSet, images_of
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
 from xray_lightning.data.splits import make_split
@@ -33,9 +41,6 @@ log = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
 STATISTICS_IMAGES = 2000  # images that the `dataset` mean and deviation are estimated from
-
-# Opens a progress display for work of so many items and yields the function that advances it.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class XrayDataModule(LightningDataModule):
@@ -52,6 +57,8 @@ class XrayDataModule(LightningDataModule):
         normalize: how the classifier is to normalise these images; see `transforms.Normalize`.
         sampler: `shuffle`, or `balanced` to draw rare findings more often (with replacement).
         cache: `disk` decodes each image once, `off` in every step.
+        device_memory_share: most that the images may take of a GPU's free memory, 0 to 1. Where
+            they take more, each batch is copied there while the one before it is used.
         phantom: what to draw into `root` first, for the embedded data set.
         progress: display for the long steps.
     """
@@ -74,6 +81,7 @@ class XrayDataModule(LightningDataModule):
         sampler: str = "shuffle",
         cache: str = "disk",
         cache_dir: str = "cache",
+        device_memory_share: float = 0.5,
         seed: int = 0,
         phantom: PhantomSpec | None = None,
         progress: Progress | None = None,
@@ -92,6 +100,10 @@ class XrayDataModule(LightningDataModule):
             )
         _check_choice("data.sampler", sampler, ("shuffle", "balanced"))
         _check_choice("data.cache", cache, ("disk", "off"))
+        if not isinstance(device_memory_share, int | float) or not 0 <= device_memory_share <= 1:
+            raise UserError(
+                f"data.device_memory_share={device_memory_share} must be a number from 0 to 1"
+            )
         self.name, self.root = name, Path(root)
         self.images = Path(images) if images else None
         self.split_name, self.split_seed = split, split_seed
@@ -100,6 +112,9 @@ class XrayDataModule(LightningDataModule):
         self.image_size, self.batch_size = image_size, batch_size
         self.normalize, self.sampler, self.seed = normalize, sampler, seed
         self.cache, self.cache_dir = cache, Path(cache_dir)
+        self.device_memory_share = device_memory_share
+        self._resident: Tensor | None = None  # all images, on the GPU
+        self._streaming = False  # they were found not to fit there
         self.phantom = phantom
         self.cache_key: str | None = None
         self.cache_seconds = 0.0
@@ -154,34 +169,42 @@ class XrayDataModule(LightningDataModule):
         self.load()
         if self.cache == "disk":
             start = perf_counter()
-            paths = self._paths()
-            key = cache_key(paths, image_size=self.image_size)
-            if not map_path(self.cache_dir, key).exists():
-                with self._display("decoding images", len(paths)) as advance:
-                    build_map(
-                        paths,
-                        image_size=self.image_size,
-                        cache_dir=self.cache_dir,
-                        key=key,
-                        progress=advance,
-                    )
+            self.build_cache()
             self.cache_seconds = perf_counter() - start
+
+    def build_cache(self, *, verify: bool = False) -> Built:
+        """Decode what the cache of the split's images lacks; see `ensure_cache`."""
+        return ensure_cache(
+            self.image_set,
+            image_size=self.image_size,
+            cache_dir=self.cache_dir,
+            progress=self._progress,
+            seed=self.seed,
+            verify=verify,
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the pixels, on every rank."""
         if self._store is not None:
             return
         self.load()
-        paths = self._paths()
+        images = self.image_set
         if self.cache == "off":
-            self._store = DecodingStore(paths, image_size=self.image_size)
+            self._store = DecodingStore(images.paths, image_size=self.image_size)
             return
-        self.cache_key = cache_key(paths, image_size=self.image_size)
-        self._store = MappedStore(map_path(self.cache_dir, self.cache_key))
+        self.cache_key = images.key(self.image_size)
+        self._store = open_cache(
+            images, image_size=self.image_size, cache_dir=self.cache_dir, seed=self.seed
+        )
 
-    def _paths(self) -> list[str]:
-        """Every image of the split, side after side: the order of the store's rows."""
-        return [str(path) for side in SIDES for path in self._tables[side]["path"]]
+    @cached_property
+    def image_set(self) -> ImageSet:
+        """Every image of the split, whatever side it is on: the rows of the store."""
+        return images_of(self.manifest, self.usable.split)
+
+    def store_rows(self, side: str) -> Rows:
+        """Where the store has each row of a side's table: int64 (N,)."""
+        return self.image_set.rows(self.table(side)["path"])
 
     def _display(self, title: str, items: int) -> AbstractContextManager[Callable[[int], None]]:
         from contextlib import nullcontext
@@ -204,10 +227,27 @@ class XrayDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             ranks=self.trainer.world_size if self.trainer else 1,
         )
-        first_row = sum(len(self._tables[s]) for s in SIDES[: SIDES.index(side)])
         targets = torch.from_numpy(labels.astype(np.float32))
-        store_rows = first_row + np.arange(len(labels))
-        return BatchLoader(self._store, store_rows=store_rows, targets=targets, order=order)
+        store_rows = self.store_rows(side)
+        return BatchLoader(self._feed(self._store, store_rows, targets), order)
+
+    def _feed(self, store: PixelStore, store_rows: Rows, targets: Tensor) -> Feed:
+        """Where batches come from: the device, where the images fit there, or host memory."""
+        host = HostFeed(store, store_rows=store_rows, targets=targets)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cpu":
+            return host
+        if self._resident is None and self.cache == "disk" and not self._streaming:
+            self._resident = upload(
+                store,
+                image_size=self.image_size,
+                device=device,
+                share=self.device_memory_share,
+            )
+            self._streaming = self._resident is None
+        if self._resident is not None:
+            return ResidentFeed(self._resident, store_rows=store_rows, targets=targets)
+        return StreamedFeed(host, device=device)
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader("train")
@@ -254,8 +294,9 @@ class XrayDataModule(LightningDataModule):
         """
         if self._store is None:
             raise RuntimeError("setup() must run before the pixels are read")
-        count = len(self._tables["train"])
-        rows = np.unique(np.linspace(0, count - 1, min(count, STATISTICS_IMAGES)).astype(np.int64))
+        rows = self.store_rows("train")
+        count = len(rows)
+        rows = rows[np.unique(np.linspace(0, count - 1, min(count, STATISTICS_IMAGES)).astype(int))]
         sums = np.zeros(2)
         for start in range(0, len(rows), 256):
             pixels = self._store.read(rows[start : start + 256]).astype(np.float64) / 255

@@ -38,7 +38,10 @@ class InputGrid(Callback):
         if trainer.global_step == 0 and trainer.is_global_zero:
             board = tensorboard(trainer)
             if board is not None:
-                first = Batch(*(part[:GRID_IMAGES].cpu() for part in batch[:-1]), batch.scale)
+                first = batch._replace(
+                    images=batch.images[:GRID_IMAGES].cpu(),
+                    targets=batch.targets[:GRID_IMAGES].cpu(),
+                )
                 writer = board.experiment  # opened here: the first one to ask opens it
                 self._drawing = Thread(target=_add_inputs, args=(writer, first), name="inputs")
                 self._drawing.start()

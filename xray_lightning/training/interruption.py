@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -27,12 +28,25 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     During fit a signal is noted, agreed on by all ranks after each step, and answered with a
     checkpoint; one that comes in validation waits for its end, so that no epoch is half judged.
     At any other time it ends the run where it stands. A second signal ends the process at once.
+
+    Args:
+        folder: the run's, where a wish to stop may lie as a file.
+        checkpoint: where to save.
+        check: raises where the state is not worth saving.
     """
 
-    def __init__(self, folder: Path, *, checkpoint: Path, world: World) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        checkpoint: Path,
+        world: World,
+        check: Callable[[Trainer], None] | None = None,
+    ) -> None:
         self._stop_file = folder / STOP_FILE
         self._checkpoint = checkpoint
         self._world = world
+        self._check = check
         self._wanted = 0  # the exit code that a signal asks for
         self._deferring = False
         self._group: Any = None
@@ -89,6 +103,8 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     def _stop_if_wanted(self, trainer: Trainer) -> None:
         exit_code = self._agreed()
         if exit_code:
+            if self._check is not None:
+                self._check(trainer)
             trainer.save_checkpoint(self._checkpoint)
             raise interrupted(exit_code)
 

@@ -107,7 +107,10 @@ def run(job: Job) -> None:
     throughput = Throughput(batch_size=job.data.batch_size)
     finite = FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
     interruption = Interruption(
-        job.folder, checkpoint=job.folder / "checkpoints" / LAST, world=job.world
+        job.folder,
+        checkpoint=job.folder / "checkpoints" / LAST,
+        world=job.world,
+        check=finite.look,
     )
     interruption.install()
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]

@@ -37,7 +37,7 @@ class Speed:
     threads: int | None = None
     tf32: bool = True
     cudnn_benchmark: bool = True
-    cuda_graph: bool = True
+    cuda_graph: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:

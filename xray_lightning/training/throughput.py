@@ -161,7 +161,8 @@ class FiniteLoss(Callback):
     def __init__(self, *, patience: int = 0) -> None:
         self.patience = patience
         self.skipped = 0
-        self._bad: list[torch.Tensor] = []
+        self._bad: list[torch.Tensor] = []  # of the steps up to this one, not yet looked at
+        self._step = 0
         self._in_a_row = 0
 
     def on_train_batch_end(
@@ -173,12 +174,20 @@ class FiniteLoss(Callback):
         batch_idx: int,
     ) -> None:
         self._bad.append(~outputs["loss"].detach().isfinite())
+        self._step = batch_idx
         last = batch_idx + 1 >= trainer.num_training_batches
         if pl_module.device.type == "cpu" or last or len(self._bad) >= self.CUDA_STEPS:
-            self._look(trainer, batch_idx)
+            self.look(trainer)
 
-    def _look(self, trainer: Trainer, batch_idx: int) -> None:
-        first = batch_idx - len(self._bad) + 1
+    def look(self, trainer: Trainer) -> None:
+        """Look at the losses of the last steps.
+
+        Raises:
+            RunFailedError: too many in a row are no finite numbers.
+        """
+        if not self._bad:
+            return
+        first = self._step - len(self._bad) + 1
         for offset, bad in enumerate(torch.stack(self._bad).tolist()):
             self._in_a_row = self._in_a_row + 1 if bad else 0
             self.skipped += bad

@@ -1,0 +1,122 @@
+"""How near building a cache comes to decoding alone: the same decoder in as many threads.
+
+    python benchmarks/cache_build.py --data data/nih/images --repeats 7 --json cache_build.json
+
+The arms take turns: `build` (decode, check, write, fsync and record), `decode` (the same images in
+the same kind of pool, the results thrown away), and `decode_processes` (the same in processes, for
+the choice between the two). Goal: build / decode of at least 0.9.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from xray_lightning.atomic import write_atomically
+from xray_lightning.benchmark.machine import machine
+from xray_lightning.data.cache_build import ensure_cache
+from xray_lightning.data.cache_folder import threads
+from xray_lightning.data.files import IMAGE_SUFFIXES
+from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.images import read_gray
+
+SIZE = 224
+
+
+def main() -> None:
+    options = arguments()
+    files = (path for path in options.data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = ImageSet(map(str, files))
+    if not images:
+        sys.exit(f"{options.data} holds no image")
+    with (
+        ThreadPoolExecutor(threads()) as in_threads,
+        ProcessPoolExecutor(threads()) as in_processes,
+        tempfile.TemporaryDirectory(dir=options.cache_dir) as folder,
+    ):
+        arms: dict[str, Callable[[int], float]] = {
+            "build": lambda turn: build(images, Path(folder) / str(turn)),
+            "decode": lambda turn: decode(images, in_threads),
+            "decode_processes": lambda turn: decode(images, in_processes),
+        }
+        for name in ("decode", "decode_processes"):  # start the pools, fill the page cache
+            arms[name](-1)
+        turns = take_turns(arms, options.repeats)
+    result = summary(turns, images=len(images))
+    text = json.dumps(result, indent=2) + "\n"
+    sys.stdout.write(text)
+    if options.json:
+        write_atomically(options.json, text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder of images")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cache-dir", type=Path, help="on the disk that is measured")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def build(images: ImageSet, folder: Path) -> float:
+    """Images a second of building a cache of them."""
+    start = perf_counter()
+    ensure_cache(images, image_size=SIZE, cache_dir=folder)
+    return len(images) / (perf_counter() - start)
+
+
+def read(path: str) -> None:
+    read_gray(path, SIZE)
+
+
+def decode(images: ImageSet, pool: Executor) -> float:
+    """Images a second of decoding them and keeping nothing."""
+    start = perf_counter()
+    for _ in pool.map(read, images.paths, chunksize=4):
+        pass
+    return len(images) / (perf_counter() - start)
+
+
+def take_turns(arms: dict[str, Callable[[int], float]], repeats: int) -> list[dict[str, float]]:
+    """The rates of each turn; the order is reversed every second time."""
+    turns = []
+    for turn in range(repeats):
+        order = list(arms)[:: -1 if turn % 2 else 1]
+        rates = {name: arms[name](turn) for name in order}
+        turns.append(rates)
+        shown = ", ".join(f"{name} {rates[name]:.1f}" for name in arms)
+        sys.stderr.write(f"turn {turn}: {shown} images/s, load {os.getloadavg()[0]:.1f}\n")
+    return turns
+
+
+def summary(turns: list[dict[str, float]], *, images: int) -> dict[str, Any]:
+    """Median and spread of the rates, and of their ratios within a turn."""
+
+    def spread(values: list[float]) -> dict[str, float]:
+        found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        return {name: round(value, 3) for name, value in found.items()}
+
+    return {
+        "images": images,
+        "image_size": SIZE,
+        "repeats": len(turns),
+        "images_per_second": {arm: spread([turn[arm] for turn in turns]) for arm in turns[0]},
+        "ratios": {
+            "build_to_decode": spread([turn["build"] / turn["decode"] for turn in turns]),
+            "threads_to_processes": spread(
+                [turn["decode"] / turn["decode_processes"] for turn in turns]
+            ),
+        },
+        "machine": machine(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Building a cache: in parallel, by one process at a time, from where a killed one has ended."""
+
+import errno
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from xray_lightning.atomic import write_atomically
+from xray_lightning.data.cache_beside import CacheBeside
+from xray_lightning.data.cache_folder import (
+    CHUNK,
+    Advance,
+    CacheManifest,
+    Condition,
+    PixelFile,
+    Pixels,
+    condition,
+    threads,
+)
+from xray_lightning.data.image_set import ImageSet, state_of
+from xray_lightning.data.images import UnreadableImageError, read_gray
+from xray_lightning.errors import RunFailedError, UserError
+
+log = logging.getLogger(__name__)
+
+# Opens a progress display for work of so many items and yields the function that advances it.
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A cache that is whole, and what it took.
+
+    Attributes:
+        folder: where it lies.
+        decoded: images that were decoded now.
+        copied: images that another cache beside it already held.
+        seconds: that decoding, copying and writing took; 0 if all was there.
+    """
+
+    folder: Path
+    decoded: int = 0
+    copied: int = 0
+    seconds: float = 0.0
+
+
+def ensure_cache(
+    images: ImageSet,
+    *,
+    image_size: int,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    seed: int = 0,
+    verify: bool = False,
+) -> Built:
+    """Build the cache of these images, or what it lacks: chunks that are finished are kept.
+
+    Of several processes one builds while the others wait; one that is killed leaves its lock and
+    its finished chunks to the next. The lock is `flock`: it holds among the processes of a machine
+    on any local file system, and among machines where the shared one passes it on (NFS does, Lustre
+    if mounted with `flock`). Elsewhere build it ahead: two builders may end each other's work with
+    an error, though what is recorded stays right, since both would write the same bytes.
+
+    Args:
+        progress: display for the long steps.
+        seed: draws the chunks whose checksums are looked at.
+        verify: look at all of them.
+
+    Raises:
+        UserError: images that cannot be read, all of them counted, the first five named; images
+            that change meanwhile; a folder that cannot be written.
+        RunFailedError: a full disk. As after any other error, the finished chunks stay.
+    """
+    key = images.key(image_size)
+    folder = cache_dir / key
+    display = progress or _unseen
+
+    def look() -> Condition:
+        if not verify:
+            return condition(folder, key, seed=seed)
+        with display("checking decoded images", len(images)) as advance:
+            return condition(folder, key, every=True, advance=advance)
+
+    try:
+        found = look()
+        if found.fault is None:
+            return Built(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            found = look()
+            if found.fault is None:  # another process has built it meanwhile
+                return Built(folder)
+            return _Builder(images, image_size, folder, display).build(found)
+    except OSError as error:
+        raise _told(error, cache_dir) from error
+
+
+def _unseen(title: str, items: int) -> AbstractContextManager[Advance]:
+    """Progress that nobody watches."""
+    return nullcontext(lambda done: None)
+
+
+def _told(error: OSError, cache_dir: Path) -> UserError | RunFailedError:
+    if error.errno in DISK_FULL:
+        return RunFailedError(
+            f"data.cache_dir={cache_dir}: {error.strerror}; make room or choose another folder "
+            "(what is finished is kept)"
+        )
+    return UserError(
+        f"data.cache_dir={cache_dir} cannot be written ({error}); choose another folder"
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it when its holder ends in whatever way."""
+    from filelock import FileLock, Timeout  # here, since a run that finds its cache needs none
+
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s: another process is building this cache; waiting for it", folder)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Builder:
+    """One building of one cache, by the process that holds its lock."""
+
+    def __init__(self, images: ImageSet, image_size: int, folder: Path, display: Progress) -> None:
+        self._images = images
+        self._image_size = image_size
+        self._folder = folder
+        self._display = display
+        self._beside: list[CacheBeside] = []
+        self._unreadable: list[str] = []
+
+    def build(self, found: Condition) -> Built:
+        for leftover in self._folder.glob(".*.json.*"):  # of a process killed while it wrote
+            leftover.unlink()
+        self._manifest = self._read_manifest()
+        start = perf_counter()
+        with (
+            PixelFile(self._folder, self._manifest, writable=True) as self._pixels,
+            ExitStack() as others,
+        ):
+            self._check_room(self._pixels.lay_out())
+            wrong = self._forget_what_is_damaged()
+            todo = [number for number, crc in enumerate(self._manifest.crc32) if crc is None]
+            if found.damaged or wrong:
+                damaged = f"pixels.npy is damaged in {len(wrong)} finished chunks"
+                log.warning(
+                    "%s: %s; %d of %d chunks are decoded again",
+                    *(self._folder, found.fault if found.damaged else damaged),
+                    *(len(todo), len(self._manifest.crc32)),
+                )
+            stale = self._find_beside(others)
+            rows = [row for chunk in todo for row in self._manifest.rows(chunk)]
+            with self._display("decoding images", len(rows)) as advance:
+                self._fill(todo, advance)
+            copied = sum(any(beside.holds(row) for beside in self._beside) for row in rows)
+        for folder in stale:
+            _remove(folder)
+        return Built(self._folder, len(rows) - copied, copied, perf_counter() - start)
+
+    def _read_manifest(self) -> CacheManifest:
+        """That of the folder, or a new one where that is absent or damaged."""
+        try:
+            manifest = CacheManifest.read(self._folder)
+            if manifest.key == self._folder.name:
+                return manifest
+        except (FileNotFoundError, ValueError):
+            pass
+        manifest = CacheManifest.new(self._images, self._image_size)
+        write_atomically(self._folder / "sources.json", self._images.sources)
+        manifest.write(self._folder)
+        return manifest
+
+    def _check_room(self, lacking: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if lacking > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"the cache needs {lacking / 1e9:.2f} GB more, {free / 1e9:.2f} are free",
+            )
+
+    def _forget_what_is_damaged(self) -> list[int]:
+        """Record as unfinished the chunks that do not match, before any of them changes."""
+        finished = self._manifest.finished
+        if not finished:
+            return []
+        images = sum(len(self._manifest.rows(chunk)) for chunk in finished)
+        with self._display("checking decoded images", images) as advance:
+            wrong = self._pixels.damaged(finished, advance=advance)
+        for chunk in wrong:
+            self._manifest.crc32[chunk] = None
+        if wrong:
+            self._manifest.write(self._folder)
+        return wrong
+
+    def _find_beside(self, others: ExitStack) -> list[Path]:
+        """Open the caches beside this one that hold some of its images, and name the stale ones.
+
+        Returns:
+            The folders of the stale ones: caches of the same paths and size in an older state.
+        """
+        stale = []
+        for folder in sorted(self._folder.parent.iterdir()):
+            try:
+                manifest = CacheManifest.read(folder)
+                if folder == self._folder or manifest.image_size != self._image_size:
+                    continue
+                beside = CacheBeside(folder, manifest, self._images)
+                if manifest.paths_sha256 == self._manifest.paths_sha256:
+                    stale.append(folder)
+                    log.warning(
+                        "%s is stale (%s); %s takes its place",
+                        *(folder, beside.why_stale(), self._folder.name),
+                    )
+                with self._display("checking decoded images", manifest.images) as advance:
+                    if beside.open(others, advance):
+                        self._beside.append(beside)
+            except (OSError, ValueError):  # nothing of use, and none of ours to tell about
+                continue
+        return stale
+
+    def _fill(self, todo: list[int], advance: Advance) -> None:
+        """Decode and record these chunks in turn, some ahead of the one that is written."""
+        ahead = 2 + threads() // CHUNK  # no thread waits while a chunk is written
+        pool = ThreadPoolExecutor(threads(), thread_name_prefix="decode")
+        waiting: deque[tuple[int, list[Future[Pixels]]]] = deque()
+        try:
+            for chunk in todo:
+                rows = self._manifest.rows(chunk)
+                waiting.append((chunk, [pool.submit(self._image, row) for row in rows]))
+                if len(waiting) > ahead:
+                    self._finish(*waiting.popleft(), advance)
+            while waiting:
+                self._finish(*waiting.popleft(), advance)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if self._unreadable:
+            more = f" and {len(self._unreadable) - 5} more" if len(self._unreadable) > 5 else ""
+            raise UserError(
+                f"{len(self._unreadable)} of {len(self._images)} images cannot be read: "
+                f"{'; '.join(self._unreadable[:5])}{more}. Replace the files, or leave their rows "
+                "out (what is decoded is kept)"
+            )
+
+    def _image(self, row: int) -> Pixels:
+        for beside in self._beside:
+            if beside.holds(row):
+                return beside.image(row)
+        return read_gray(self._images.paths[row], self._image_size)
+
+    def _finish(self, chunk: int, decoded: list[Future[Pixels]], advance: Advance) -> None:
+        """Wait for a chunk, and write and record it if all its images could be read."""
+        pixels = np.empty((len(decoded), self._image_size, self._image_size), dtype=np.uint8)
+        readable = True
+        for place, image in enumerate(decoded):
+            try:
+                pixels[place] = image.result()
+            except UnreadableImageError as error:
+                self._unreadable.append(str(error))
+                readable = False
+            advance(1)
+        if readable:
+            self._check_unchanged(self._manifest.rows(chunk))
+            self._manifest.crc32[chunk] = self._pixels.write(chunk, pixels)
+            self._manifest.write(self._folder)
+
+    def _check_unchanged(self, rows: range) -> None:
+        """Refuse pixels of a file that is no longer the one that the key speaks of."""
+        for row, state in zip(rows, self._images.states[rows].tolist(), strict=True):
+            path = self._images.paths[row]
+            if not os.path.exists(path) or state_of(path) != tuple(state):
+                raise UserError(f"{path} changed while it was decoded; start again")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a stale cache, unless someone is building it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder)
+            log.info("%s, which was stale, is removed", folder)
+    except (Timeout, OSError) as error:
+        log.warning("%s, which is stale, could not be removed (%s)", folder, error)
