@@ -61,7 +61,13 @@ def build(node: Any) -> Any:
     return instantiate(node, _convert_="all")
 
 
-PLAIN = Speed(channels_last=False, keep_freed_memory=False, tf32=False, cudnn_benchmark=False)
+PLAIN = Speed(
+    channels_last=False,
+    keep_freed_memory=False,
+    bind_cores=False,
+    tf32=False,
+    cudnn_benchmark=False,
+)
 
 
 def parameters() -> list[nn.Parameter]:

@@ -109,6 +109,24 @@ def test_the_affine_map_is_torchvisions(
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 
+def test_the_drawn_flip_and_affine_are_torchvisions(images: Tensor) -> None:
+    augment = Augment(hflip=0.5, degrees=15, translate=0.1, scale=[0.8, 1.2])
+    parameters = augment.draw(numbers(6))
+    assert len(set((parameters.flip < 0).tolist())) == 2
+    out = augment(images, numbers(6))
+    for row, image in enumerate(images / 255):
+        one = Drawn(*(values[row].item() for values in parameters))
+        expected = torchvision.affine(
+            torchvision.hflip(image) if one.flip < 0 else image,
+            angle=np.rad2deg(one.angle),
+            translate=[one.right * SIDE / 2, one.down * SIDE / 2],
+            scale=one.scale,
+            shear=[0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        torch.testing.assert_close(out[row], expected, rtol=0, atol=1e-4)
+
+
 def test_a_crop_is_torchvisions_resized_crop(images: Tensor) -> None:
     top, left, height, width = 5, 9, 40, 32
     centre = torch.tensor([[2 * left + width, 2 * top + height]]) / SIDE - 1

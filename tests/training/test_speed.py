@@ -1,11 +1,13 @@
 """The switches of speed, in a process of their own: they change all of it."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from xray_lightning.errors import UserError
+from xray_lightning.training import speed
 from xray_lightning.training.speed import Speed
 
 
@@ -73,3 +75,45 @@ for on in (True, False):
     print(torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark)
 """
     assert run(code).splitlines() == ["high True True", "highest False False"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process")
+@pytest.mark.parametrize(
+    "switch, ranks, expected",
+    [
+        (True, 2, [[0, 1], [2, 3]]),
+        (True, 3, [[0], [1], [2]]),
+        (True, 1, [[0, 1, 2, 3]]),
+        (True, 5, [[0, 1, 2, 3]] * 5),  # more ranks than cores: let the system share them out
+        (False, 2, [[0, 1, 2, 3]] * 2),
+    ],
+)
+def test_each_rank_keeps_to_cores_of_its_own(
+    switch: bool, ranks: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: set[tuple[int, ...]] = set()
+    monkeypatch.setattr(speed.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(speed.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(speed.os, "sched_setaffinity", lambda _, cores: bound.add(tuple(cores)))
+    for rank, cores in enumerate(expected):
+        bound.clear()
+        told = Speed(bind_cores=switch).bind(local_rank=rank, local_ranks=ranks)
+        assert told == cores
+        assert bound == ({tuple(cores)} if len(cores) < 4 else set())
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core cannot be shared out")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_binding_holds_for_threads_that_run_already() -> None:
+    code = """
+import os, threading
+from xray_lightning.training.speed import Speed
+os.sched_setaffinity(0, range(os.cpu_count()))
+done = threading.Event()
+threading.Thread(target=done.wait).start()
+cores = Speed().bind(local_rank=1, local_ranks=2)
+threads = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+done.set()
+print(len(threads) > 1, all(found == set(cores) for found in threads))
+"""
+    assert run(code) == "True True"

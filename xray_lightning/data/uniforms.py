@@ -28,7 +28,8 @@ def uniforms(draws: Tensor, *, seed: int, places: int) -> Tensor:
     """
     count = torch.arange(1, places + 1, device=draws.device) + draws[:, None] * PLACES
     bits = _mixed(count * _signed(GAMMA) + _signed(mixed(seed)))
-    return _shifted(bits, 40) * 2.0**-24
+    shares: Tensor = _shifted(bits, 40) * 2.0**-24
+    return shares
 
 
 def mixed(number: int) -> int:

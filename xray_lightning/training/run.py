@@ -118,6 +118,7 @@ def run(job: Job) -> None:
         throughput,
         finite,
         _Recorder(job, throughput),
+        *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
         *_display(job, throughput),
         *job.callbacks,
         interruption,  # last: the checkpoint it saves holds the others' state
@@ -228,6 +229,16 @@ def _display(job: Job, throughput: Throughput) -> list[Callback]:
         return []
     lines = EpochLines(throughput)
     return [ImagesBar(throughput), lines] if _live(job) else [lines]
+
+
+class _Binding(Callback):
+    """Binds a rank to its cores once its node's cache is built."""
+
+    def __init__(self, speed: Speed, local_ranks: int) -> None:
+        self._speed, self._local_ranks = speed, local_ranks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._speed.bind(local_rank=trainer.local_rank, local_ranks=self._local_ranks)
 
 
 class _Recorder(Callback):

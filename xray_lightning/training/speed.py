@@ -2,7 +2,9 @@
 
 import ctypes
 import logging
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,8 @@ class Speed:
         keep_freed_memory: on a CPU, let glibc keep what a step frees for the next step. It else
             hands every large tensor back to the system, and the next step pays for zeroed pages.
         threads: CPU threads of each rank; None shares the cores among the ranks of a machine.
+        bind_cores: keep each of several ranks of a machine on cores of its own, where its
+            launcher has not bound it.
         tf32: on CUDA, TF32 for float32 convolutions and matrix products.
         cudnn_benchmark: on CUDA, try cuDNN's algorithms in the first step and keep the fastest.
         cuda_graph: on one CUDA device, replay the step as one CUDA graph.
@@ -35,6 +39,7 @@ class Speed:
     channels_last: bool = True
     keep_freed_memory: bool = True
     threads: int | None = None
+    bind_cores: bool = True
     tf32: bool = True
     cudnn_benchmark: bool = True
     cuda_graph: bool = False
@@ -61,6 +66,23 @@ class Speed:
             torch.set_num_threads(self.threads)
             return self.threads
         return set_cpu_threads(local_ranks=local_ranks)
+
+    def bind(self, *, local_rank: int, local_ranks: int) -> list[int]:
+        """Keep this rank on its own cores, if so switched; returns the cores that it may use.
+
+        Not before the cache is built: that takes all cores of the machine.
+        """
+        if not hasattr(os, "sched_getaffinity"):
+            return []
+        cores = sorted(os.sched_getaffinity(0))
+        unbound = len(cores) == os.cpu_count()
+        each = len(cores) // local_ranks
+        if self.bind_cores and unbound and local_ranks > 1 and each:
+            cores = cores[local_rank * each : (local_rank + 1) * each]
+            for thread in os.listdir("/proc/self/task"):  # those that torch has started, too
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread), cores)
+        return cores
 
 
 def keep_freed_memory() -> bool:
