@@ -10,11 +10,13 @@ the choice between the two). Goal: build / decode of at least 0.9.
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -103,17 +105,30 @@ def summary(turns: list[dict[str, float]], *, images: int) -> dict[str, Any]:
         found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
         return {name: round(value, 3) for name, value in found.items()}
 
+    rates = {arm: spread([turn[arm] for turn in turns]) for arm in turns[0]}
+    ratios = {
+        "build_to_decode": spread([turn["build"] / turn["decode"] for turn in turns]),
+        "threads_to_processes": spread(
+            [turn["decode"] / turn["decode_processes"] for turn in turns]
+        ),
+    }
+    rows = [[name, *found.values()] for name, found in (rates | ratios).items()]
     return {
+        "kind": "cache_build",
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "table": {
+            "title": f"Building a cache of {images} images at {SIZE} px",
+            "columns": ["images/s; ratio within a turn", "median", "lowest", "highest"],
+            "rows": rows,
+            "notes": [f"{len(turns)} turns of each arm, in alternating order."],
+        },
         "images": images,
         "image_size": SIZE,
         "repeats": len(turns),
-        "images_per_second": {arm: spread([turn[arm] for turn in turns]) for arm in turns[0]},
-        "ratios": {
-            "build_to_decode": spread([turn["build"] / turn["decode"] for turn in turns]),
-            "threads_to_processes": spread(
-                [turn["decode"] / turn["decode_processes"] for turn in turns]
-            ),
-        },
+        "turns": turns,
+        "images_per_second": rates,
+        "ratios": ratios,
         "machine": machine(),
     }
 

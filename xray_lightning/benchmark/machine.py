@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "timm", "monai")
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "isal", "timm", "monai")
 
 
 def machine(accelerator: str = "cpu") -> dict[str, Any]:

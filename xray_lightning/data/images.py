@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
+from xray_lightning.data import png
 from xray_lightning.errors import UserError
 
 Gray = npt.NDArray[np.uint8]
@@ -21,7 +22,6 @@ DECODER_VERSION = "1"
 MAX_PIXELS = 64_000_000  # three times the largest radiographs (about 4,300 x 4,300)
 MAX_FILE_BYTES = 8 * MAX_PIXELS  # what that many pixels take at 4 x 16 bit, uncompressed
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 
 # Everything that Pillow was seen to raise on damaged files.
@@ -51,6 +51,7 @@ def decode_gray(path: str | Path) -> Gray:
     Colour becomes ITU-R 601 luma, alpha is dropped (it is opaque in NIH's RGBA files), 1 bit
     becomes 0 and 255, and 16 bits are scaled over their full range, `round(value / 257)`, so that
     an image of few counts stays dark rather than being stretched. Orientation tags are ignored.
+    The pixels are Pillow's, whether or not `png.inflated` has had a hand in it.
 
     Returns:
         uint8 (H, W).
@@ -105,34 +106,13 @@ def _decode(path: Path) -> Image.Image:
                 f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         if isinstance(image, PngImagePlugin.PngImageFile):
-            _check_sums(data)
+            image = _open(path, png.inflated(data, png.checked_chunks(data)))
         return _gray(image)
     except UnreadableImageError:
         raise
     except DAMAGE as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{path}: damaged image: {cause}") from error
-
-
-def _check_sums(data: bytes) -> None:
-    """Check every chunk of a PNG: decoding stops at the last pixel and skips the checksums.
-
-    Chunks are a length, a name, that many bytes and their CRC-32 (PNG specification, section 5.3).
-    """
-    view = memoryview(data)
-    place = len(PNG_START)
-    try:
-        while True:
-            length, name = struct.unpack_from(">I4s", data, place)
-            if name == b"IEND":
-                return
-            end = place + 8 + length
-            (stored,) = struct.unpack_from(">I", data, end)
-            if zlib.crc32(view[place + 4 : end]) != stored:
-                raise ValueError(f"the checksum of a chunk {name!r} is wrong")
-            place = end + 4
-    except struct.error as error:
-        raise ValueError("the file ends too soon") from error
 
 
 def _read(path: Path) -> bytes:
@@ -160,7 +140,7 @@ def _open(path: Path, data: bytes) -> ImageFile.ImageFile:
     The format classes are opened directly: `Image.open` warns of large images, and silencing a
     warning is not safe in threads. The pixel limit here is stricter than Pillow's.
     """
-    if data.startswith(PNG_START):
+    if data.startswith(png.START):
         return PngImagePlugin.PngImageFile(io.BytesIO(data))
     if data.startswith(JPEG_START):
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))

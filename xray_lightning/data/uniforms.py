@@ -51,7 +51,8 @@ def _mixed(bits: Tensor) -> Tensor:
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
     """A logical right shift: torch's own copies the sign bit."""
-    return (bits >> by) & (2 ** (64 - by) - 1)
+    shifted: Tensor = (bits >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
 
 def _signed(number: int) -> int:

@@ -1,0 +1,189 @@
+"""Pixels inflated by ISA-L: the same pixels, and the same refusals, as by Pillow alone."""
+
+import random
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xray_lightning.data import png
+from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
+
+# (colour type, bits): gray, colour, palette, gray and colour with alpha
+KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (3, 1), (3, 4), (3, 8), (4, 8), (6, 8)]
+SIZES = [(1, 1), (1, 40), (40, 1), (33, 17), (9, 64)]
+
+needs_isal = pytest.mark.skipif(png.isal_zlib is None, reason="needs the package isal")
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+def written(
+    packed: bytes,
+    *,
+    size: tuple[int, int],
+    kind: tuple[int, int] = (0, 8),
+    parts: int = 1,
+    interlace: int = 0,
+    before: bytes = b"",
+    between: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG put together by hand around these deflated pixels, its checksums right."""
+    colour, depth = kind
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlace)
+    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colour == 3 else b""
+    step = max(1, -(-len(packed) // parts))
+    pieces = [packed[start : start + step] for start in range(0, len(packed), step)]
+    pixels = between.join(chunk(b"IDAT", piece) for piece in pieces)
+    return b"".join(
+        [png.START, chunk(b"IHDR", header), before, palette, pixels, after, chunk(b"IEND", b"")]
+    )
+
+
+def rows(size: tuple[int, int], kind: tuple[int, int], draw: random.Random) -> bytes:
+    """Random pixels, each row with a random filter before it."""
+    width, height = size
+    row = (width * png.CHANNELS[kind[0]] * kind[1] + 7) // 8
+    return b"".join(bytes([draw.randrange(5)]) + draw.randbytes(row) for _ in range(height))
+
+
+def outcome(path: Path, data: bytes) -> Gray | str:
+    path.write_bytes(data)
+    try:
+        return decode_gray(path)
+    except UnreadableImageError as error:
+        return str(error)
+
+
+def both_ways(path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> Gray | str:
+    """What comes of the file, which must be the same without ISA-L."""
+    fast = outcome(path, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(png, "isal_zlib", None)
+        plain = outcome(path, data)
+    if isinstance(plain, str):
+        assert fast == plain
+    else:
+        np.testing.assert_array_equal(fast, plain)
+    return fast
+
+
+def is_inflated(data: bytes) -> bool:
+    return png.inflated(data, png.checked_chunks(data)) is not data
+
+
+@needs_isal
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_kind_of_png_has_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[int, int], size: tuple[int, int]
+) -> None:
+    draw = random.Random(0)
+    for level, parts in [(0, 1), (6, 3), (9, 2)]:
+        packed = zlib.compress(rows(size, kind, draw), level)
+        data = written(packed, size=size, kind=kind, parts=parts)
+        assert is_inflated(data)
+        decoded = both_ways(tmp_path / "a.png", data, monkeypatch)
+        assert isinstance(decoded, np.ndarray)
+        assert decoded.shape == size[::-1]
+
+
+@needs_isal
+def test_a_large_image_of_many_blocks_has_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    for side in (255, 256, 400):  # 65,280, 65,792 and 160,400 bytes: one block, and more
+        noise = np.random.default_rng(side).integers(0, 40, (side, side), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        data = path.read_bytes()
+        assert is_inflated(data)
+        np.testing.assert_array_equal(both_ways(path, data, monkeypatch), noise)
+
+
+@needs_isal
+def test_damage_under_right_checksums_is_refused_as_by_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(1)
+    seen = {True: 0, False: 0}
+    for _ in range(300):
+        size = draw.choice(SIZES)
+        raw = rows(size, (0, 8), draw)
+        damage = draw.choice(["bits", "cut", "short", "long", "sum", "tail"])
+        if damage == "short":
+            raw = raw[: draw.randrange(len(raw))]
+        if damage == "long":
+            raw += draw.randbytes(2000)
+        packed = bytearray(zlib.compress(raw))
+        if damage == "bits":
+            packed[draw.randrange(len(packed))] ^= 1 << draw.randrange(8)
+        if damage == "cut":
+            packed = packed[: draw.randrange(len(packed))]
+        if damage == "sum":
+            packed[-1] ^= 1
+        if damage == "tail":
+            packed += draw.randbytes(50)
+        data = written(bytes(packed), size=size, parts=draw.choice([1, 3]))
+        seen[isinstance(both_ways(tmp_path / "a.png", data, monkeypatch), str)] += 1
+    assert min(seen.values()) > 50
+
+
+@needs_isal
+def test_what_is_out_of_the_ordinary_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = zlib.compress(rows((8, 8), (0, 8), random.Random(2)))
+    text = chunk(b"tEXt", b"key\0value")
+    animation = chunk(b"acTL", struct.pack(">II", 1, 0))
+    for data in (
+        written(packed, size=(8, 8), interlace=1),
+        written(packed, size=(8, 8), before=animation),
+        written(packed, size=(8, 8), parts=2, between=text),
+        written(b"", size=(8, 8)),
+    ):
+        assert not is_inflated(data)
+        both_ways(tmp_path / "a.png", data, monkeypatch)
+    data = written(packed, size=(8, 8), before=text, after=text)
+    assert is_inflated(data)
+    assert isinstance(both_ways(tmp_path / "a.png", data, monkeypatch), np.ndarray)
+
+
+@needs_isal
+def test_fault_34_pixels_that_inflate_without_end_are_not_inflated(tmp_path: Path) -> None:
+    packed = zlib.compress(bytes(200 * 2**20), 9)  # 200 MiB in 200 kB, for 64 pixels
+    path = tmp_path / "a.png"
+    tracemalloc.start()
+    try:
+        path.write_bytes(written(packed, size=(8, 8)))
+        decode_gray(path)
+        # Pillow goes by the last header, and Pillow's is the size that is looked at.
+        header = written(packed, size=(60_000, 60_000))[8:33]
+        path.write_bytes(png.START + header + written(packed, size=(8, 8))[8:])
+        outcome(path, path.read_bytes())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 2**20
+
+
+def test_without_isal_the_file_is_decoded_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "isal_zlib", None)
+    assert not is_inflated(written(zlib.compress(bytes(9 * 8)), size=(8, 8)))
+
+
+def test_a_wrong_checksum_is_named_by_its_chunk() -> None:
+    data = bytearray(written(zlib.compress(bytes(9 * 8)), size=(8, 8)))
+    data[data.index(b"IDAT") + 6] ^= 1
+    with pytest.raises(ValueError, match="checksum of a chunk b'IDAT'"):
+        png.checked_chunks(bytes(data))
+    with pytest.raises(ValueError, match="ends too soon"):
+        png.checked_chunks(bytes(data[:30]))
