@@ -48,3 +48,10 @@ def check_whole(key: str, value: object, *, least: int, most: int | None = None)
 def one_line(error: BaseException) -> str:
     """The error's message folded to a single line, so that a log keeps one line per failure."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control, invisible and undecodable characters spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

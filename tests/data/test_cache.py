@@ -200,7 +200,9 @@ def test_reading_a_map_of_6_gb_takes_under_100_mb_of_private_memory(tmp_path: Pa
     assert 0 < megabytes < 100  # of 321 MB that were read
 
 
-def test_fault_37_hostile_names_are_names_like_others(tmp_path: Path) -> None:
+def test_fault_37_hostile_names_are_names_like_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = []
     for number, name in enumerate((b"-x.png", b"a\nb.png", b"\xff\xfe.png", b" .png", b'"\\.png')):
         path = os.path.join(os.fsencode(tmp_path), name)
@@ -212,3 +214,5 @@ def test_fault_37_hostile_names_are_names_like_others(tmp_path: Path) -> None:
     os.utime(paths[2], ns=(1, 1))
     built = ensure_cache(ImageSet(paths), image_size=SIZE, cache_dir=tmp_path / "cache")
     assert (built.decoded, built.copied) == (1, 4)
+    assert "udcff\\udcfe.png" in caplog.text  # spelled out: a log is UTF-8
+    caplog.text.encode()

@@ -8,6 +8,7 @@ from pathlib import Path
 from xray_lightning.data.cache_folder import CHUNK, Advance, CacheManifest, PixelFile, Pixels
 from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.images import DECODER_VERSION
+from xray_lightning.errors import printable
 
 
 class CacheBeside:
@@ -44,8 +45,8 @@ class CacheBeside:
     def why_stale(self) -> str:
         if self._manifest.decoder != DECODER_VERSION:
             return f"made by decoder {self._manifest.decoder}, not {DECODER_VERSION}"
-        images = self._manifest.images
-        return f"{len(self._changed)} of {images} images changed, the first {self._changed[0]}"
+        first = printable(self._changed[0])
+        return f"{len(self._changed)} of {self._manifest.images} images changed, the first {first}"
 
     def open(self, others: ExitStack, advance: Advance) -> bool:
         """Open its pixels, and let go of all that its checksums do not vouch for.

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from xray_lightning.atomic import write_atomically
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.evaluation.runs import (
     DamagedResultsError,
@@ -116,13 +116,6 @@ def write_report(report: Report, out: Path | None = None) -> Path:
             raise RunFailedError(message) from error
         raise UserError(f"{message}; give another folder with --out") from error
     return page
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with control, invisible and undecodable characters spelled out."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def _rich_table(table: Table, *, room: int) -> RichTable:
