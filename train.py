@@ -249,12 +249,12 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -
 
     from xray_lightning.data.transforms import Normalize
     from xray_lightning.models.classifier import Classifier
-    from xray_lightning.progress import display
+    from xray_lightning.progress import display, unseen
     from xray_lightning.training.run import Job
 
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)
-    data = make(cfg, "data", progress=display if WORLD.rank == 0 else None)
+    data = make(cfg, "data", progress=display if WORLD.rank == 0 else unseen)
     speed = make(cfg, "speed")
     classifier = Classifier(
         backbone=make(cfg, "model"),

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Timer
 from time import perf_counter
 from typing import TextIO
@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]  # told how many images were done since it was last called
+# Opens a display for work over so many images and yields the function that advances it.
+Display = Callable[[str, int], AbstractContextManager[Advance]]
 
 QUIET_SECONDS = 2.0  # shorter work shows nothing
 
@@ -48,8 +52,13 @@ def live_bar(*, shown: bool = True) -> Progress:
     )
 
 
+def unseen(title: str, images: int) -> AbstractContextManager[Advance]:
+    """The `Display` that nobody watches."""
+    return nullcontext(lambda done: None)
+
+
 @contextmanager
-def display(title: str, images: int) -> Iterator[Callable[[int], None]]:
+def display(title: str, images: int) -> Iterator[Advance]:
     """Show work over so many images, from two seconds on: a bar on a terminal, two lines in a log.
 
     Yields:

@@ -5,10 +5,11 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
-from xray_lightning.data.cache_folder import CHUNK, Advance, CacheManifest, PixelFile, Pixels
+from xray_lightning.data.cache_folder import CHUNK, CacheManifest, PixelFile, Pixels
 from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.images import DECODER_VERSION
 from xray_lightning.errors import printable
+from xray_lightning.progress import Advance
 
 
 class CacheBeside:

@@ -5,9 +5,9 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,6 @@ from xray_lightning.atomic import write_atomically
 from xray_lightning.data.cache_beside import CacheBeside
 from xray_lightning.data.cache_folder import (
     CHUNK,
-    Advance,
     CacheManifest,
     Condition,
     PixelFile,
@@ -29,11 +28,9 @@ from xray_lightning.data.cache_folder import (
 from xray_lightning.data.image_set import ImageSet, state_of
 from xray_lightning.data.images import UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.progress import Advance, Display, unseen
 
 log = logging.getLogger(__name__)
-
-# Opens a progress display for work of so many items and yields the function that advances it.
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -60,7 +57,7 @@ def ensure_cache(
     *,
     image_size: int,
     cache_dir: Path,
-    progress: Progress | None = None,
+    progress: Display = unseen,
     seed: int = 0,
     verify: bool = False,
 ) -> Built:
@@ -84,12 +81,11 @@ def ensure_cache(
     """
     key = images.key(image_size)
     folder = cache_dir / key
-    display = progress or _unseen
 
     def look() -> Condition:
         if not verify:
             return condition(folder, key, seed=seed)
-        with display("checking decoded images", len(images)) as advance:
+        with progress("checking decoded images", len(images)) as advance:
             return condition(folder, key, every=True, advance=advance)
 
     try:
@@ -101,14 +97,9 @@ def ensure_cache(
             found = look()
             if found.fault is None:  # another process has built it meanwhile
                 return Built(folder)
-            return _Builder(images, image_size, folder, display).build(found)
+            return _Builder(images, image_size, folder, progress).build(found)
     except OSError as error:
         raise _told(error, cache_dir) from error
-
-
-def _unseen(title: str, items: int) -> AbstractContextManager[Advance]:
-    """Progress that nobody watches."""
-    return nullcontext(lambda done: None)
 
 
 def _told(error: OSError, cache_dir: Path) -> UserError | RunFailedError:
@@ -142,7 +133,7 @@ def _locked(folder: Path) -> Iterator[None]:
 class _Builder:
     """One building of one cache, by the process that holds its lock."""
 
-    def __init__(self, images: ImageSet, image_size: int, folder: Path, display: Progress) -> None:
+    def __init__(self, images: ImageSet, image_size: int, folder: Path, display: Display) -> None:
         self._images = images
         self._image_size = image_size
         self._folder = folder

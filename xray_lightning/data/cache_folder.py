@@ -14,7 +14,7 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,9 +27,9 @@ import numpy.typing as npt
 from xray_lightning.atomic import write_atomically
 from xray_lightning.data.image_set import LAYOUT, ImageSet, key_of
 from xray_lightning.data.images import DECODER_VERSION
+from xray_lightning.progress import Advance
 
 Pixels = npt.NDArray[np.uint8]
-Advance = Callable[[int], None]  # told how many images were done since it was last called
 
 CHUNK = 64  # images that are finished, checked and lost together: 3.2 MB at 224 pixels
 SAMPLE = 16  # chunks whose checksums every opening looks at: 51 MB at 224 pixels

@@ -1,8 +1,6 @@
 """The LightningDataModule: from a folder of images and CSVs to batches, the same on every rank."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +25,7 @@ from xray_lightning.data.cache import (
     Rows,
     open_cache,
 )
-from xray_lightning.data.cache_build import Built, Progress, ensure_cache
+from xray_lightning.data.cache_build import Built, ensure_cache
 from xray_lightning.data.device import ResidentFeed, StreamedFeed, upload
 from xray_lightning.data.image_set import ImageSet, images_of
 from xray_lightning.data.manifest import Manifest, read_manifest
@@ -36,6 +34,7 @@ from xray_lightning.data.splits import make_split
 from xray_lightning.data.usable import UsableSplit, usable_split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.findings import FINDINGS
+from xray_lightning.progress import Display, unseen
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class XrayDataModule(LightningDataModule):
         device_memory_share: float = 0.5,
         seed: int = 0,
         phantom: PhantomSpec | None = None,
-        progress: Progress | None = None,
+        progress: Display = unseen,
     ) -> None:
         super().__init__()
         check_whole("data.image_size", image_size, least=32)
@@ -164,7 +163,7 @@ class XrayDataModule(LightningDataModule):
         if self._store is not None:
             return
         if self.phantom is not None:
-            with self._display("drawing phantoms", self.phantom.images) as advance:
+            with self._progress("drawing phantoms", self.phantom.images) as advance:
                 ensure_phantoms(self.root, self.phantom, progress=advance)
         self.load()
         if self.cache == "disk":
@@ -205,11 +204,6 @@ class XrayDataModule(LightningDataModule):
     def store_rows(self, side: str) -> Rows:
         """Where the store has each row of a side's table: int64 (N,)."""
         return self.image_set.rows(self.table(side)["path"])
-
-    def _display(self, title: str, items: int) -> AbstractContextManager[Callable[[int], None]]:
-        from contextlib import nullcontext
-
-        return nullcontext(_ignore) if self._progress is None else self._progress(title, items)
 
     # -- batches ---------------------------------------------------------------------------------
 
@@ -329,10 +323,6 @@ class XrayDataModule(LightningDataModule):
             },
             "dropped": {reason: count for reason, count in left_out.items() if count},
         }
-
-
-def _ignore(advance: int) -> None:
-    """Progress that nobody watches."""
 
 
 def _check_fraction(key: str, value: object) -> None:

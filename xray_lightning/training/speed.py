@@ -1,7 +1,6 @@
 """The switches that change how fast a run is, and nothing of what it computes beyond rounding."""
 
 import ctypes
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -11,8 +10,6 @@ import torch
 
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.training.devices import set_cpu_threads
-
-log = logging.getLogger(__name__)
 
 # mallopt(3), malloc.h of glibc.
 M_TRIM_THRESHOLD = -1
