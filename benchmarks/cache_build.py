@@ -10,19 +10,17 @@ the choice between the two). Goal: build / decode of at least 0.9.
 import argparse
 import json
 import os
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import machine
+from xray_lightning.benchmark.machine import record
 from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.cache_folder import threads
 from xray_lightning.data.files import IMAGE_SUFFIXES
@@ -113,23 +111,19 @@ def summary(turns: list[dict[str, float]], *, images: int) -> dict[str, Any]:
         ),
     }
     rows = [[name, *found.values()] for name, found in (rates | ratios).items()]
-    return {
-        "kind": "cache_build",
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "table": {
-            "title": f"Building a cache of {images} images at {SIZE} px",
-            "columns": ["images/s; ratio within a turn", "median", "lowest", "highest"],
-            "rows": rows,
-            "notes": [f"{len(turns)} turns of each arm, in alternating order."],
-        },
+    table = {
+        "title": f"Building a cache of {images} images at {SIZE} px",
+        "columns": ["images/s; ratio within a turn", "median", "lowest", "highest"],
+        "rows": rows,
+        "notes": [f"{len(turns)} turns of each arm, in alternating order."],
+    }
+    return record("cache_build", table=table) | {
         "images": images,
         "image_size": SIZE,
         "repeats": len(turns),
         "turns": turns,
         "images_per_second": rates,
         "ratios": ratios,
-        "machine": machine(),
     }
 
 

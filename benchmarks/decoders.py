@@ -13,12 +13,10 @@ import argparse
 import importlib.util
 import json
 import os
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
@@ -29,7 +27,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import PACKAGES, installed, machine
+from xray_lightning.benchmark.machine import PACKAGES, installed, record
 from xray_lightning.data.images import Gray, decode_gray, read_gray, resize_gray
 
 SIZE = 224
@@ -222,39 +220,34 @@ def report(
         rows.append([name, time[1]["median"], time[2]["median"]])
         rows[-1] += [f"{ratio[n]['median']} ({ratio[n]['min']}-{ratio[n]['max']})" for n in THREADS]
         rows[-1] += [off["whole_max"], off["reduced_max"], off["reduced_mean"], found["lock_held"]]
-    facts = machine()
-    facts["packages"] |= {
-        name: number for name in PEERS if name not in PACKAGES and (number := installed(name))
+    table = {
+        "title": f"Decoding {images} PNGs to {SIZE} x {SIZE}",
+        "columns": [
+            "decoder",
+            "ms/image, 1 thread",
+            "2 threads",
+            "times Pillow, 1 thread",
+            "2 threads",
+            "difference to Pillow, most",
+            f"at {SIZE}, most",
+            f"at {SIZE}, mean",
+            "share of the time that it holds the GIL",
+        ],
+        "rows": rows,
+        "notes": [
+            f"{len(turns[1])} turns of each arm, in alternating order; the ratio is within a turn.",
+        ],
     }
-    return {
-        "kind": "decoders",
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "table": {
-            "title": f"Decoding {images} PNGs to {SIZE} x {SIZE}",
-            "columns": [
-                "decoder",
-                "ms/image, 1 thread",
-                "2 threads",
-                "times Pillow, 1 thread",
-                "2 threads",
-                "difference to Pillow, most",
-                f"at {SIZE}, most",
-                f"at {SIZE}, mean",
-                "share of the time that it holds the GIL",
-            ],
-            "rows": rows,
-            "notes": [
-                f"{len(turns[1])} turns of each arm, in alternating order; the ratio is within a "
-                "turn.",
-            ],
-        },
+    content = record("decoders", table=table) | {
         "images": images,
         "image_size": SIZE,
         "repeats": len(turns[1]),
         "arms": arms,
-        "machine": facts,
     }
+    content["machine"]["packages"] |= {
+        name: number for name in PEERS if name not in PACKAGES and (number := installed(name))
+    }
+    return content
 
 
 if __name__ == "__main__":

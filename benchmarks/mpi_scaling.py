@@ -8,16 +8,14 @@ Every turn runs train.py once for each arm, whole; the rates are results.json's 
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import machine
+from xray_lightning.benchmark.machine import record
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 ARMS = {
@@ -79,20 +77,14 @@ def report(turns: list[dict[str, float]], options: argparse.Namespace) -> None:
         for name, got in measured.items()
     ]
     title = f"MPI ranks on one machine: ResNet18, 224 px, batch {options.batch_size} over all ranks"
-    text = {
-        "kind": "mpi_scaling",
-        "machine": machine(),
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "table": {
-            "title": ", ".join([title, *options.overrides]),
-            "columns": ["images/s; ratio within a turn", "median", "lowest", "highest"],
-            "rows": rows,
-            "notes": [f"{len(turns)} turns of whole runs of train.py, in alternating order."],
-        },
-        "turns": turns,
+    table = {
+        "title": ", ".join([title, *options.overrides]),
+        "columns": ["images/s; ratio within a turn", "median", "lowest", "highest"],
+        "rows": rows,
+        "notes": [f"{len(turns)} turns of whole runs of train.py, in alternating order."],
     }
-    write_atomically(options.json, json.dumps(text, indent=1) + "\n")
+    content = record("mpi_scaling", table=table) | {"turns": turns}
+    write_atomically(options.json, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ RUNS is a folder with run folders below it. The paper's own minutes stand beside
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import machine
+from xray_lightning.benchmark.machine import record
 
 COLUMNS = [
     "run",
@@ -58,29 +57,24 @@ def main(runs: Path, out: Path, command: str) -> int:
         sys.stderr.write(f"{runs} holds no finished run\n")
         return 1
     accelerator = finished[0]["environment"]["accelerator"]
-    content = {
-        "kind": "paper",
-        "machine": machine(accelerator),
-        "command": command,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "runs": [{key: results[key] for key in KEPT} for results in finished],
-        "table": {
-            "title": f"The paper's rows, whole runs on {finished[0]['environment']['device']}",
-            "columns": COLUMNS,
-            "rows": [row(results) for results in finished],
-            "notes": [
-                "Fit holds training, a validation after each epoch, and checkpoints.",
-                "Runs named _fast have the row's settings with bf16, the fused optimizer and "
-                "CUDA graphs.",
-                "Phantoms, so that the AUROC says only that the run has learned.",
-                *(
-                    f"{results['name']} ended as {results['status']}: {results['reason']}"
-                    for results in found
-                    if results["status"] != "finished"
-                ),
-            ],
-        },
+    table = {
+        "title": f"The paper's rows, whole runs on {finished[0]['environment']['device']}",
+        "columns": COLUMNS,
+        "rows": [row(results) for results in finished],
+        "notes": [
+            "Fit holds training, a validation after each epoch, and checkpoints.",
+            "Runs named _fast have the row's settings with bf16, the fused optimizer and "
+            "CUDA graphs.",
+            "Phantoms, so that the AUROC says only that the run has learned.",
+            *(
+                f"{results['name']} ended as {results['status']}: {results['reason']}"
+                for results in found
+                if results["status"] != "finished"
+            ),
+        ],
     }
+    content = record("paper", table=table, command=command, accelerator=accelerator)
+    content["runs"] = [{key: results[key] for key in KEPT} for results in finished]
     write_atomically(out, json.dumps(content, indent=1) + "\n")
     return 0
 

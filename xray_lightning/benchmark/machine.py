@@ -1,7 +1,10 @@
-"""The machine that a figure was measured on: no figure is told without it."""
+"""The machine and the command that a figure was measured with: none is told without them."""
 
 import os
 import platform
+import shlex
+import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +25,24 @@ def machine(accelerator: str = "cpu") -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := installed(name))},
+    }
+
+
+def record(
+    kind: str, *, table: dict[str, Any], command: str | None = None, accelerator: str = "cpu"
+) -> dict[str, Any]:
+    """What every JSON file of measurements begins with: what, when, how, where, and its table.
+
+    Args:
+        table: `title`, `columns`, `rows` and `notes`; see `readme`.
+        command: what measured it; by default this process's own command line.
+    """
+    return {
+        "kind": kind,
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command or shlex.join(["python", *sys.argv]),
+        "machine": machine(accelerator),
+        "table": table,
     }
 
 
