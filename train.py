@@ -123,14 +123,28 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             run(build(cfg, folder, record, started=started))
             if WORLD.rank == 0:
                 record.end("finished")
+                if cfg.report:
+                    draw_report(folder)
         else:
             launch(command, folder=folder, environ=rank_environment(started))
         if not LAUNCHED and WORLD.rank == 0:
             log.info("results: %s", folder / "results.json")
             log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
+            if cfg.report:
+                log.info("report:  %s", folder / "report.html")
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
         return settle(error, cfg, folder)
+
+
+def draw_report(folder: Path) -> None:
+    """Write report.html; a page that cannot be drawn does not undo a run that is done."""
+    from xray_lightning.evaluation.report import write_run_report
+
+    try:
+        write_run_report(folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
+        log.warning("report.html could not be written: %s", one_line(error))
 
 
 def settle(error: BaseException, cfg: DictConfig, folder: Path) -> int:
@@ -286,7 +300,7 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -
         speed=speed,
         accelerator=cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
-        evaluate=make(cfg, "evaluation"),
+        judge=make(cfg, "evaluation"),
         callbacks=[callback for callback in make(cfg, "callbacks").values() if callback],
         loggers=list(make(cfg, "logger").values()),
         stages=[cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages),

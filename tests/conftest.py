@@ -63,6 +63,7 @@ SMALL = (
     "trainer.max_epochs=1",
     "accelerator=cpu",
     "evaluation.resamples=20",
+    "report=false",
 )
 
 Train = Callable[..., Ended]

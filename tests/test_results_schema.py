@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ def changed(change: Callable[[Results], object]) -> Results:
     results = copy.deepcopy(SAMPLE)
     change(results)
     return results
+
+
+def first(block: Any) -> Any:
+    """One of a list's rows or of the 14 findings' rows; a plain block as it is."""
+    return block[0] if isinstance(block, list) else block.get("Mass", block)
 
 
 def test_the_schema_is_itself_valid() -> None:
@@ -82,6 +88,45 @@ def test_every_metric_is_required(key: str) -> None:
     assert faults(changed(lambda r: r["metrics"]["test"].pop(key)))
 
 
+@pytest.mark.parametrize(
+    "block, key",
+    [
+        (block, key)
+        for block in ("operating_point", "calibrated", "subgroups", "per_finding")
+        for key in (first(SAMPLE["metrics"]["test"][block]))
+    ],
+)
+def test_every_figure_of_a_part_of_the_metrics_is_required(block: str, key: str) -> None:
+    assert faults(changed(lambda r: first(r["metrics"]["test"][block]).pop(key)))
+
+
+def test_metrics_without_operating_points_calibration_and_subgroups_are_accepted() -> None:
+    def plain(results: Results) -> None:
+        results["metrics"]["test"].update(operating_point=None, calibrated=None, subgroups=[])
+
+    assert faults(changed(plain)) == []
+
+
+def test_the_samples_figures_agree_with_each_other() -> None:
+    test = SAMPLE["metrics"]["test"]
+    rows = test["per_finding"].values()
+    assert test["auroc_macro_findings"] == len(rows) == 14
+    for name in ("auroc", "average_precision", "brier", "expected_calibration_error"):
+        assert test[f"{name}_macro"] == pytest.approx(mean(row[name] for row in rows), abs=2e-6)
+    positives = sum(row["positives"] for row in rows)
+    assert test["always_negative_accuracy"] == pytest.approx(1 - positives / 14 / 400, abs=1e-6)
+    for row in rows:
+        assert row["true_positives"] + row["false_negatives"] == row["positives"]
+        assert row["false_positives"] + row["true_negatives"] == 400 - row["positives"]
+        assert sum(part["images"] for part in row["reliability"]) == test["images"] == 400
+        assert row["sensitivity"] == pytest.approx(
+            row["true_positives"] / row["positives"], abs=1e-6
+        )
+    for row in test["subgroups"]:
+        interval = row["gap_ci95"]
+        assert row["flagged"] == bool(interval and (interval[0] > 0 or interval[1] < 0))
+
+
 @pytest.mark.parametrize("key", SAMPLE["history"][0])
 def test_every_column_of_the_history_is_required(key: str) -> None:
     assert faults(changed(lambda r: r["history"][0].pop(key))) == ["$.history[0]"]
@@ -102,6 +147,22 @@ def test_every_column_of_the_history_is_required(key: str) -> None:
         pytest.param(lambda r: r["metrics"]["test"]["per_finding"].pop("Mass"), id="13 findings"),
         pytest.param(
             lambda r: r["metrics"]["test"]["per_finding"].update(Infiltrate={}), id="other finding"
+        ),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["subgroups"][0].update(gap=-1.2), id="gap below -1"
+        ),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["subgroups"][0].update(by="height"), id="other attribute"
+        ),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["operating_point"].update(rule="best"), id="other rule"
+        ),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["calibrated"].update(brier_macro=None), id="no Brier"
+        ),
+        pytest.param(
+            lambda r: r["metrics"]["test"]["per_finding"]["Mass"].update(reliability=[]),
+            id="no bins",
         ),
         pytest.param(lambda r: r["data"].update(split_sha256="abc"), id="short digest"),
         pytest.param(lambda r: r["data"]["images"].update(holdout=3), id="unknown split side"),

@@ -21,7 +21,7 @@ def table() -> pd.DataFrame:
     frame = pd.DataFrame(labels, columns=list(FINDINGS))
     frame["image"] = [f"{row:03d}.png" for row in range(ROWS)]
     frame["patient_id"] = [str(row // 2) for row in range(ROWS)]
-    return frame
+    return frame.assign(age=40.0, sex="F", view="PA", follow_up=[row % 2 for row in range(ROWS)])
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def test_predictions_hold_image_patient_side_probabilities_and_labels(
         *("image", "patient_id", "split"),
         *(f"prob_{name}" for name in FINDINGS),
         *(f"label_{name}" for name in FINDINGS),
+        *("age", "sex", "view", "follow_up"),
     ]
     assert (predictions["split"] == "test").all()
     assert predictions["prob_Mass"].to_numpy() == pytest.approx(

@@ -12,7 +12,10 @@ from xray_lightning.models.classifier import Outputs
 
 
 def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str) -> pd.DataFrame:
-    """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each."""
+    """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each.
+
+    Then age, sex, view and follow_up, by which the evaluation forms subgroups.
+    """
     if outputs is None or len(outputs.rows) != len(table):
         raise RuntimeError("the predictions are not one an image")
     rows = table.iloc[outputs.rows.numpy()]
@@ -24,7 +27,16 @@ def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str)
     }
     columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(FINDINGS)}
     columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in FINDINGS}
+    columns |= {name: rows[name].to_numpy() for name in ("age", "sex", "view", "follow_up")}
     return pd.DataFrame(columns)
+
+
+def csv_of(predictions: pd.DataFrame) -> str:
+    """The text of a predictions file, from which the same numbers can be read back.
+
+    Probabilities are float32, which nine digits tell apart (IEEE 754).
+    """
+    return predictions.to_csv(index=False, float_format="%.9g")
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:

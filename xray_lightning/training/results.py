@@ -71,6 +71,7 @@ FREE_KEYS = (
     "data.root",
     "evaluation",
     "logger",
+    "report",
     "resume",
     "speed",
     "stages",

@@ -10,7 +10,6 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import lightning
-import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -21,6 +20,7 @@ from xray_lightning.atomic import write_atomically
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.explore import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
+from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.training.board import log_hyperparameters
@@ -37,7 +37,7 @@ from xray_lightning.training.devices import (
     device_name,
 )
 from xray_lightning.training.interruption import Interruption
-from xray_lightning.training.predictions import metrics_table, prediction_table
+from xray_lightning.training.predictions import csv_of, metrics_table, prediction_table
 from xray_lightning.training.progress import EpochLines, ImagesBar
 from xray_lightning.training.results import RunRecord, kept_warnings
 from xray_lightning.training.speed import Speed
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 STAGES = ("fit", "test")
 SCALER_PATIENCE = 20  # fp16 steps in a row that loss scaling may skip before the run is given up
 
-Evaluate = Callable[[pd.DataFrame], dict[str, Any]]
+Judge = Callable[..., dict[str, Any]]  # evaluation.judge.Judge, or the like
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Job:
     speed: Speed
     accelerator: str
     precision: str
-    evaluate: Evaluate
+    judge: Judge
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[Logger] = ()
     stages: Sequence[str] = STAGES
@@ -200,9 +200,14 @@ def _test(job: Job, trainer: Trainer) -> None:
                 job.data.table(side), job.classifier.outputs, side=side
             )
             path = job.folder / f"predictions_{side}.csv"
-            write_atomically(path, predictions[side].to_csv(index=False, float_format="%.7g"))
+            write_atomically(path, csv_of(predictions[side]))
     if job.leads:
-        metrics = job.evaluate(predictions["test"])
+        metrics = job.judge(
+            **predictions,
+            checkpoint=ckpt_path,
+            fit=job.ckpt_path is None,
+            prevalences=_prevalences(job),
+        )
         job.record.content["metrics"]["test"] = metrics
         job.record.content["timing"]["test"] = perf_counter() - start
         headline = ("auroc_macro", "average_precision_macro", "label_accuracy")
@@ -212,6 +217,12 @@ def _test(job: Job, trainer: Trainer) -> None:
             metrics={key: metrics[key] for key in headline},
         )
         _console(job).print(metrics_table(metrics))
+
+
+def _prevalences(job: Job) -> dict[str, float]:
+    """The share of training images with each finding."""
+    shares = job.data.labels("train").mean(axis=0)
+    return dict(zip(FINDINGS, shares.tolist(), strict=True))
 
 
 def _console(job: Job) -> Console:

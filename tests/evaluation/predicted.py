@@ -1,0 +1,48 @@
+"""Tables of predictions that tests of the metrics draw, and what was fitted to others."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.findings import FINDINGS
+
+
+def table(
+    *, images: int = 300, patients: int = 80, signal: float = 1.0, seed: int = 0
+) -> pd.DataFrame:
+    """Predictions whose probabilities rise with the labels by `signal`, with tied scores."""
+    draw = np.random.default_rng(seed)
+    labels = (draw.random((images, 14)) < np.linspace(0.05, 0.5, 14)).astype(int)
+    logits = draw.normal(size=(images, 14)) + signal * labels
+    return frame((1 / (1 + np.exp(-logits))).round(2), labels, np.arange(images) % patients)
+
+
+def frame(scores: Any, labels: Any, patients: Any, **further: Any) -> pd.DataFrame:
+    """Scores and labels (N, 14) as a table, with further columns such as `age`."""
+    columns: dict[str, Any] = {
+        "image": [f"{row:08d}_000.png" for row in range(len(scores))],
+        "patient_id": patients,
+        "split": "test",
+    }
+    columns |= {f"prob_{finding}": scores[:, i] for i, finding in enumerate(FINDINGS)}
+    columns |= {f"label_{finding}": labels[:, i] for i, finding in enumerate(FINDINGS)}
+    return pd.DataFrame(columns | further)
+
+
+def arrays(predictions: pd.DataFrame) -> tuple[Any, Any]:
+    """Its scores and labels, shape (N, 14)."""
+    scores = predictions[[f"prob_{finding}" for finding in FINDINGS]].to_numpy()
+    return scores, predictions[[f"label_{finding}" for finding in FINDINGS]].to_numpy()
+
+
+def points(**cuts: float) -> OperatingPoints:
+    """Operating points of 0.5 but where told otherwise."""
+    return OperatingPoints("youden", None, 200, dict.fromkeys(FINDINGS, 0.5) | cuts, {})
+
+
+def calibration() -> Calibration:
+    """Fitted to the like of `table`."""
+    return Calibrator().fit(table(seed=1).assign(split="val"))

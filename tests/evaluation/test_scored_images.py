@@ -1,0 +1,103 @@
+"""The table of predictions: its order is of no matter, and its faults are told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from predicted import calibration, points, table
+
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.evaluation.prediction_file import read_predictions
+from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.findings import FINDINGS
+from xray_lightning.training.predictions import csv_of
+
+QUICK = Evaluator(resamples=50)
+
+
+def test_the_order_of_rows_changes_no_digit() -> None:
+    draw = np.random.default_rng(0)
+    predictions = table(patients=60).assign(
+        age=draw.integers(0, 90, 300), sex=draw.choice(["M", "F"], 300), view="PA", follow_up=0
+    )
+    given = {"operating_points": points(Mass=0.4), "calibration": calibration()}
+    expected = json.dumps(QUICK(predictions, **given))  # type: ignore[arg-type]
+    for seed in range(3):
+        shuffled = predictions.sample(frac=1, random_state=seed)
+        assert json.dumps(QUICK(shuffled, **given)) == expected  # type: ignore[arg-type]
+
+
+def test_ids_as_numbers_and_as_text_give_the_same_figures() -> None:
+    predictions = table(patients=150)
+    as_text = predictions.assign(patient_id=predictions["patient_id"].astype(str))
+    assert QUICK(as_text) == QUICK(predictions)
+
+
+def test_a_table_read_back_from_its_file_gives_the_same_figures(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    predictions = table().assign(
+        age=draw.choice([5.0, 50.0, np.nan], 300),
+        sex=draw.choice(["M", "F", ""], 300),
+        view="AP",
+        follow_up=pd.array(draw.integers(0, 3, 300), dtype="Int64"),
+    )
+    for finding in FINDINGS:
+        predictions[f"prob_{finding}"] = draw.random(300).astype(np.float32)
+    (tmp_path / "predictions_test.csv").write_text(csv_of(predictions))
+    assert QUICK(read_predictions(tmp_path / "predictions_test.csv")) == QUICK(predictions)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5])
+def test_fault_55_probabilities_that_are_no_numbers_end_the_run(value: float) -> None:
+    predictions = table()
+    predictions.loc[[3, 7], "prob_Mass"] = value
+    with pytest.raises(RunFailedError, match=r"2 of 4200 probabilities.* 2 of 300 images"):
+        QUICK(predictions)
+
+
+def test_fault_57_an_image_counted_twice_ends_the_run() -> None:
+    predictions = pd.concat([table(), table().iloc[:1]], ignore_index=True)
+    with pytest.raises(RunFailedError, match="1 images are there twice, such as 00000000_000"):
+        QUICK(predictions)
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda t: t.drop(columns="prob_Hernia"), "no column prob_Hernia"),
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.assign(label_Mass=2), "label_Mass"),
+        (lambda t: t.assign(label_Mass=np.nan), "label_Mass"),
+        (lambda t: t.assign(prob_Mass="high"), "prob_ column holds text"),
+        (lambda t: t.assign(patient_id=None), "300 rows without patient_id"),
+    ],
+)
+def test_a_wrong_table_is_told_in_one_line(spoil: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        QUICK(spoil(table()))
+
+
+def test_resamples_below_zero_are_refused() -> None:
+    with pytest.raises(UserError, match="resamples=-1"):
+        Evaluator(resamples=-1)
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ({**dict.fromkeys(FINDINGS, 0.5), "Masss": 0.5}, "'Masss' is no finding"),
+        (dict.fromkeys(FINDINGS[1:], 0.5), "'Atelectasis' is missing"),
+        ({**dict.fromkeys(FINDINGS, 0.5), "Mass": np.inf}, "Mass has inf"),
+        ({**dict.fromkeys(FINDINGS, 0.5), "Mass": np.nan}, "Mass has nan"),
+        ({**dict.fromkeys(FINDINGS, 0.5), "Mass": -0.1}, "Mass has -0.1"),
+    ],
+)
+def test_a_wrong_cut_or_prevalence_is_told_in_one_line(values: dict[str, float], says: str) -> None:
+    with pytest.raises(UserError, match=f"operating points: .*{says}"):
+        QUICK(table(), operating_points=OperatingPoints("f1", None, 9, values, {}))
+    with pytest.raises(UserError, match=f"prevalences: .*{says}"):
+        QUICK(table(), prevalences=values)

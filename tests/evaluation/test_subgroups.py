@@ -1,0 +1,206 @@
+"""Subgroups: who is in which, AUROC of each, and a flag where a gap's interval excludes zero."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from predicted import arrays, frame, table
+from sklearn.metrics import roc_auc_score
+
+from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.findings import FINDINGS
+
+QUICK = Evaluator(resamples=60)
+
+
+def grouped(
+    *, images: int = 600, patients: int = 200, seed: int = 0, **further: Any
+) -> pd.DataFrame:
+    """Predictions with age, sex, view and follow-up, drawn apart from all else."""
+    draw = np.random.default_rng([seed, 1])
+    known = {
+        "age": draw.integers(1, 95, patients).astype(float)[np.arange(images) % patients],
+        "sex": draw.choice(["M", "F"], patients)[np.arange(images) % patients],
+        "view": draw.choice(["PA", "AP"], images),
+        "follow_up": np.arange(images) // patients,
+    }
+    return table(images=images, patients=patients, seed=seed).assign(**known | further)
+
+
+def rows(predictions: pd.DataFrame, evaluator: Evaluator = QUICK) -> dict[tuple[str, str], Any]:
+    found = evaluator(predictions)["subgroups"]
+    return {(row["by"], row["group"]): row for row in found}
+
+
+def macro(predictions: pd.DataFrame) -> float:
+    scores, labels = arrays(predictions)
+    return float(roc_auc_score(labels, scores, average="macro"))
+
+
+def test_every_image_is_in_one_group_of_each_attribute() -> None:
+    found = rows(grouped())
+    assert list(found) == [
+        *[("sex", group) for group in ("female", "male")],
+        *[("age", group) for group in ("0-17", "18-39", "40-59", "60-79", "80+")],
+        *[("view", group) for group in ("PA", "AP")],
+        *[("visit", group) for group in ("first image", "follow-up")],
+    ]
+    for by in ("sex", "age", "view", "visit"):
+        assert sum(row["images"] for (of, _), row in found.items() if of == by) == 600
+
+
+@pytest.mark.parametrize(
+    "age, group",
+    [
+        *((0, "0-17"), (17, "0-17"), (17.9, "0-17"), (18, "18-39"), (39, "18-39")),
+        *((40, "40-59"), (59, "40-59"), (60, "60-79"), (79, "60-79"), (80, "80+"), (113, "80+")),
+    ],
+)
+def test_an_age_lies_in_its_band(age: float, group: str) -> None:
+    assert [key for key in rows(table().assign(age=age)) if key[0] == "age"] == [("age", group)]
+
+
+def test_auroc_and_gap_equal_scikit_learn_on_the_groups_rows() -> None:
+    predictions = grouped()
+    predictions.loc[:40, "sex"] = ""
+    found = rows(predictions)
+    bands = pd.cut(predictions["age"], [0, 18, 40, 60, 80, 200], right=False).cat.codes
+    groups = {
+        ("sex", "female"): predictions["sex"] == "F",
+        ("sex", "male"): predictions["sex"] == "M",
+        ("view", "AP"): predictions["view"] == "AP",
+        ("visit", "first image"): predictions["follow_up"] == 0,
+        ("age", "18-39"): bands == 1,
+        ("age", "60-79"): bands == 3,
+    }
+    for key, inside in groups.items():
+        known = predictions["sex"] != "" if key[0] == "sex" else inside | True
+        row = found[key]
+        assert row["findings"] == 14
+        assert row["images"] == inside.sum()
+        assert row["patients"] == predictions.loc[inside, "patient_id"].nunique()
+        own, rest = macro(predictions[inside]), macro(predictions[known & ~inside])
+        assert row["auroc_macro"] == pytest.approx(own, abs=1e-9), key
+        assert row["gap"] == pytest.approx(own - rest, abs=1e-9), key
+        low, high = row["auroc_macro_ci95"]
+        assert low < own < high
+        low, high = row["gap_ci95"]
+        assert low < own - rest < high
+
+
+def test_intervals_are_of_the_resampled_rows_of_the_group() -> None:
+    predictions = grouped(images=300, patients=90)
+    row = rows(predictions, Evaluator(resamples=40, seed=3))[("sex", "female")]
+    order = {name: code for code, name in enumerate(sorted(map(str, range(90))))}
+    numbers = predictions["patient_id"].astype(str).map(order).to_numpy()
+    random, own, gaps = np.random.default_rng(3), [], []
+    for _ in range(40):
+        drawn = random.multinomial(90, np.full(90, 1 / 90))
+        rest = predictions.iloc[np.repeat(np.arange(300), drawn[numbers])]
+        own.append(macro(rest[rest["sex"] == "F"]))
+        gaps.append(own[-1] - macro(rest[rest["sex"] == "M"]))
+    assert row["auroc_macro_ci95"] == pytest.approx(np.quantile(own, [0.025, 0.975]), abs=1e-9)
+    assert row["gap_ci95"] == pytest.approx(np.quantile(gaps, [0.025, 0.975]), abs=1e-9)
+
+
+def test_a_planted_gap_is_flagged_and_no_other() -> None:
+    predictions = grouped(images=1200, patients=400)
+    draw = np.random.default_rng(9)
+    worse = np.flatnonzero(predictions["view"] == "AP")
+    for finding in FINDINGS:  # half of the AP images get another AP image's answers
+        column = predictions.columns.get_loc(f"prob_{finding}")
+        half = draw.choice(worse, len(worse) // 2, replace=False)
+        predictions.iloc[half, column] = predictions.iloc[draw.permutation(half), column].to_numpy()
+    found = rows(predictions, Evaluator(resamples=200))
+    assert {key for key, row in found.items() if row["flagged"]} == {("view", "PA"), ("view", "AP")}
+    assert found[("view", "AP")]["gap"] < -0.05
+    assert found[("view", "AP")]["gap_ci95"][1] < 0 < found[("view", "PA")]["gap_ci95"][0]
+
+
+def test_what_is_not_known_is_counted_and_in_no_group() -> None:
+    predictions = grouped()
+    predictions.loc[:29, ["sex", "view"]] = ""
+    predictions.loc[:9, "age"] = np.nan
+    predictions["follow_up"] = predictions["follow_up"].astype("Int64").mask(np.arange(600) < 5)
+    found = rows(predictions)
+    for by, count in {"sex": 30, "view": 30, "age": 10, "visit": 5}.items():
+        row = found[(by, "unknown")]
+        assert row["images"] == row["patients"] == count
+        figures = ("auroc_macro", "auroc_macro_ci95", "gap", "gap_ci95")
+        assert [row[name] for name in figures] == [None] * 4
+        assert set(row["undefined_reason"]) == set(figures)
+        assert (row["findings"], row["flagged"]) == (0, False)
+        known = [r["images"] for (of, group), r in found.items() if of == by and group != "unknown"]
+        assert sum(known) == 600 - count
+
+
+def test_a_column_that_is_not_there_is_said_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = rows(grouped().drop(columns=["age", "view"]))
+    assert {by for by, _ in found} == {"sex", "visit"}
+    assert "no age, view" in caplog.text
+    assert QUICK(table())["subgroups"] == []
+
+
+def test_a_group_of_one_patient_is_null_with_its_reason() -> None:
+    predictions = grouped()
+    predictions["view"] = np.where(predictions["patient_id"] == 3, "AP", "PA")
+    found = rows(predictions)
+    small, large = found[("view", "AP")], found[("view", "PA")]
+    assert (small["images"], small["patients"], small["findings"]) == (3, 1, 0)
+    assert small["auroc_macro"] is small["auroc_macro_ci95"] is None
+    assert "two of its patients" in small["undefined_reason"]["auroc_macro_ci95"]
+    assert large["auroc_macro"] is not None
+    for row in (small, large):
+        assert row["gap"] is row["gap_ci95"] is None
+        assert not row["flagged"]
+        assert "in the others" in row["undefined_reason"]["gap"]
+
+
+def test_the_only_group_that_is_known_has_no_gap() -> None:
+    predictions = grouped()
+    predictions["sex"] = np.where(predictions["sex"] == "F", "F", "")
+    row = rows(predictions)[("sex", "female")]
+    assert row["auroc_macro_ci95"] is not None
+    assert row["gap"] is row["gap_ci95"] is None
+    assert "in the others" in row["undefined_reason"]["gap"]
+
+
+def test_findings_that_a_group_cannot_tell_are_left_out_of_its_macro() -> None:
+    predictions = grouped()
+    female = predictions["sex"] == "F"
+    predictions.loc[female, "label_Hernia"] = 0
+    predictions.loc[female & (predictions["patient_id"] != 7), "label_Mass"] = 0
+    found = rows(predictions)
+    assert found[("sex", "female")]["findings"] == 12
+    assert found[("sex", "male")]["findings"] == 14
+    scores, labels = arrays(predictions)
+    kept = [i for i, finding in enumerate(FINDINGS) if finding not in ("Hernia", "Mass")]
+    own, rest = (
+        roc_auc_score(labels[np.ix_(side, kept)], scores[np.ix_(side, kept)], average="macro")
+        for side in (female.to_numpy(), ~female.to_numpy())
+    )
+    assert found[("sex", "female")]["auroc_macro"] == pytest.approx(own)
+    assert found[("sex", "female")]["gap"] == pytest.approx(own - rest)
+    assert found[("sex", "male")]["gap"] == pytest.approx(rest - own)
+
+
+def test_without_resamples_a_group_has_its_score_alone() -> None:
+    row = rows(grouped(), Evaluator(resamples=0))[("sex", "male")]
+    assert row["auroc_macro"] is not None
+    assert row["gap"] is not None
+    assert row["auroc_macro_ci95"] is row["gap_ci95"] is None
+    assert row["undefined_reason"] == dict.fromkeys(
+        ["auroc_macro_ci95", "gap_ci95"], "no resamples were asked for"
+    )
+    assert row["flagged"] is False
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_labels_of_one_class_leave_every_group_null(label: int) -> None:
+    everything = frame(np.full((6, 14), 0.5), np.full((6, 14), label), range(6), sex=list("MFMFMF"))
+    for row in rows(everything).values():
+        assert row["auroc_macro"] is row["gap"] is None
+        assert row["findings"] == 0

@@ -1,0 +1,275 @@
+"""Operating points: the best of all cuts, fitted on validation alone, and stable under rounding."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.thresholds import (
+    F1_OF_ALL,
+    NO_CUT_TELLS,
+    RULES,
+    OperatingPoints,
+    OperatingRule,
+)
+from xray_lightning.evaluation.validation import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
+from xray_lightning.findings import FINDINGS
+
+ALL_RULES = [("youden", None), ("f1", None), ("sensitivity", 0.9), ("specificity", 0.9)]
+
+
+def frame(scores: Any, labels: Any, split: str = "val") -> pd.DataFrame:
+    columns = {f"prob_{finding}": scores[:, i] for i, finding in enumerate(FINDINGS)}
+    columns |= {f"label_{finding}": labels[:, i] for i, finding in enumerate(FINDINGS)}
+    return pd.DataFrame({"split": split, **columns})
+
+
+def drawn(*, images: int = 200, decimals: int = 16, seed: int = 0) -> pd.DataFrame:
+    """Scores that rise with the labels, rare findings among them, tied at few decimals."""
+    draw = np.random.default_rng(seed)
+    labels = (draw.random((images, 14)) < np.linspace(0.03, 0.6, 14)).astype(int)
+    labels[:3], labels[3:6] = 1, 0
+    logits = draw.normal(size=(images, 14)) + labels - 2
+    return frame((1 / (1 + np.exp(-logits))).round(decimals), labels)
+
+
+def one(scores: Any, labels: Any) -> pd.DataFrame:
+    """A table whose first finding has these scores and labels (N,)."""
+    table = drawn(images=len(scores))
+    table[f"prob_{FINDINGS[0]}"], table[f"label_{FINDINGS[0]}"] = scores, labels
+    return table
+
+
+def judged(rule: str, target: float | None, scores: Any, labels: Any) -> Any:
+    """What the best of all thresholds calls present, by scikit-learn's counts alone."""
+    false, true, cuts = roc_curve(labels, scores, drop_intermediate=False)
+    if rule == "f1":
+        precision, recall, cuts = precision_recall_curve(labels, scores)
+        value = (2 * precision * recall / (precision + recall).clip(min=1e-300))[:-1]
+    elif rule == "youden":
+        value = true - false
+    elif rule == "sensitivity":
+        cuts = cuts[true >= target]
+        return scores >= cuts.max()
+    else:
+        cuts = cuts[1 - false >= target - 1e-12]
+        return scores >= cuts.min()
+    return scores >= cuts[value >= value.max() - 1e-12].min()
+
+
+@pytest.mark.parametrize("rule, target", ALL_RULES)
+@pytest.mark.parametrize("decimals", [1, 2, 16])
+def test_the_cuts_are_the_best_of_all_thresholds(
+    rule: str, target: float | None, decimals: int
+) -> None:
+    compared = 0
+    for seed in range(4):
+        table = drawn(decimals=decimals, seed=seed)
+        points = OperatingRule(rule, target).fit(table)
+        for finding in FINDINGS:
+            scores = table[f"prob_{finding}"].to_numpy()
+            best = judged(rule, target, scores, table[f"label_{finding}"].to_numpy())
+            if best.all() or not best.any():
+                assert finding in points.undefined
+                continue
+            assert finding not in points.undefined
+            assert ((scores >= points.cuts[finding]) == best).all(), (seed, finding)
+            compared += 1
+    assert compared >= 40
+
+
+def test_of_equally_good_cuts_the_lowest_is_taken() -> None:
+    scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0, 1, 0, 1])
+    for rule, expected in (("youden", 0.15), ("f1", 0.15)):
+        points = OperatingRule(rule).fit(one(scores.repeat(5), labels.repeat(5)))
+        assert points.cuts[FINDINGS[0]] == pytest.approx(expected), rule
+
+
+def test_a_cut_lies_midway_between_the_scores_beside_it() -> None:
+    scores = np.array([0.01, 0.02, 0.3, 0.4]).repeat(5)
+    points = OperatingRule().fit(one(scores, scores > 0.1))
+    assert points.cuts[FINDINGS[0]] == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize("rule, target", ALL_RULES)
+@pytest.mark.parametrize("saved_as", ["%.7g", "%.9g"])
+def test_saving_the_predictions_as_text_flips_no_call(
+    rule: str, target: float | None, saved_as: str
+) -> None:
+    draw = np.random.default_rng(1)
+    # So close together that most neighbours are told apart by their last digits or not at all.
+    labels = draw.random((4000, 14)) < 0.2
+    ranks = draw.normal(size=(4000, 14)) + labels
+    table = frame((np.float32(0.3) + 1e-4 * ranks).astype(np.float32), labels.astype(int))
+    text = table.to_csv(index=False, float_format=saved_as)
+    again = pd.read_csv(io.StringIO(text))
+    columns = [f"prob_{finding}" for finding in FINDINGS]
+    assert len(np.unique(again[columns])) < len(np.unique(table[columns])) or saved_as == "%.9g"
+    points = OperatingRule(rule, target).fit(table)
+    assert points.undefined == {}
+    for finding, cut in points.cuts.items():
+        before = table[f"prob_{finding}"].to_numpy(dtype=np.float64) >= cut
+        assert (again[f"prob_{finding}"].to_numpy() >= cut).tolist() == before.tolist()
+        assert 0 < before.sum() < len(before)
+
+
+def test_scores_that_only_rounding_tells_apart_are_not_cut_between() -> None:
+    scores = np.array([0.3, 0.3000001, 0.4]).repeat(10)
+    points = OperatingRule().fit(one(scores, scores > 0.3))
+    assert points.cuts[FINDINGS[0]] == pytest.approx(0.35, abs=1e-6)
+    constant = np.array([0.3, 0.3000001]).repeat(10)
+    points = OperatingRule().fit(one(constant, constant > 0.3))
+    assert points.undefined == {FINDINGS[0]: SAME_SCORE}
+
+
+@pytest.mark.parametrize(
+    "rule, target, scores, labels, reason",
+    [
+        ("youden", None, [0.1, 0.2, 0.3], [0, 0, 0], NO_POSITIVES),
+        ("youden", None, [0.1, 0.2, 0.3], [1, 1, 1], NO_NEGATIVES),
+        ("f1", None, [0.3, 0.3, 0.3], [0, 1, 1], SAME_SCORE),
+        ("youden", None, [0.1, 0.2, 0.3], [1, 0, 0], NO_CUT_TELLS),
+        ("youden", None, [0.1, 0.2, 0.1, 0.2], [1, 0, 0, 1], NO_CUT_TELLS),
+        ("f1", None, [0.1, 0.2, 0.3], [1, 0, 1], F1_OF_ALL),
+        (
+            "sensitivity",
+            0.9,
+            [0.1, 0.2, 0.3],
+            [1, 0, 1],
+            "validation sensitivity 0.9 is reached only by calling every image positive",
+        ),
+        (
+            "specificity",
+            0.9,
+            [0.1, 0.2, 0.3],
+            [0, 1, 0],
+            "validation specificity 0.9 is reached only by calling every image negative",
+        ),
+    ],
+)
+def test_a_finding_without_a_cut_of_its_own_keeps_a_half_and_says_why(
+    rule: str, target: float | None, scores: list[float], labels: list[int], reason: str
+) -> None:
+    table = one(np.array(scores).repeat(10), np.array(labels).repeat(10))
+    points = OperatingRule(rule, target).fit(table)
+    assert points.undefined[FINDINGS[0]] == reason
+    assert points.cuts[FINDINGS[0]] == 0.5
+    assert FINDINGS[9] not in points.undefined
+    assert points.cuts[FINDINGS[9]] != 0.5
+
+
+def test_one_positive_is_enough_for_a_cut() -> None:
+    labels = np.arange(50) == 40
+    scores = np.linspace(0.01, 0.5, 50)
+    for rule, target in ALL_RULES[:3]:
+        points = OperatingRule(rule, target).fit(one(scores, labels))
+        assert ((scores >= points.cuts[FINDINGS[0]]) == (np.arange(50) >= 40)).all(), rule
+
+
+@pytest.mark.parametrize("scores", [[0.0, 1.0], [0.0, 1e-45], [1 - 1e-5, 1.0]])
+def test_saturated_scores_are_told_apart(scores: list[float]) -> None:
+    column = np.array(scores).repeat(10)
+    points = OperatingRule().fit(one(column, column == scores[1]))
+    assert ((column >= points.cuts[FINDINGS[0]]) == (column == scores[1])).all()
+
+
+@pytest.mark.parametrize("split", ["test", "train", ""])
+def test_only_validation_rows_are_fitted_on(split: str) -> None:
+    table = drawn()
+    table.loc[table.index[-1], "split"] = split
+    with pytest.raises(UserError, match=f"split 'val' alone, and the predictions hold '{split}'"):
+        OperatingRule().fit(table)
+
+
+@pytest.mark.parametrize(
+    "change, told, error",
+    [
+        (lambda t: t.drop(columns=["split"]), "no column split", UserError),
+        (lambda t: t.drop(columns=["label_Mass"]), "no column label_Mass", UserError),
+        (lambda t: t.iloc[:0], "no validation images", UserError),
+        (lambda t: t.assign(label_Mass=2), "other than 0 and 1", UserError),
+        (lambda t: t.assign(prob_Mass="high"), "text for a number", UserError),
+        (lambda t: t.assign(prob_Mass=np.nan), "NaN or outside", RunFailedError),
+        (lambda t: t.assign(prob_Mass=1.1), "NaN or outside", RunFailedError),
+    ],
+)
+def test_a_table_that_cannot_be_fitted_on_is_refused(
+    change: Any, told: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"^operating points: .*{told}"):
+        OperatingRule().fit(change(drawn()))
+
+
+@pytest.mark.parametrize("rule", ["sensitivity", "specificity"])
+@pytest.mark.parametrize("target", [None, 0, 1, True, -0.5, 90, float("nan"), "0.9"])
+def test_a_rule_with_a_target_needs_one_between_0_and_1(rule: str, target: Any) -> None:
+    with pytest.raises(UserError, match=r"operating_point\.target=.* between 0 and 1"):
+        OperatingRule(rule, target)
+
+
+@pytest.mark.parametrize("rule", ["youden", "f1"])
+def test_a_rule_without_a_target_refuses_one(rule: str) -> None:
+    with pytest.raises(UserError, match=r"operating_point\.target=0.9 has no use"):
+        OperatingRule(rule, 0.9)
+
+
+def test_an_unknown_rule_is_refused_by_its_key() -> None:
+    with pytest.raises(UserError, match=r"operating_point\.rule=best must be one of youden, f1"):
+        OperatingRule("best")
+
+
+@pytest.mark.parametrize("rule, target", ALL_RULES)
+def test_operating_points_survive_as_plain_values(rule: str, target: float | None) -> None:
+    assert rule in RULES
+    table = drawn()
+    table["label_Hernia"] = 0
+    points = OperatingRule(rule, target).fit(table)
+    assert points.images == 200
+    assert OperatingPoints.from_plain(json.loads(json.dumps(points.to_plain()))) == points
+    assert {type(cut) for cut in points.to_plain()["cuts"].values()} == {float}
+
+
+CUTS = dict.fromkeys(FINDINGS, 0.5)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"rule": "best"}, "no known rule"),
+        ({"rule": ["youden"]}, "no known rule"),
+        ({"target": 0.5}, "no known rule"),
+        ({"images": 0}, "images is 0"),
+        ({"images": True}, "images is True"),
+        ({"cuts": None}, "14 findings"),
+        ({"cuts": {"Mass": 0.5}}, "14 findings"),
+        ({"cuts": CUTS | {"Mass": float("nan")}}, "cuts of Mass is nan"),
+        ({"cuts": CUTS | {"Mass": 1.5}}, "cuts of Mass is 1.5"),
+        ({"cuts": CUTS | {"Mass": "a\nb" * 99}}, "cuts of Mass is 'a"),
+        ({"cuts": CUTS | {"Mass": np.zeros((9, 9))}}, "cuts of Mass is array"),
+        ({"undefined": {"Cough": "it is none"}}, "undefined is"),
+        ({"undefined": {"Mass": 1}}, "undefined is"),
+        ("cuts", "no cuts"),
+        ("target", "no target"),
+    ],
+)
+def test_damaged_plain_values_are_refused_in_one_line(change: Any, told: str) -> None:
+    plain = OperatingRule().fit(drawn()).to_plain()
+    if isinstance(change, str):
+        del plain[change]
+    else:
+        plain |= change
+    with pytest.raises(UserError, match=f"operating_points.*{told}") as raised:
+        OperatingPoints.from_plain(plain)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize("plain", [None, 3, [], "points"])
+def test_what_is_no_mapping_is_refused(plain: object) -> None:
+    with pytest.raises(UserError, match="operating_points are damaged: no rule"):
+        OperatingPoints.from_plain(plain)

@@ -1,0 +1,211 @@
+"""Calibration: probabilities that mean what they say, by a rising function of the model's own.
+
+It is fitted on the validation images alone and stored in the checkpoint, and is never applied
+silently: predictions, AUROC and operating points are of the raw probabilities.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.errors import UserError, printable
+from xray_lightning.evaluation.bootstrap import Bools, Floats
+from xray_lightning.evaluation.plain import by_finding, count, entry, reasons
+from xray_lightning.evaluation.validation import SAME_SCORE, Validation, one_sided
+from xray_lightning.findings import FINDINGS
+
+METHODS = ("platt", "temperature")
+
+# A probability of 0 or 1 has no finite logit. It is read as the one half way to the smallest
+# float32 above 0, and the largest float64 below 1.
+LOWEST, HIGHEST = 2.0**-150, 1 - 2.0**-53
+# Logits are fitted within the range in which float32 tells a probability from 1: further out, few
+# hundred or thousand labels say nothing of the odds, and one label could outweigh all others.
+FARTHEST = 17.0
+SAME_LOGIT = 1e-5  # a spread below what seven significant digits of a probability hold
+
+FALLING = "the scores do not rise with the finding, and turning them round is no calibration"
+SEPARATED = "every score lies on its label's side of 0.5: no finite temperature is the best"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p becomes sigmoid(slope * logit(p) + intercept), finding by finding.
+
+    The slopes are positive, so that no image changes its rank. (Two that both come within 1e-16 of
+    1, which float64 does not tell apart, become equal.)
+
+    Attributes:
+        method: `platt` or `temperature`.
+        images: validation images that it was fitted on.
+        slope, intercept: of each of the 14 findings.
+        undefined: why a finding is left as it is, with slope 1 and intercept 0.
+    """
+
+    method: str
+    images: int
+    slope: dict[str, float]
+    intercept: dict[str, float]
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, probabilities: Floats) -> Floats:
+        """Calibrate raw probabilities (N, 14), as float64; what is left as it is stays exact."""
+        raw = np.asarray(probabilities, dtype=np.float64)
+        slope = np.array([self.slope[finding] for finding in FINDINGS])
+        intercept = np.array([self.intercept[finding] for finding in FINDINGS])
+        same = (slope == 1) & (intercept == 0)
+        calibrated: Floats = np.where(same, raw, sigmoid(slope * logit(raw) + intercept))
+        return calibrated
+
+    def to_plain(self) -> dict[str, Any]:
+        """Dicts, text and numbers alone, for the checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: object) -> "Calibration":
+        """What `to_plain` gave.
+
+        Raises:
+            UserError: one line, where it is anything else.
+        """
+        where = "the checkpoint's calibration values"
+        method = entry(plain, "method", where=where)
+        if method not in METHODS:
+            raise UserError(f"{where} are of no known method ({printable(repr(method))})")
+        smallest = float(np.finfo(np.float64).tiny)
+        return cls(
+            method=method,
+            images=count(plain, "images", where=where),
+            slope=by_finding(plain, "slope", where=where, low=smallest),
+            intercept=by_finding(plain, "intercept", where=where),
+            undefined=reasons(plain, where=where),
+        )
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Fits a calibration by the smallest log loss on validation.
+
+    Args:
+        method: `platt`, a slope and an intercept for each finding (Platt 1999, "Probabilistic
+            outputs for support vector machines"), here of the logit. His targets in place of
+            1 and 0, (P + 1) / (P + 2) and 1 / (M + 2) with P positives and M negatives, keep few
+            positives from being taken for certain. `temperature`, one slope for all findings and
+            no intercept (Guo et al., "On calibration of modern neural networks", ICML 2017).
+
+    Raises:
+        UserError: another method.
+    """
+
+    method: str = "platt"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(
+                f"evaluation.calibration.method={self.method} must be one of {', '.join(METHODS)}"
+            )
+
+    def fit(self, predictions: pd.DataFrame) -> Calibration:
+        """Fit on a table of validation predictions; see `Validation.of`."""
+        table = Validation.of(predictions, purpose="calibration")
+        logits = np.clip(logit(table.scores), -FARTHEST, FARTHEST)
+        slope, intercept = dict.fromkeys(FINDINGS, 1.0), dict.fromkeys(FINDINGS, 0.0)
+        undefined: dict[str, str] = {}
+        if self.method == "temperature":
+            shared = temperature(logits, table.labels)
+            if isinstance(shared, str):
+                undefined = dict.fromkeys(FINDINGS, shared)
+            else:
+                slope = dict.fromkeys(FINDINGS, shared)
+        else:
+            for column, finding in enumerate(FINDINGS):
+                line = platt(logits[:, column], table.labels[:, column])
+                if isinstance(line, str):
+                    undefined[finding] = line
+                else:
+                    slope[finding], intercept[finding] = line
+        return Calibration(
+            method=self.method,
+            images=len(table.labels),
+            slope=slope,
+            intercept=intercept,
+            undefined=undefined,
+        )
+
+
+def logit(probabilities: Floats) -> Floats:
+    """log(p / (1 - p)), with 0 and 1 moved to `LOWEST` and `HIGHEST`."""
+    inside = np.clip(probabilities, LOWEST, HIGHEST)
+    odds: Floats = np.log(inside) - np.log1p(-inside)
+    return odds
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """1 / (1 + exp(-x)), without overflow and with small values to full precision."""
+    values: Floats = np.exp(-np.logaddexp(0.0, -logits))
+    return values
+
+
+def platt(logits: Floats, labels: Bools) -> tuple[float, float] | str:
+    """Slope and intercept for logits and labels (N,), or why there are none."""
+    reason = one_sided(labels)
+    if reason is not None:
+        return reason
+    if np.ptp(logits) < SAME_LOGIT:
+        return SAME_SCORE
+    positives, images = int(labels.sum()), len(labels)
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (images - positives + 2))
+    # Standardised, so that a narrow range of scores is no harder to fit than a wide one.
+    middle, spread = float(logits.mean()), float(logits.std())
+    inputs = np.stack([(logits - middle) / spread, np.ones(images)], axis=1)
+    steep, level = _least_log_loss(inputs, targets)
+    if steep <= 0:
+        return FALLING
+    return steep / spread, level - steep * middle / spread
+
+
+def temperature(logits: Floats, labels: Bools) -> float | str:
+    """One slope, 1 / temperature, for all logits and labels (N, F), or why there is none."""
+    inputs, targets = logits.ravel(), labels.ravel().astype(np.float64)
+    # The slope of the log loss at slope 0: only where it falls is the least at a positive slope.
+    if inputs @ (0.5 - targets) >= 0:
+        return FALLING
+    if (inputs * (targets - 0.5) >= 0).all():
+        return SEPARATED
+    return _least_log_loss(inputs[:, None], targets)[0]
+
+
+def _least_log_loss(inputs: Floats, targets: Floats) -> list[float]:
+    """Weights (K,) of inputs (N, K) whose sigmoid has the least log loss to targets (N,) in 0..1.
+
+    Newton's method with halved steps (Lin, Lin & Weng, Machine Learning 2007). The loss is
+    convex, and the callers see to it that its least is at finite weights.
+    """
+    weights = np.zeros(inputs.shape[1])
+    scores = inputs @ weights
+    loss = _log_loss(scores, targets)
+    for _ in range(100):
+        guess = sigmoid(scores)
+        gradient = inputs.T @ (guess - targets)
+        curved = (inputs * (guess * (1 - guess))[:, None]).T @ inputs
+        step = np.linalg.solve(curved + 1e-12 * np.eye(len(weights)), gradient)
+        if gradient @ step <= 1e-15 * len(targets):  # twice of what is left to gain
+            break
+        size = 1.0
+        while size > 1e-10:
+            tried = inputs @ (weights - size * step)
+            least = _log_loss(tried, targets)
+            if least < loss:
+                break
+            size /= 2
+        else:
+            break  # rounding hides any further gain
+        weights, scores, loss = weights - size * step, tried, least
+    return [float(weight) for weight in weights]
+
+
+def _log_loss(scores: Floats, targets: Floats) -> float:
+    """Summed cross-entropy of the sigmoid of scores (N,) to targets (N,) in 0..1."""
+    return float(np.sum(np.logaddexp(0.0, scores) - targets * scores))

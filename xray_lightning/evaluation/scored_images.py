@@ -1,0 +1,127 @@
+"""A table of predictions as checked arrays, in an order that does not depend on the table's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.bootstrap import Bools, Floats, Integers
+from xray_lightning.findings import FINDINGS
+
+# A class held by one patient never varies among the resamples that hold it: its interval would
+# look narrow just where least is known.
+ENOUGH_PATIENTS = 2
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Predictions of N images as arrays.
+
+    Images are sorted by name and patients numbered by sorted id, both as text, so that any number
+    of ranks and a table read back from a file give the same figures to the last digit.
+
+    Attributes:
+        table: the predictions in the order of the arrays.
+        scores: probabilities, shape (N, 14).
+        labels: whether each image has each finding, shape (N, 14).
+        patients: number of each image's patient, from 0, shape (N,).
+    """
+
+    table: pd.DataFrame
+    scores: Floats
+    labels: Bools
+    patients: Integers
+
+    @classmethod
+    def of(cls, predictions: pd.DataFrame) -> "ScoredImages":
+        """Check the table and take its arrays.
+
+        Raises:
+            UserError: a missing column, an empty table, or a label other than 0 and 1.
+            RunFailedError: a probability that is not a number in 0..1, or an image twice.
+        """
+        _check_rows(predictions)
+        names = np.array([str(name) for name in predictions["image"]], dtype=object)
+        table = predictions.iloc[np.argsort(names, kind="stable")].reset_index(drop=True)
+        ids = np.array([str(patient) for patient in table["patient_id"]], dtype=object)
+        return cls(
+            table=table,
+            scores=_scores(table),
+            labels=_labels(table),
+            patients=pd.factorize(ids, sort=True)[0].astype(np.int64),
+        )
+
+    @property
+    def count(self) -> int:
+        """How many patients there are."""
+        return int(self.patients.max()) + 1
+
+    def enough(self, images: Bools | None = None) -> tuple[Bools, Bools]:
+        """Whether two patients or more have each finding, and whether two lack it.
+
+        Args:
+            images: those that count, shape (N,); None for all.
+
+        Returns:
+            Two arrays of shape (14,). A patient with images of both kinds counts for both.
+        """
+        kept = np.ones(len(self.patients), dtype=bool) if images is None else images
+        labels, patients = self.labels[kept], self.patients[kept]
+        return self._several(labels, patients), self._several(~labels, patients)
+
+    def _several(self, flags: Bools, patients: Integers) -> Bools:
+        held = [np.bincount(patients[column], minlength=self.count) for column in flags.T]
+        counts: Integers = np.count_nonzero(held, axis=1)
+        return counts >= ENOUGH_PATIENTS
+
+
+def _check_rows(predictions: pd.DataFrame) -> None:
+    wanted = ["image", "patient_id", *_columns("prob"), *_columns("label")]
+    missing = [column for column in wanted if column not in predictions]
+    if missing:
+        raise UserError(f"predictions: no column {missing[0]} ({len(missing)} missing in all)")
+    if predictions.empty:
+        raise UserError("predictions: no rows, nothing to evaluate")
+    if predictions["patient_id"].isna().any():
+        count = int(predictions["patient_id"].isna().sum())
+        raise UserError(f"predictions: {count} rows without patient_id, which intervals need")
+    twice = predictions["image"].duplicated()
+    if twice.any():
+        first = predictions.loc[twice, "image"].iloc[0]
+        raise RunFailedError(
+            f"predictions: {int(twice.sum())} images are there twice, such as {first}; "
+            "each must count once"
+        )
+
+
+def _scores(table: pd.DataFrame) -> Floats:
+    scores = _numbers(table, "prob")
+    bad = ~(np.isfinite(scores) & (scores >= 0) & (scores <= 1))
+    if bad.any():
+        raise RunFailedError(
+            f"predictions: {int(bad.sum())} of {bad.size} probabilities are NaN, infinite or "
+            f"outside 0..1, in {int(bad.any(axis=1).sum())} of {len(bad)} images; no score given"
+        )
+    return scores
+
+
+def _labels(table: pd.DataFrame) -> Bools:
+    labels = _numbers(table, "label")
+    right = np.isin(labels, (0, 1)).all(axis=0)
+    if not right.all():
+        column = _columns("label")[int(np.argmin(right))]
+        raise UserError(f"predictions: column {column} holds a value other than 0 and 1")
+    present: Bools = labels == 1
+    return present
+
+
+def _columns(kind: str) -> list[str]:
+    return [f"{kind}_{finding}" for finding in FINDINGS]
+
+
+def _numbers(table: pd.DataFrame, kind: str) -> Floats:
+    try:
+        return table[_columns(kind)].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"predictions: a {kind}_ column holds text: {error}") from error

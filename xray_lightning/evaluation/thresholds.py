@@ -1,0 +1,207 @@
+"""Operating points: from which probability on each finding is called present.
+
+They are fitted on the validation images alone and stored in the checkpoint.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.errors import UserError, one_line
+from xray_lightning.evaluation.bootstrap import Bools, Floats
+from xray_lightning.evaluation.plain import by_finding, count, entry, reasons
+from xray_lightning.evaluation.validation import SAME_SCORE, Validation, one_sided
+from xray_lightning.findings import FINDINGS
+
+UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
+
+AIMED = ("sensitivity", "specificity")  # the rules that need a target
+RULES = ("youden", "f1", *AIMED)
+
+# Scores that differ by less than this share count as one: a table of predictions may keep only
+# seven significant digits, which moves a score by up to 5e-7 of itself. A cut midway between two
+# scores that differ by more has the same images on its sides before and after.
+CLOSEST = 2e-6
+
+NO_CUT_TELLS = "no cut tells validation images with it from those without it"
+F1_OF_ALL = "on validation, F1 is best where every image is called positive"
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """The cut of each finding: an image is called present where its probability >= the cut.
+
+    Attributes:
+        rule: one of `RULES`, by which the cuts were chosen.
+        target: the sensitivity or specificity asked for; None for the other rules.
+        images: validation images that they were fitted on.
+        cuts: the cut of each of the 14 findings, in 0..1.
+        undefined: why a finding has none of its own, and 0.5 in `cuts`.
+    """
+
+    rule: str
+    target: float | None
+    images: int
+    cuts: dict[str, float]
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Dicts, text and numbers alone, for the checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: object) -> "OperatingPoints":
+        """What `to_plain` gave.
+
+        Raises:
+            UserError: one line, where it is anything else.
+        """
+        where = "the checkpoint's operating_points"
+        rule = entry(plain, "rule", where=where)
+        target = entry(plain, "target", where=where)
+        try:
+            OperatingRule(rule=rule, target=target)
+        except UserError as error:
+            raise UserError(f"{where} are of no known rule ({one_line(error)})") from error
+        return cls(
+            rule=rule,
+            target=None if target is None else float(target),
+            images=count(plain, "images", where=where),
+            cuts=by_finding(plain, "cuts", where=where, low=0.0, high=1.0),
+            undefined=reasons(plain, where=where),
+        )
+
+
+@dataclass(frozen=True)
+class OperatingRule:
+    """How each finding's cut is chosen on validation.
+
+    Every cut that the scores tell apart is tried, so that the choice is exact. It lies midway
+    between two neighbouring scores. On a score itself, an image that scores a little less, or the
+    same image after rounding, would be called otherwise; and that score is the lowest that was
+    seen on its side, where the next patient's may well be lower. A cut that calls all images
+    the same is none: a finding whose best one does so keeps 0.5, and the reason is told.
+
+    Args:
+        rule: `youden`, the largest sensitivity + specificity - 1 (Youden, Cancer 1950); `f1`, the
+            largest F1; `sensitivity`, the highest cut that has at least the target;
+            `specificity`, the lowest that has. Of cuts that are equally good by `youden` or `f1`
+            the lowest is taken: it misses fewer findings.
+        target: strictly between 0 and 1, for `sensitivity` and `specificity`; None for the others.
+
+    Raises:
+        UserError: an unknown rule, or a target that is missing, of no use, or out of range.
+    """
+
+    rule: str = "youden"
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        key = "evaluation.operating_point"
+        if self.rule not in RULES:
+            raise UserError(f"{key}.rule={self.rule} must be one of {', '.join(RULES)}")
+        if self.rule not in AIMED:
+            if self.target is not None:
+                raise UserError(
+                    f"{key}.target={self.target} has no use with rule={self.rule}; it belongs to "
+                    f"rule={' and rule='.join(AIMED)}"
+                )
+            return
+        number = isinstance(self.target, int | float)
+        if not number or not 0 < self.target < 1:  # type: ignore[operator]
+            raise UserError(
+                f"{key}.target={self.target} must lie between 0 and 1, without both: rule="
+                f"{self.rule} chooses the cut that reaches it"
+            )
+
+    def fit(self, predictions: pd.DataFrame) -> OperatingPoints:
+        """Choose the cuts on a table of validation predictions; see `Validation.of`."""
+        table = Validation.of(predictions, purpose="operating points")
+        cuts, undefined = dict.fromkeys(FINDINGS, UNFITTED), {}
+        for column, finding in enumerate(FINDINGS):
+            found = self._cut(table.scores[:, column], table.labels[:, column])
+            if isinstance(found, str):
+                undefined[finding] = found
+            else:
+                cuts[finding] = found
+        return OperatingPoints(
+            rule=self.rule,
+            target=None if self.target is None else float(self.target),
+            images=len(table.labels),
+            cuts=cuts,
+            undefined=undefined,
+        )
+
+    def _cut(self, scores: Floats, labels: Bools) -> float | str:
+        """The cut for scores and labels (N,), or why there is none."""
+        reason = one_sided(labels)
+        if reason is not None:
+            return reason
+        cuts = _Cuts.of(scores, labels)
+        if not len(cuts.at):
+            return SAME_SCORE
+        if self.rule == "youden":
+            return cuts.best(cuts.youden(), least=0, reason=NO_CUT_TELLS)
+        if self.rule == "f1":
+            return cuts.best(cuts.f1(), least=cuts.f1_of_all(), reason=F1_OF_ALL)
+        return self._aimed(cuts, target=self.target or 0.0)
+
+    def _aimed(self, cuts: "_Cuts", *, target: float) -> float | str:
+        """The cut furthest towards the other rate among those that reach the target."""
+        sensitive = self.rule == "sensitivity"
+        rates = cuts.sensitivity() if sensitive else cuts.specificity()
+        reached = np.flatnonzero(rates >= target)
+        if not len(reached):
+            way = "positive" if sensitive else "negative"
+            return f"validation {self.rule} {target:g} is reached only by calling every image {way}"
+        return float(cuts.at[reached[-1 if sensitive else 0]])
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Every cut that has images on both sides, from the lowest, and what it calls present."""
+
+    at: Floats  # (C,)
+    hits: Floats  # (C,), true positives
+    alarms: Floats  # (C,), false positives
+    positives: int
+    negatives: int
+
+    @classmethod
+    def of(cls, scores: Floats, labels: Bools) -> "_Cuts":
+        order = np.argsort(scores)
+        rising, present = scores[order], labels[order]
+        gaps = np.flatnonzero(np.diff(rising) > CLOSEST * rising[1:])
+        missed = np.cumsum(present)[gaps]
+        positives = int(labels.sum())
+        hits = positives - missed
+        return cls(
+            at=(rising[gaps] + rising[gaps + 1]) / 2,
+            hits=hits.astype(np.float64),
+            alarms=(len(labels) - (gaps + 1) - hits).astype(np.float64),
+            positives=positives,
+            negatives=len(labels) - positives,
+        )
+
+    def sensitivity(self) -> Floats:
+        return self.hits / self.positives
+
+    def specificity(self) -> Floats:
+        return (self.negatives - self.alarms) / self.negatives
+
+    def youden(self) -> Floats:
+        """Youden's J times positives and negatives: whole numbers, so that ties are exact."""
+        return self.hits * self.negatives - self.alarms * self.positives
+
+    def f1(self) -> Floats:
+        return 2 * self.hits / (self.hits + self.alarms + self.positives)
+
+    def f1_of_all(self) -> float:
+        return 2 * self.positives / (2 * self.positives + self.negatives)
+
+    def best(self, values: Floats, *, least: float, reason: str) -> float | str:
+        """The lowest cut of the largest value, or the reason where none is above the least."""
+        chosen = int(np.argmax(values))  # the first of equals
+        return float(self.at[chosen]) if values[chosen] > least else reason
