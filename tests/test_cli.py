@@ -58,7 +58,9 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [("report",), ("data", "phantom"), ("data", "cache")])
+@pytest.mark.parametrize(
+    "command", [("report",), ("evaluate",), ("compare",), ("data", "phantom"), ("data", "cache")]
+)
 def test_every_command_shows_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = xray(*command, "--help", folder=tmp_path)
     assert done.returncode == 0
@@ -94,6 +96,10 @@ def test_report_prints_where_the_terminal_knows_only_ascii(run: Path) -> None:
         ("report", "absent"),
         ("report",),
         ("report", "."),
+        ("evaluate",),
+        ("evaluate", "absent.ckpt"),
+        ("evaluate", "--predictions", "absent.csv"),
+        ("compare", "absent", "absent"),
         ("data", "phantom", "x", "--images", "0"),
         ("data", "cache", "absent"),
         ("data", "cache", ".", "--image-size", "0"),

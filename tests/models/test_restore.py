@@ -1,0 +1,190 @@
+"""A model built again from its checkpoint answers as the classifier that was saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_classifier
+from torch import Tensor, nn
+
+from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
+from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.models.losses import WeightedBinaryCrossEntropy
+from xray_lightning.models.restore import restore
+from xray_lightning.training.checkpoints import read_checkpoint
+
+SIDE = 64
+PLAIN = {"arch": "resnet18", "hidden": [], "dropout": 0.0}
+
+
+def images(count: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+def classifier(
+    model: dict[str, Any], *, normalize: str = "per_image", channels_last: bool = True
+) -> Classifier:
+    """A classifier whose batch norms have seen something, so that none of them is the identity."""
+    normalizer = Normalize(normalize)
+    normalizer.fit_to(mean=0.41, std=0.23)
+    built = tiny_classifier(
+        backbone=build_backbone(**model),
+        normalize=normalizer,
+        loss=WeightedBinaryCrossEntropy(),  # has state of its own, which restoring leaves out
+        recipe={"model": model, "normalize": normalize, "image_size": SIDE},
+        channels_last=channels_last,
+    )
+    with torch.no_grad():
+        built.train()
+        built(images())
+    return built.eval()
+
+
+def saved(built: Classifier, path: Path) -> Path:
+    checkpoint: dict[str, Any] = {"state_dict": built.state_dict()}
+    built.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+def changed(path: Path, **recipe: Any) -> dict[str, Any]:
+    """The checkpoint with other entries in its recipe."""
+    checkpoint = read_checkpoint(path)
+    checkpoint["xray"] |= recipe
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(classifier(PLAIN), tmp_path_factory.mktemp("restore") / "best.ckpt")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PLAIN,
+        {"arch": "resnet18", "hidden": [32, 16], "dropout": 0.2},
+        PLAIN | {"arch": "densenet121"},
+    ],
+    ids=["resnet18", "mlp", "densenet121"],
+)
+def test_a_restored_model_equals_the_classifier_bit_for_bit(
+    model: dict[str, Any], tmp_path: Path
+) -> None:
+    built = classifier(model)
+    path = saved(built, tmp_path / "best.ckpt")
+    restored = restore(read_checkpoint(path), source=path)
+    with torch.inference_mode():
+        expected, found = built(images()), restored(images())
+    assert found.shape == (5, 14)
+    assert expected.std() > 0
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_normalisation_comes_from_the_checkpoint(normalize: str, tmp_path: Path) -> None:
+    built = classifier(PLAIN, normalize=normalize)
+    path = saved(built, tmp_path / "best.ckpt")
+    restored = restore(read_checkpoint(path), source=path)
+    assert torch.equal(restored.normalize.mean, built.normalize.mean)
+    with torch.inference_mode():
+        assert torch.equal(restored(images()), built(images()))
+
+
+def test_the_memory_layout_can_be_the_plain_one(tmp_path: Path) -> None:
+    built = classifier(PLAIN, channels_last=False)
+    path = saved(built, tmp_path / "best.ckpt")
+    restored = restore(read_checkpoint(path), source=path, channels_last=False)
+    with torch.inference_mode():
+        assert torch.equal(restored(images()), built(images()))
+
+
+def test_a_restored_model_only_answers(file: Path) -> None:
+    restored = restore(read_checkpoint(file), source=file)
+    assert restored.image_size == SIDE
+    assert not any(part.training for part in restored.modules())
+    assert not any(weights.requires_grad for weights in restored.parameters())
+    assert not any(weights.is_meta for weights in restored.state_dict().values())
+
+
+def test_restoring_draws_no_random_number(file: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    restore(read_checkpoint(file), source=file)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_in_half_precision_answer_in_float32(file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    checkpoint["state_dict"] = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in checkpoint["state_dict"].items()
+    }
+    with torch.inference_mode():
+        assert restore(checkpoint, source=file)(images()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fault"),
+    [
+        ({"model": PLAIN | {"arch": "resnet34"}}, "weights do not fit"),
+        ({"model": PLAIN | {"hidden": [8]}}, "weights do not fit"),
+        ({"model": PLAIN | {"arch": "alexnet"}}, "model.arch='alexnet' is unknown"),
+        ({"model": PLAIN | {"weights_path": "/etc/passwd"}}, "is not described by arch"),
+        ({"model": PLAIN | {"pretrained": True}}, "is not described by arch"),
+        ({"model": PLAIN | {"dropout": "much"}}, "no model can be built"),
+        ({"model": "resnet18"}, "is not described by arch"),
+        ({"model": {}}, "no model can be built"),
+        ({"normalize": "sometimes"}, "data.normalize=sometimes is unknown"),
+        ({"image_size": 0}, "image_size, 0, is no size"),
+    ],
+)
+def test_a_recipe_that_is_not_the_weights_own_is_refused_in_one_line(
+    recipe: dict[str, Any], fault: str, file: Path
+) -> None:
+    with pytest.raises(UserError, match=fault) as refused:
+        restore(changed(file, **recipe), source=file)
+    text = str(refused.value)
+    assert text.startswith(f"{file}: ")
+    assert "\n" not in text
+    assert len(text) < 500 + len(str(file))
+
+
+@pytest.mark.parametrize("key", ["model", "normalize", "image_size"])
+def test_an_incomplete_recipe_is_refused(key: str, file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    del checkpoint["xray"][key]
+    with pytest.raises(UserError, match=f"does not say its {key}"):
+        restore(checkpoint, source=file)
+
+
+def test_missing_and_additional_weights_are_refused_by_name(file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    state = dict(checkpoint["state_dict"])
+    with pytest.raises(UserError, match=r"backbone\.fc\.bias"):
+        restore(
+            {**checkpoint, "state_dict": {k: v for k, v in state.items() if "fc.bias" not in k}},
+            source=file,
+        )
+    with pytest.raises(UserError, match=r"backbone\.extra"):
+        restore(
+            {**checkpoint, "state_dict": state | {"backbone.extra": torch.ones(1)}}, source=file
+        )
+    with pytest.raises(UserError, match="weights do not fit"):
+        restore({**checkpoint, "state_dict": state | {"backbone.fc.bias": "text"}}, source=file)
+    with pytest.raises(UserError, match="holds no weights"):
+        restore({"xray": checkpoint["xray"]}, source=file)
+
+
+def test_a_lightning_checkpoint_of_another_backbone_class_is_refused(tmp_path: Path) -> None:
+    built = tiny_classifier(
+        backbone=nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 14)),
+        recipe={"model": PLAIN, "normalize": "per_image", "image_size": SIDE},
+    )
+    path = saved(built, tmp_path / "tiny.ckpt")
+    with pytest.raises(UserError, match="weights do not fit"):
+        restore(read_checkpoint(path), source=path)

@@ -1,0 +1,216 @@
+"""Predictions of the same images set side by side: two runs, or an ensemble and its members.
+
+Both sets are scored in the same resamples of the patients, and the difference is taken within each
+resample: what makes a resample hard is hard for both, so that the interval of the difference is far
+narrower than those of the two scores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.errors import UserError
+from xray_lightning.evaluation.bootstrap import Floats, interval95
+from xray_lightning.evaluation.paired_scores import SCORES, Resampled, TableScores
+from xray_lightning.evaluation.record import Run
+from xray_lightning.evaluation.undefined import FEW_PATIENTS
+from xray_lightning.findings import FINDINGS
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two scores.
+
+    Attributes:
+        value: second minus first; None where the score does not exist.
+        ci95: its interval at 95 %; None where there is none.
+        reason: why one of them is None.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    reason: str | None = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "value": self.value,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "excludes_zero": self.excludes_zero,
+            "undefined_reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Second minus first, over the same images; `findings` are those that the macros are over."""
+
+    images: int
+    patients: int
+    findings: tuple[str, ...]
+    auroc_macro: Difference
+    average_precision_macro: Difference
+    label_accuracy: Difference
+    brier_macro: Difference
+    per_finding: dict[str, Difference]  # AUROC
+    first: TableScores
+    second: TableScores
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "images": self.images,
+            "patients": self.patients,
+            "findings": list(self.findings),
+            **{name: getattr(self, name).to_plain() for name in SCORES},
+            "per_finding": {name: one.to_plain() for name, one in self.per_finding.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """An ensemble's macro AUROC minus the mean of its members', and itself against each member."""
+
+    over_mean: Difference
+    over_each: tuple[Comparison, ...]
+
+
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> Comparison:
+    """Second minus first, with intervals by a paired bootstrap over patients.
+
+    Args:
+        first, second: predictions of the same images, in whatever order; see `Evaluator`.
+        resamples: of the patients; 0 for no intervals.
+        seed: of the resamples.
+
+    Raises:
+        UserError: other images, or other labels or patients of an image, or an image twice.
+    """
+    tables = aligned([first, second])
+    before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
+    return _between(before, after)
+
+
+def gain(
+    members: Sequence[pd.DataFrame], ensemble: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> Gain:
+    """What the ensemble's predictions gain over its members', paired as in `compare`.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    tables = aligned([*members, ensemble])
+    *before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
+    known = [one.scores.auroc_macro for one in before if one.scores.auroc_macro is not None]
+    mean = np.mean([one.drawn["auroc_macro"] for one in before], axis=0)
+    over_mean = _difference(
+        float(np.mean(known)) if known else None,
+        after.scores.auroc_macro,
+        after.drawn["auroc_macro"] - mean,
+        reason=after.why["auroc_macro"],
+    )
+    return Gain(over_mean, tuple(_between(one, after) for one in before))
+
+
+def comparable(first: Run, second: Run) -> None:
+    """Refuse runs that were not tested on the same images.
+
+    Raises:
+        UserError: another split, or none recorded, or another number of test images.
+    """
+    one, other = first.split_sha256, second.split_sha256
+    if one is None or one != other:
+        raise UserError(
+            f"{first.folder} and {second.folder} were tested on different splits: "
+            f"{_split(first)} and {_split(second)}; compare runs of the same split"
+        )
+    counts = [run.images.get("test") for run in (first, second)]
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"{first.folder} and {second.folder} were tested on {counts[0]} and {counts[1]} images"
+        )
+
+
+def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Predictions of the same images in the same order, that of the images' names.
+
+    Raises:
+        UserError: tables that are not of the same images, labels and patients.
+    """
+    sorted_ = []
+    for place, table in enumerate(tables, start=1):
+        if twice := int(table["image"].duplicated().sum()):
+            raise UserError(
+                f"{twice} of {len(table)} images are there twice in predictions {place}; each "
+                "must count once"
+            )
+        sorted_.append(table.sort_values("image", ignore_index=True))
+    first, labels = sorted_[0], [f"label_{finding}" for finding in FINDINGS]
+    for table in sorted_[1:]:
+        _refuse_other_images(first["image"], table["image"])
+        if other := int((first[labels].to_numpy() != table[labels].to_numpy()).any(axis=1).sum()):
+            raise UserError(
+                f"the predictions differ in the labels of {other} of {len(first)} images: they "
+                "are of different data"
+            )
+        if other := int((first["patient_id"].to_numpy() != table["patient_id"].to_numpy()).sum()):
+            raise UserError(
+                f"the predictions differ in the patients of {other} of {len(first)} images: they "
+                "are of different data"
+            )
+    return sorted_
+
+
+def _refuse_other_images(first: pd.Series, second: pd.Series) -> None:
+    one, other = set(first), set(second)
+    if one != other:
+        raise UserError(
+            f"the predictions are of different images: {len(one & other)} in both, "
+            f"{len(one - other)} in the first alone, {len(other - one)} in the second alone"
+        )
+
+
+def _split(run: Run) -> str:
+    return f"{run.split or 'unknown'} ({run.split_sha256[:7] if run.split_sha256 else 'no hash'})"
+
+
+def _between(before: Resampled, after: Resampled) -> Comparison:
+    def of(name: str, one: float | None, other: float | None) -> Difference:
+        drawn = after.drawn[name] - before.drawn[name]
+        return _difference(one, other, drawn, reason=after.why[name])
+
+    first, second = before.scores, after.scores
+    return Comparison(
+        images=after.images,
+        patients=after.patients,
+        findings=after.findings,
+        **{name: of(name, getattr(first, name), getattr(second, name)) for name in SCORES},
+        per_finding={
+            finding: of(finding, first.per_finding[finding], second.per_finding[finding])
+            for finding in FINDINGS
+        },
+        first=first,
+        second=second,
+    )
+
+
+def _difference(
+    first: float | None, second: float | None, drawn: Floats, *, reason: str | None
+) -> Difference:
+    if first is None or second is None:
+        return Difference(None, None, reason)
+    interval = None if reason else interval95(drawn)
+    value = second - first
+    if interval is None:
+        return Difference(value, None, reason or FEW_PATIENTS)
+    return Difference(value, (interval[0], interval[1]))

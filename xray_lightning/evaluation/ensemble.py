@@ -1,0 +1,151 @@
+"""Several checkpoints that answer as one: their answers averaged, and what that gains."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xray_lightning.data.batches import Batch
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.findings import FINDINGS
+from xray_lightning.models.restore import RestoredModel, restore
+from xray_lightning.progress import Advance
+from xray_lightning.training.checkpoints import read_checkpoint
+
+Array = npt.NDArray[np.float32]
+
+AVERAGES = ("probabilities", "logits")
+# What members must have been trained with alike; their findings are this project's anyway.
+AGREED = ("split_sha256", "image_size", "normalize")
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint: its file, what it says of itself, and its model."""
+
+    path: Path
+    sha256: str
+    described: dict[str, Any]
+    model: RestoredModel
+
+    @classmethod
+    def read(cls, path: Path) -> "Member":
+        """Read and restore a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, or its weights are not its recipe's.
+        """
+        checkpoint = read_checkpoint(path)
+        model = restore(checkpoint, source=path)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(path, digest, dict(checkpoint["xray"]), model)
+
+    @property
+    def split_sha256(self) -> str | None:
+        digest = self.described.get("split_sha256")
+        return None if digest is None else str(digest)
+
+
+def read_members(paths: Sequence[Path]) -> list[Member]:
+    """Read checkpoints that may be averaged.
+
+    Raises:
+        UserError: one cannot be read, is there twice, or was trained with another split, image
+            size or normalisation than the first.
+    """
+    members = [Member.read(path) for path in paths]
+    first = members[0]
+    seen = {first.sha256: first.path}
+    for member in members[1:]:
+        if member.sha256 in seen:
+            raise UserError(
+                f"{member.path} and {seen[member.sha256]} are the same checkpoint; give each once"
+            )
+        seen[member.sha256] = member.path
+        for key in AGREED:
+            was, now = first.described.get(key), member.described.get(key)
+            if was != now:
+                raise UserError(
+                    f"checkpoints that were not trained alike cannot be averaged: {key} is {was} "
+                    f"in {first.path} and {now} in {member.path}"
+                )
+    return members
+
+
+def member_logits(
+    members: Sequence[Member],
+    batches: Iterable[Batch],
+    *,
+    images: int,
+    device: torch.device,
+    precision: str,
+    advance: Advance,
+) -> Array:
+    """What each member answers to each image, in one pass over the images.
+
+    Args:
+        batches: of one side, in whatever order.
+        images: how many the side has, N.
+        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        advance: told of each batch's images.
+
+    Returns:
+        Logits, float32 (members, N, 14), in the order of the side's table.
+
+    Raises:
+        RunFailedError: an answer that is no number.
+    """
+    logits = torch.full((len(members), images, len(FINDINGS)), torch.nan)
+    models = [member.model.to(device) for member in members]
+    with torch.inference_mode(), _precision(precision, device):
+        for batch in batches:
+            pixels = batch.images.to(device)
+            for place, model in enumerate(models):
+                logits[place, batch.rows] = model(pixels).float().cpu()
+            advance(len(batch.rows))
+    for member, answers in zip(members, logits, strict=True):
+        if invalid := int((~answers.isfinite()).any(dim=1).sum()):
+            raise RunFailedError(
+                f"{member.path} gives no number for {invalid} of {images} images (NaN or infinite "
+                "logits)"
+            )
+    return logits.numpy()
+
+
+def _precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def probabilities_of(logits: Array) -> Array:
+    """The sigmoid as the classifier takes it: float32, the same bits."""
+    return torch.from_numpy(logits).sigmoid().numpy()
+
+
+def average(logits: Array, *, of: str) -> Array:
+    """The ensemble's probabilities, float32 (N, 14).
+
+    Args:
+        logits: the members', float32 (members, N, 14).
+        of: `probabilities` (arithmetic mean) or `logits` (the geometric mean of the odds).
+
+    Raises:
+        UserError: another word.
+    """
+    if of not in AVERAGES:
+        raise UserError(f"--average {of} is unknown; choose one of {', '.join(AVERAGES)}")
+    if len(logits) == 1:
+        return probabilities_of(logits[0])
+    if of == "logits":
+        wide = torch.from_numpy(logits.mean(axis=0, dtype=np.float64))
+        return wide.sigmoid().float().numpy()
+    mean: Array = probabilities_of(logits).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean

@@ -1,0 +1,237 @@
+"""`xray evaluate CKPT...`: what checkpoints, alone or averaged, score on one side of a split."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from xray_lightning.atomic import write_atomically
+from xray_lightning.data.datamodule import SIDES, XrayDataModule
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.answers import Answers, SidePredictions
+from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.comparison import SCORES, gain
+from xray_lightning.evaluation.ensemble import AGREED, AVERAGES, Member, read_members
+from xray_lightning.evaluation.fitted import fitted_of
+from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.evaluation.provenance import Provenance
+from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
+from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
+from xray_lightning.findings import FINDINGS
+from xray_lightning.progress import Display, unseen
+from xray_lightning.training.devices import choose_accelerator, choose_precision
+from xray_lightning.training.predictions import csv_of
+from xray_lightning.training.results import FILE_NAME as RESULTS
+from xray_lightning.training.results import finite
+from xray_lightning.training.speed import Speed
+
+FILE_NAME = "evaluation.json"
+SCHEMA_VERSION = 1
+
+FROM_CHECKPOINT = "stored in the checkpoint"
+FROM_VALIDATION = "fitted on validation predictions of this evaluation"
+NOT_FITTED = "none: 0.5 everywhere, since validation itself is scored"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How checkpoints are to be scored.
+
+    Attributes:
+        side: `test`, `val` or `train`.
+        average: `probabilities` or `logits`; of several checkpoints.
+        accelerator: `auto`, `cpu` or `cuda`.
+        precision: as the configuration's group of that name.
+        resamples, seed: of the bootstrap; None for those of the first checkpoint's run.
+        out: the folder to write to; None for `evaluation` in the run folder, or of several
+            checkpoints `ensemble` above them all.
+    """
+
+    data: DataChoice = field(default_factory=DataChoice)
+    side: str = "test"
+    average: str = "probabilities"
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    resamples: int | None = None
+    seed: int | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("side", self.side, SIDES), ("average", self.average, AVERAGES)):
+            if value not in known:
+                raise UserError(f"--{key} {value} is unknown; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was scored.
+
+    Attributes:
+        predictions: by side, one row an image, of the checkpoint or of the ensemble: the side
+            asked for, and `val` where something was fitted to it.
+        content: evaluation.json.
+        out: the folder that it is to be written to.
+    """
+
+    predictions: dict[str, pd.DataFrame]
+    content: dict[str, Any]
+    out: Path
+
+
+def score(
+    checkpoints: Sequence[Path], options: Options, *, command: str, progress: Display = unseen
+) -> Scored:
+    """Score checkpoints on one side of a split.
+
+    Raises:
+        XrayError: checkpoints or data that cannot be used, or an answer that is no number.
+    """
+    members = read_members(checkpoints)
+    out = options.out or _default_folder(members)
+    _check_folder(out)  # before the work, not after it
+    trained = Provenance.of_checkpoint(members[0].path)
+    resamples, seed = trained.bootstrap(options.resamples, options.seed)
+    accelerator = choose_accelerator(options.accelerator)
+    precision = choose_precision(options.precision, accelerator=accelerator)
+    Speed().prepare(accelerator=accelerator, local_ranks=1)
+    data = data_for(members[0], trained, options.data, progress=progress)
+    data.prepare_data()
+    data.setup()
+    answers = Answers(
+        members=members,
+        data=data,
+        average=options.average,
+        device=torch.device(accelerator),
+        precision=precision,
+        progress=progress,
+    )
+    side = answers.of(options.side)
+    points, calibration, source = _fitted(members, answers, options.side)
+    metrics = Evaluator(resamples=resamples, seed=seed)(
+        side.whole,
+        operating_points=points,
+        calibration=calibration,
+        prevalences=trained.prevalences or _prevalences(data),
+    )
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "checkpoints": [_described(member) for member in members],
+        "data": {
+            **{k: v for k, v in data.describe().items() if k in ("name", "root", "split")},
+            "split_sha256": data.usable.split.sha256,
+            "side": options.side,
+        },
+        "note": seen_before(members[0], trained, data, side=options.side),
+        "precision": precision,
+        "average": options.average if len(members) > 1 else None,
+        "fitted": source,
+        "bootstrap": {"resamples": resamples, "seed": seed},
+        "metrics": metrics,
+        "ensemble": _gains(side, members, resamples=resamples, seed=seed),
+    }
+    predictions = {name: one.whole for name, one in answers.given.items()}
+    return Scored(predictions, content, out)
+
+
+def write(scored: Scored) -> Path:
+    """Write evaluation.json and the predictions_<side>.csv; returns the folder.
+
+    Raises:
+        RunFailedError: it cannot be written to.
+    """
+    out = scored.out
+    text = json.dumps(finite(scored.content), indent=1, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for side, predictions in scored.predictions.items():
+            write_atomically(out / f"predictions_{side}.csv", csv_of(predictions))
+        write_atomically(out / FILE_NAME, text + "\n")
+    except OSError as error:
+        raise RunFailedError(f"cannot write to {out}: {error.strerror}") from error
+    return out
+
+
+def _fitted(
+    members: Sequence[Member], answers: Answers, side: str
+) -> tuple[OperatingPoints | None, Calibration | None, dict[str, Any]]:
+    """Operating points and calibration, and where each is from.
+
+    A checkpoint's own are used. An ensemble is a model of its own: they are fitted anew, by the
+    first member's rule, on validation alone.
+    """
+    try:
+        points, calibration = fitted_of(members[0].described)
+    except UserError as error:
+        raise UserError(f"{members[0].path}: {error}") from error
+    sources: dict[str, Any] = {"operating_points": None, "calibration": None}
+    if len(members) == 1 and points is not None:
+        sources["operating_points"] = FROM_CHECKPOINT
+        sources["calibration"] = FROM_CHECKPOINT if calibration else None
+        return points, calibration, sources
+    if side == "val":
+        return None, None, sources | {"operating_points": NOT_FITTED}
+    rule = OperatingRule() if points is None else OperatingRule(points.rule, points.target)
+    val = answers.of("val").whole
+    sources["operating_points"] = FROM_VALIDATION
+    if calibration is not None:
+        calibration = Calibrator(calibration.method).fit(val)
+        sources["calibration"] = FROM_VALIDATION
+    return rule.fit(val), calibration, sources
+
+
+def _gains(
+    side: SidePredictions, members: Sequence[Member], *, resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """What averaging gains over each member and over their mean, in macro AUROC and the rest."""
+    if len(members) == 1:
+        return None
+    found = gain(side.each, side.whole, resamples=resamples, seed=seed)
+    return {
+        "gain_over_mean": found.over_mean.to_plain(),
+        "members": [
+            {
+                "path": str(member.path),
+                **{name: getattr(one.first, name) for name in SCORES},
+                "gain": one.to_plain(),
+            }
+            for member, one in zip(members, found.over_each, strict=True)
+        ],
+    }
+
+
+def _described(member: Member) -> dict[str, Any]:
+    return {
+        "path": str(member.path),
+        "sha256": member.sha256,
+        **{key: member.described.get(key) for key in ("model", *AGREED)},
+    }
+
+
+def _prevalences(data: XrayDataModule) -> dict[str, float]:
+    """The share of the training images with each finding."""
+    shares = data.labels("train").mean(axis=0)
+    return dict(zip(FINDINGS, shares.tolist(), strict=True))
+
+
+def _check_folder(out: Path) -> None:
+    if (out / RESULTS).exists():
+        raise UserError(
+            f"--out {out} is a run folder, whose own files would be overwritten; give another"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+
+
+def _default_folder(members: Sequence[Member]) -> Path:
+    """`evaluation` in the run folder; of several checkpoints, `ensemble` above them all."""
+    paths = [member.path.absolute() for member in members]
+    folders = [Provenance.of_checkpoint(path).folder or path.parent for path in paths]
+    if len(folders) == 1:
+        return folders[0] / "evaluation"
+    return Path(os.path.commonpath(folders)) / "ensemble"
