@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from xray_lightning.data.phantom import PhantomSpec
-from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.evaluation.judge import Judge
 from xray_lightning.models.losses import FindingsLoss
 from xray_lightning.training.devices import choose_precision
 from xray_lightning.training.speed import Speed
@@ -185,9 +185,18 @@ def test_every_callbacks_and_logger_option_builds(
 
 
 def test_the_evaluation_builds(composed: Compose) -> None:
-    evaluation = build(composed("evaluation.resamples=7").evaluation)
-    assert isinstance(evaluation, Evaluator)
-    assert evaluation.resamples == 7
+    judge = build(composed("evaluation.resamples=7").evaluation)
+    assert isinstance(judge, Judge)
+    assert judge.evaluator.resamples == 7
+    assert judge.operating_point.rule == "youden"
+    assert judge.calibration is not None
+    assert build(composed("evaluation.calibration=null").evaluation).calibration is None
+
+
+def test_another_operating_point_is_two_keys_away(composed: Compose) -> None:
+    keys = ("evaluation.operating_point.rule=sensitivity", "evaluation.operating_point.target=0.9")
+    rule = build(composed(*keys).evaluation).operating_point
+    assert (rule.rule, rule.target) == ("sensitivity", 0.9)
 
 
 def test_every_top_level_key_is_used(composed: Compose) -> None:

@@ -1,7 +1,9 @@
 """Several real processes, started by mpirun and torchrun, against one process."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lightning.pytorch import seed_everything
 
 from xray_lightning.models.backbones import build_backbone
 from xray_lightning.training.checkpoints import read_checkpoint
+from xray_lightning.training.results import flat
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -69,7 +72,9 @@ def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_bat
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions(train: Train) -> None:
+def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions_and_metrics(
+    train: Train,
+) -> None:
     fitted = train("stages=[fit]", "name=fit")
     assert fitted.exit_code == 0, fitted.stderr
     checkpoint = fitted.runs[0] / "checkpoints" / "best.ckpt"
@@ -93,6 +98,24 @@ def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions(train
                     assert float(other[key]) == pytest.approx(float(row[key]), abs=1e-5)
     worlds = [result["environment"]["world_size"] for result in ended.results]
     assert sorted(worlds) == [1, 1, 2, 3]
+    figures = flat(metrics(one))
+    assert figures["per_finding.Effusion.auroc"] is not None
+    for run in (two, three):
+        assert flat(metrics(run)) == pytest.approx(figures, abs=1e-6)
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    """What the run has computed of its test; lists by their places."""
+    content: dict[str, Any] = json.loads((run / "results.json").read_text())["metrics"]["test"]
+    return numbered(content)
+
+
+def numbered(value: Any) -> Any:
+    if isinstance(value, list):
+        return {str(place): numbered(item) for place, item in enumerate(value)}
+    if isinstance(value, dict):
+        return {key: numbered(item) for key, item in value.items()}
+    return value
 
 
 def test_mpirun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
