@@ -12,12 +12,16 @@ from PIL import Image
 from rich.console import Console
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.published import PAPER_ROWS, PUBLISHED_AUROCS
-from xray_lightning.evaluation.report import NOTICE, build_report, print_report, write_report
-from xray_lightning.evaluation.tables import duration
+from xray_lightning.evaluation.collected import NOTICE, build_report
+from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
+from xray_lightning.evaluation.report import write_report
+from xray_lightning.evaluation.table import duration
+from xray_lightning.evaluation.terminal import print_report
 
 SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
+
+PUBLISHED = "Macro AUROC on the official split"
 
 Results = dict[str, Any]
 
@@ -55,6 +59,13 @@ def printed(paths: list[Path], *, width: int = 120) -> str:
 def flowed(text: str) -> str:
     """The text without its line breaks, for sentences that a terminal has folded."""
     return " ".join(text.split())
+
+
+def markdown(paths: list[Path], out: Path | None = None) -> str:
+    """The text of report.md, as `xray report` writes it."""
+    page = write_report(build_report(paths), out)
+    assert page.name == "report.html"
+    return page.with_suffix(".md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -165,18 +176,23 @@ def test_a_leak_and_dropped_rows_are_named(tmp_path: Path) -> None:
     assert "macro AUROC over the 12 of 14 findings that have one" in text
 
 
-def test_only_nih_on_its_official_split_stands_beside_published_figures(tmp_path: Path) -> None:
-    phantom = sample(name="phantom")
-    phantom["data"]["split"] = "official"
-    write(tmp_path / "phantom", phantom)
-    assert "Macro AUROC on the official split" not in printed([tmp_path])
-    nih = sample(name="nih")
-    nih["data"].update(name="nih", split="official")
-    write(tmp_path / "nih", nih)
-    text = printed([tmp_path]).split("Macro AUROC on the official split")[1]
-    assert "ours: nih" in text
+def test_only_a_run_on_nihs_whole_official_test_list_stands_beside_published_figures(
+    tmp_path: Path,
+) -> None:
+    for name, data, images in (
+        ("phantom", "phantom", OFFICIAL_TEST_IMAGES),
+        ("some", "nih", OFFICIAL_TEST_IMAGES - 1),
+        ("all", "nih", OFFICIAL_TEST_IMAGES),
+    ):
+        results = sample(name=name)
+        results["data"].update(name=data, split="official")
+        results["metrics"]["test"]["images"] = images
+        write(tmp_path / name, results)
+    assert PUBLISHED not in printed([tmp_path / "phantom", tmp_path / "some"])
+    text = printed([tmp_path]).split(PUBLISHED)[1]
+    assert "ours: all" in text
+    assert "ours: some" not in text
     assert "ours: phantom" not in text
-    assert "not comparable" in text  # on 400 of the 25,596 images
     for figure in PUBLISHED_AUROCS:
         assert (figure.system in text) is any(
             f.system == figure.system and f.split == "official" for f in PUBLISHED_AUROCS
@@ -185,15 +201,13 @@ def test_only_nih_on_its_official_split_stands_beside_published_figures(tmp_path
 
 def test_the_research_notice_stands_once(study: Path, tmp_path: Path) -> None:
     assert printed([study]).count(NOTICE) == 1
-    page = write_report(build_report([study]), tmp_path / "out")
-    assert page.read_text().count(NOTICE) == 1
+    assert markdown([study], tmp_path / "out").count(NOTICE) == 1
 
 
 def test_a_study_is_written_as_markdown_with_a_figure_for_each_run_and_one_for_all(
     study: Path, tmp_path: Path
 ) -> None:
-    page = write_report(build_report([study]), tmp_path / "out")
-    text = page.read_text()
+    text = markdown([study], tmp_path / "out")
     assert "| 3 | ResNet18, CUDA + MPI | 86.29 % | 87.12 %, run on CPU | 86.54 % |" in text
     figures = sorted((tmp_path / "out" / "figures").iterdir())
     assert len(figures) == 6
@@ -206,17 +220,18 @@ def test_a_study_is_written_as_markdown_with_a_figure_for_each_run_and_one_for_a
 
 def test_a_single_run_is_reported_into_its_own_folder(tmp_path: Path) -> None:
     run = write(tmp_path / "run", sample())
-    assert write_report(build_report([run])) == run / "report.md"
+    assert write_report(build_report([run])) == run / "report.html"
+    assert (run / "report.md").is_file()
     assert (run / "figures" / "loss.png").is_file()
 
 
 def test_several_runs_are_reported_into_the_folder_above_them(study: Path) -> None:
-    assert write_report(build_report([study])) == study / "report" / "report.md"
+    assert write_report(build_report([study])) == study / "report" / "report.html"
 
 
 def test_a_run_without_losses_has_no_figure(tmp_path: Path) -> None:
     run = write(tmp_path / "run", sample(history=[]))
-    assert "Loss curves" not in write_report(build_report([run])).read_text()
+    assert "Loss curves" not in markdown([run])
     assert list((run / "figures").iterdir()) == []
 
 
@@ -276,7 +291,7 @@ def test_a_damaged_results_file_is_named_and_the_others_are_reported(
     report = build_report([tmp_path])
     assert len(report.runs) == 1
     assert f"Left out 1 damaged results.json: {damaged}" in flowed(printed([tmp_path], width=400))
-    assert "damaged/results.json" in write_report(report, tmp_path / "out").read_text()
+    assert "damaged/results.json" in markdown([tmp_path], tmp_path / "out")
 
 
 def test_a_named_pipe_in_place_of_results_does_not_block(tmp_path: Path) -> None:
@@ -316,7 +331,7 @@ def test_a_hostile_name_is_shown_as_it_is_written(tmp_path: Path, name: str) -> 
     write(tmp_path / "runs" / "a", results)
     write(tmp_path / "runs" / "b", sample(name="b"))
     text = printed([tmp_path], width=400)
-    page = write_report(build_report([tmp_path]), tmp_path / "out").read_text(encoding="utf-8")
+    page = markdown([tmp_path], tmp_path / "out")
     for shown in (text, page):
         assert "\x1b" not in shown
         assert "‮" not in shown
@@ -336,7 +351,7 @@ def test_a_folder_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
         write(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder))), sample(name="same"))
     text = printed([tmp_path])
     assert "\\udcff1" in text
-    write_report(build_report([tmp_path]), tmp_path / "out").read_text(encoding="utf-8")
+    assert "\\udcff1" in markdown([tmp_path], tmp_path / "out")
 
 
 def test_names_that_make_one_file_name_get_figures_of_their_own(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from xray_lightning.evaluation.runs import Run
+from xray_lightning.evaluation.record import Run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; black and yellow left out.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -1,0 +1,50 @@
+"""The report as Markdown: its tables, their notes, and the figures beside it."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from xray_lightning.errors import printable
+from xray_lightning.evaluation.collected import NOTICE, Report, damaged_line
+from xray_lightning.evaluation.paper_study import of_paper
+from xray_lightning.evaluation.published import PAPER
+from xray_lightning.evaluation.table import Table
+
+
+def markdown(
+    report: Report, *, figures: Sequence[tuple[str, str]], further: Sequence[Table] = ()
+) -> str:
+    """The whole text.
+
+    Args:
+        figures: caption and file name of each, under figures/.
+        further: tables that follow those of the report.
+    """
+    paper = f"The paper: {PAPER}." if any(map(of_paper, report.runs)) else ""
+    parts = ["# Report", NOTICE, paper]
+    for table in [*report.tables, *further]:
+        lines = [
+            _pipe_row(column.heading.replace("\n", " ") for column in table.columns),
+            _pipe_row("---:" if column.number else "---" for column in table.columns),
+        ]
+        lines += [
+            _pipe_row(", ".join(_escaped(line) for line in cell if line) for cell in row)
+            for row in table.rows
+        ]
+        notes = "\n".join(f"- {_escaped(note)}" for note in table.notes)
+        parts += [f"## {table.title}", "\n".join(lines), notes]
+    parts.append(_escaped(damaged_line(report)))
+    if figures:
+        parts.append("## Loss curves")
+        parts += [f"![{_escaped(caption)}](figures/{name})" for caption, name in figures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pipe_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """`text` so that Markdown shows it as it is: no link, emphasis, table cell or HTML."""
+    text = re.sub(r"([\\`*\[\]|~])", r"\\\1", printable(text))
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

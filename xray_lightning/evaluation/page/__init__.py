@@ -1,0 +1,1 @@
+"""report.html: the page of one run, and that of several."""
