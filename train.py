@@ -139,7 +139,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
 
 def draw_report(folder: Path) -> None:
     """Write report.html; a page that cannot be drawn does not undo a run that is done."""
-    from xray_lightning.evaluation.report import write_run_report
+    from xray_lightning.evaluation.report.write import write_run_report
 
     try:
         write_run_report(folder)

@@ -44,9 +44,9 @@ def report(
 
     Example: [bold]xray report runs/2026-01-31_12-00-00_study --out report[/bold]
     """
-    from xray_lightning.evaluation.collected import build_report
-    from xray_lightning.evaluation.report import write_report
-    from xray_lightning.evaluation.terminal import print_report
+    from xray_lightning.evaluation.report.collected import build_report
+    from xray_lightning.evaluation.report.terminal import print_report
+    from xray_lightning.evaluation.report.write import write_report
 
     console = Console()
     built = build_report(runs or [])

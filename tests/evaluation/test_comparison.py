@@ -16,7 +16,8 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.comparison import Comparison, comparable, compare, gain
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.paired_scores import SCORES
-from xray_lightning.evaluation.record import Run, run_of
+from xray_lightning.evaluation.reading import run_of
+from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.seeds import summarise_seeds
 from xray_lightning.findings import FINDINGS
 

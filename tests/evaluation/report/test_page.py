@@ -23,16 +23,16 @@ from page_runs import (
 
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.collected import NOTICE
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.notes import NO_BETTER
-from xray_lightning.evaluation.page.mistakes import Mistake, most_confident, with_pictures
 from xray_lightning.evaluation.published import (
     OFFICIAL_TEST_IMAGES,
     PAPER_ALWAYS_NEGATIVE,
     PUBLISHED_AUROCS,
 )
-from xray_lightning.evaluation.report import write_run_report
+from xray_lightning.evaluation.report.collected import NOTICE
+from xray_lightning.evaluation.report.notes import NO_BETTER
+from xray_lightning.evaluation.report.page.mistakes import Mistake, most_confident, with_pictures
+from xray_lightning.evaluation.report.write import write_run_report
 from xray_lightning.findings import FINDINGS
 
 REAL = Path("../shared/data/ai4m")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.record import Run
+from xray_lightning.evaluation.report.table import Table
+from xray_lightning.evaluation.report.tables import tables_of
 from xray_lightning.evaluation.runs import (
     DamagedResultsError,
     find_run_folders,
     newest_run,
     read_run,
 )
-from xray_lightning.evaluation.table import Table
-from xray_lightning.evaluation.tables import tables_of
 from xray_lightning.training.results import FILE_NAME as RESULTS
 
 NOTICE = "Research software, not a medical device."

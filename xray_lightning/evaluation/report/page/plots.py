@@ -12,9 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from xray_lightning.errors import printable
-from xray_lightning.evaluation.page.curves import Curve
-from xray_lightning.evaluation.page.svg import INK, MUTED, PAPER, POINTS, SERIES, drawing, inline
 from xray_lightning.evaluation.record import Bin, Interval
+from xray_lightning.evaluation.report.page.curves import Curve
+from xray_lightning.evaluation.report.page.svg import (
+    INK,
+    MUTED,
+    PAPER,
+    POINTS,
+    SERIES,
+    drawing,
+    inline,
+)
 
 SMALL = (160, 160)  # two of them side by side on a phone
 WIDE = 336  # one on a phone

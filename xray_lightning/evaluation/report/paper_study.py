@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from xray_lightning.evaluation.notes import baseline_note, data_notes, state, state_notes
 from xray_lightning.evaluation.published import (
     PAPER_ALWAYS_NEGATIVE,
     PAPER_CONDITIONS,
@@ -10,7 +9,8 @@ from xray_lightning.evaluation.published import (
     PaperRow,
 )
 from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.table import (
+from xray_lightning.evaluation.report.notes import baseline_note, data_notes, state, state_notes
+from xray_lightning.evaluation.report.table import (
     NONE,
     Column,
     Table,

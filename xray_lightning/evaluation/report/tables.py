@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from xray_lightning.evaluation.notes import baseline_note, data_notes, state, state_notes
-from xray_lightning.evaluation.paper_study import of_paper, paper_tables
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PUBLISHED_AUROCS
 from xray_lightning.evaluation.record import Run, TestMetrics
-from xray_lightning.evaluation.seeds import SeedSummary, Spread, summarise_seeds
-from xray_lightning.evaluation.table import (
+from xray_lightning.evaluation.report.notes import baseline_note, data_notes, state, state_notes
+from xray_lightning.evaluation.report.paper_study import of_paper, paper_tables
+from xray_lightning.evaluation.report.table import (
     NONE,
     Column,
     Table,
@@ -17,6 +16,7 @@ from xray_lightning.evaluation.table import (
     percent,
     precision_cell,
 )
+from xray_lightning.evaluation.seeds import SeedSummary, Spread, summarise_seeds
 
 
 def tables_of(runs: Sequence[Run]) -> list[Table]:

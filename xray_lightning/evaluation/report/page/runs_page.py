@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from xray_lightning.evaluation.collected import Report, damaged_line
-from xray_lightning.evaluation.notes import label_of
-from xray_lightning.evaluation.page import plots
-from xray_lightning.evaluation.page.panels import Panel, line_of
-from xray_lightning.evaluation.page.rendering import rendered
-from xray_lightning.evaluation.page.words import counted
-from xray_lightning.evaluation.paper_study import of_paper
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.evaluation.record import Epoch, Run
-from xray_lightning.evaluation.table import Table
-from xray_lightning.evaluation.tables import on_published_split
+from xray_lightning.evaluation.report.collected import Report, damaged_line
+from xray_lightning.evaluation.report.notes import label_of
+from xray_lightning.evaluation.report.page import plots
+from xray_lightning.evaluation.report.page.panels import Panel, line_of
+from xray_lightning.evaluation.report.page.rendering import rendered
+from xray_lightning.evaluation.report.page.words import counted
+from xray_lightning.evaluation.report.paper_study import of_paper
+from xray_lightning.evaluation.report.table import Table
+from xray_lightning.evaluation.report.tables import on_published_split
 
 PAGE = "report.html"
 MOST_LINES = 24  # as many are told apart by colour, style and marker

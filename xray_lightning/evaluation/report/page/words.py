@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from xray_lightning.evaluation.notes import NO_BETTER, beats_baseline
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.evaluation.record import FindingMetrics, Run, Subgroup, TestMetrics, Timing
-from xray_lightning.evaluation.table import decimal
-from xray_lightning.evaluation.tables import on_published_split
+from xray_lightning.evaluation.report.notes import NO_BETTER, beats_baseline
+from xray_lightning.evaluation.report.table import decimal
+from xray_lightning.evaluation.report.tables import on_published_split
 from xray_lightning.findings import FINDINGS
 
 OLDER = "not in results.json: an older version wrote it"

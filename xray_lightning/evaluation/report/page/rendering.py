@@ -8,9 +8,9 @@ import jinja2
 from markupsafe import Markup
 
 from xray_lightning.errors import printable
-from xray_lightning.evaluation.collected import NOTICE
 from xray_lightning.evaluation.record import Interval
-from xray_lightning.evaluation.table import decimal, duration, percent
+from xray_lightning.evaluation.report.collected import NOTICE
+from xray_lightning.evaluation.report.table import decimal, duration, percent
 
 
 def rendered(template: str, **content: Any) -> str:

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import pandas as pd
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.page import panels, words
-from xray_lightning.evaluation.page.mistakes import (
+from xray_lightning.evaluation.prediction_file import read_predictions
+from xray_lightning.evaluation.published import PAPER
+from xray_lightning.evaluation.record import Run, TestMetrics
+from xray_lightning.evaluation.report.page import panels, words
+from xray_lightning.evaluation.report.page.mistakes import (
     MOST_PER_FINDING,
     Mistake,
     most_confident,
     with_pictures,
 )
-from xray_lightning.evaluation.page.plots import FEWEST
-from xray_lightning.evaluation.page.rendering import rendered
-from xray_lightning.evaluation.paper_study import of_paper, paper_tables
-from xray_lightning.evaluation.prediction_file import read_predictions
-from xray_lightning.evaluation.published import PAPER
-from xray_lightning.evaluation.record import Run, TestMetrics
-from xray_lightning.evaluation.tables import on_published_split, published_table
+from xray_lightning.evaluation.report.page.plots import FEWEST
+from xray_lightning.evaluation.report.page.rendering import rendered
+from xray_lightning.evaluation.report.paper_study import of_paper, paper_tables
+from xray_lightning.evaluation.report.tables import on_published_split, published_table
 from xray_lightning.findings import FINDINGS
 
 PREDICTIONS = "predictions_test.csv"

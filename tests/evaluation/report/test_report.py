@@ -12,13 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.collected import NOTICE, build_report
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
-from xray_lightning.evaluation.report import write_report
-from xray_lightning.evaluation.table import duration
-from xray_lightning.evaluation.terminal import print_report
+from xray_lightning.evaluation.report.collected import NOTICE, build_report
+from xray_lightning.evaluation.report.table import duration
+from xray_lightning.evaluation.report.terminal import print_report
+from xray_lightning.evaluation.report.write import write_report
 
-SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
+SAMPLE = json.loads((Path(__file__).parents[2] / "results_sample.json").read_text(encoding="utf-8"))
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
 PUBLISHED = "Macro AUROC on the official split"

@@ -7,8 +7,6 @@ from itertools import groupby
 import pandas as pd
 from markupsafe import Markup
 
-from xray_lightning.evaluation.page import plots
-from xray_lightning.evaluation.page.curves import precision_recall_curve, roc_curve, thinned
 from xray_lightning.evaluation.record import (
     CalibrationMetrics,
     FindingMetrics,
@@ -17,7 +15,9 @@ from xray_lightning.evaluation.record import (
     TestMetrics,
     Timing,
 )
-from xray_lightning.evaluation.table import decimal, duration
+from xray_lightning.evaluation.report.page import plots
+from xray_lightning.evaluation.report.page.curves import precision_recall_curve, roc_curve, thinned
+from xray_lightning.evaluation.report.table import decimal, duration
 
 
 @dataclass(frozen=True)

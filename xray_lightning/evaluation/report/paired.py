@@ -6,10 +6,10 @@ import pandas as pd
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.comparison import Comparison, Difference, compare
-from xray_lightning.evaluation.notes import grouped
 from xray_lightning.evaluation.prediction_file import read_predictions
 from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.table import NONE, Column, Table
+from xray_lightning.evaluation.report.notes import grouped
+from xray_lightning.evaluation.report.table import NONE, Column, Table
 
 PREDICTIONS = "predictions_test.csv"
 Row = tuple[tuple[str, ...], ...]

@@ -14,8 +14,8 @@ import pytest
 from conftest import Train
 from page_runs import predictions, sample, whole_run, write_run
 
-from xray_lightning.evaluation.collected import build_report
-from xray_lightning.evaluation.report import write_report, write_run_report
+from xray_lightning.evaluation.report.collected import build_report
+from xray_lightning.evaluation.report.write import write_report, write_run_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 BROWSER = next(

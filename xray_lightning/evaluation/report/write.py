@@ -9,9 +9,9 @@ from pathlib import Path
 
 from xray_lightning.atomic import write_atomically
 from xray_lightning.errors import RunFailedError, UserError, printable
-from xray_lightning.evaluation.collected import Report, unique
-from xray_lightning.evaluation.markdown import markdown
 from xray_lightning.evaluation.record import Run
+from xray_lightning.evaluation.report.collected import Report, unique
+from xray_lightning.evaluation.report.markdown import markdown
 from xray_lightning.evaluation.runs import DamagedResultsError, read_run
 from xray_lightning.training.results import FILE_NAME as RESULTS
 
@@ -25,7 +25,7 @@ def write_run_report(folder: Path) -> Path:
         UserError: there is no results.json that can be read, or the page cannot be written.
         RunFailedError: the disk is full or fails.
     """
-    from xray_lightning.evaluation.page.run_page import run_page
+    from xray_lightning.evaluation.report.page.run_page import run_page
 
     try:
         run = read_run(folder)
@@ -51,9 +51,9 @@ def write_report(report: Report, out: Path | None = None) -> Path:
         RunFailedError: the disk is full or fails.
     """
     # matplotlib takes most of a second to import, which printing alone should not cost.
-    from xray_lightning.evaluation.page.run_page import run_page
-    from xray_lightning.evaluation.page.runs_page import runs_page
-    from xray_lightning.evaluation.paired import paired_tables
+    from xray_lightning.evaluation.report.page.run_page import run_page
+    from xray_lightning.evaluation.report.page.runs_page import runs_page
+    from xray_lightning.evaluation.report.paired import paired_tables
 
     out = out or _default_folder(report.runs)
     paired = paired_tables(report.runs)
@@ -69,7 +69,7 @@ def write_report(report: Report, out: Path | None = None) -> Path:
 
 def _write_figures(report: Report, folder: Path) -> list[tuple[str, str]]:
     """Draw the loss curves; returns the caption and file name of each."""
-    from xray_lightning.evaluation.figures import has_losses, loss_curve, loss_overview
+    from xray_lightning.evaluation.report.figures import has_losses, loss_curve, loss_overview
 
     drawn = [run for run in report.runs if has_losses(run)]
     labels = [_figure_label(run) for run in drawn]
