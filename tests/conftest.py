@@ -51,7 +51,9 @@ class Ended:
     @property
     def error(self) -> str:
         """The one line that a failed command leaves on stderr; asserts that it is one."""
-        lines = [line for line in self.stderr.splitlines() if line.startswith("xray: error:")]
+        # Open MPI may put a blank of its own before a line.
+        stripped = map(str.strip, self.stderr.splitlines())
+        lines = [line for line in stripped if line.startswith("xray: error:")]
         assert len(lines) == 1, self.stderr
         assert "Traceback" not in self.stderr, self.stderr
         return lines[0]

@@ -183,6 +183,7 @@ def test_its_predictions_are_of_exactly_the_splits_images(first: Ended, phantoms
     (run,), (result,) = first.runs, first.results
     columns = ["image", "patient_id", "split"]
     columns += [f"prob_{name}" for name in FINDINGS] + [f"label_{name}" for name in FINDINGS]
+    columns += ["age", "sex", "view", "follow_up"]
     listed = {
         "test": (phantoms / "test_list.txt").read_text().split(),
         "val": (phantoms / "train_val_list.txt").read_text().split(),
