@@ -115,7 +115,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
     started = STARTED if not exit_codes else monotonic()
     try:
         record = open_record(cfg, folder)
-        refuse_bad_numbers(cfg)
+        refuse_bad_values(cfg)
         command = launch_command(cfg)
         if command is None:
             from xray_lightning.training.run import run
@@ -202,15 +202,17 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
     return record
 
 
-def refuse_bad_numbers(cfg: DictConfig) -> None:
-    """Say early and by its key what torch and Lightning would refuse late, in words of their own.
+def refuse_bad_values(cfg: DictConfig) -> None:
+    """Say early and by its key what would be refused late, in other words, or not at all.
 
     Raises:
-        UserError: the first number that is none, or out of range.
+        UserError: the first value that is of another kind, or out of range.
     """
     check_whole("seed", cfg.seed, least=0, most=2**32 - 1)  # as numpy takes it
     check_whole("trainer.max_epochs", cfg.trainer.max_epochs, least=1)
     check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, least=1)
+    if not isinstance(cfg.report, bool):
+        raise UserError(f"report={cfg.report} must be true or false")
     rate = cfg.optimizer.lr
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
         raise UserError(f"optimizer.lr={rate} must be a number of at least 0")
@@ -321,6 +323,8 @@ def quiet_lightning() -> None:
 
 def make(cfg: DictConfig, key: str, **further: Any) -> Any:
     """Instantiate one group of the configuration; what it refuses is a one-line error."""
+    if cfg.get(key) is None:
+        raise UserError(f"{key}=null: a run needs it; give one of its options")
     try:
         return instantiate(cfg[key], _convert_="all", **further)
     except InstantiationException as error:

@@ -420,6 +420,13 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(train: Train, tmp_pat
         (["trainer.precision=int8"], ["precision=int8 is unknown", "16-mixed"]),
         (["trainer.accelerator=tpu"], ["accelerator=tpu is unknown"]),
         (["optimizer=sgd", "optimizer.momentum=-1"], ["optimizer: ", "momentum"]),
+        (["report=maybe"], ["report=maybe", "true or false"]),
+        (["evaluation=null"], ["evaluation=null"]),
+        (["evaluation.seed=-1"], ["evaluation.seed=-1"]),
+        (["evaluation.resamples=many"], ["evaluation.resamples=many"]),
+        (["evaluation.operating_point=null"], ["evaluation.operating_point=null", "a rule"]),
+        (["evaluation.operating_point.rule=xyz"], ["operating_point.rule=xyz", "youden"]),
+        (["evaluation.calibration.method=abc"], ["calibration.method=abc", "platt"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.fitted import describe_best, fitted_of
 from xray_lightning.evaluation.metrics import Evaluator
@@ -21,16 +22,23 @@ class Judge:
         seed: of the resamples.
         operating_point: the rule by which each finding's threshold is chosen.
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
+
+    Raises:
+        UserError: an option out of range, or no rule.
     """
 
     def __init__(
         self,
         *,
-        operating_point: OperatingRule,
+        operating_point: OperatingRule | None,
         calibration: Calibrator | None = None,
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
+        if operating_point is None:
+            raise UserError(
+                "evaluation.operating_point=null: sensitivity needs a threshold; give a rule"
+            )
         self.operating_point, self.calibration = operating_point, calibration
         self.evaluator = Evaluator(resamples=resamples, seed=seed)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.bootstrap import Bools, Floats, Ranking, resampled
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.scored_images import ScoredImages
@@ -44,8 +44,8 @@ class Evaluator:
     """
 
     def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
-        if resamples < 0:
-            raise UserError(f"evaluation.resamples={resamples}: must be at least 0")
+        check_whole("evaluation.resamples", resamples, least=0)
+        check_whole("evaluation.seed", seed, least=0)
         self.resamples = resamples
         self.seed = seed
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from xray_lightning.atomic import write_atomically
+from xray_lightning.data.cache_build import DISK_FULL
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.answers import Answers, SidePredictions
@@ -153,7 +154,10 @@ def write(scored: Scored) -> Path:
             write_atomically(out / f"predictions_{side}.csv", csv_of(predictions))
         write_atomically(out / FILE_NAME, text + "\n")
     except OSError as error:
-        raise RunFailedError(f"cannot write to {out}: {error.strerror}") from error
+        message = f"--out {out} cannot be written: {error.strerror or type(error).__name__}"
+        if error.errno in DISK_FULL:
+            raise RunFailedError(message) from error
+        raise UserError(f"{message}; give another folder") from error
     return out
 
 

@@ -1,6 +1,5 @@
 """`xray report`: what runs have reached, beside the paper, as pages and Markdown."""
 
-import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xray_lightning.atomic import write_atomically
+from xray_lightning.data.cache_build import DISK_FULL
 from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.collected import Report, unique
@@ -92,7 +92,7 @@ def _told(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         message = f"cannot write the report to {out}: {error.strerror or type(error).__name__}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in DISK_FULL:
             raise RunFailedError(message) from error
         raise UserError(f"{message}; give another folder with --out") from error
 
