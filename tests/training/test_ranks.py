@@ -50,12 +50,10 @@ def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
     return float(torch.stack(squares).sum().sqrt())
 
 
-# 14 images a step: unequal shares, and a tail.
-@pytest.mark.parametrize("batch_size", [16, 14])
 def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_batch(
-    train: Train, batch_size: int
+    train: Train,
 ) -> None:
-    options = (*EXACT, f"data.batch_size={batch_size}")
+    options = (*EXACT, "data.batch_size=15")  # equal shares would be easier: these are 8 and 7
     for arm in (
         ("strategy=single", "name=alone"),
         ("strategy=mpi", "strategy.processes=2", "strategy.sync_batchnorm=true", "name=ranks"),
