@@ -427,6 +427,8 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(train: Train, tmp_pat
         (["evaluation.operating_point=null"], ["evaluation.operating_point=null", "a rule"]),
         (["evaluation.operating_point.rule=xyz"], ["operating_point.rule=xyz", "youden"]),
         (["evaluation.calibration.method=abc"], ["calibration.method=abc", "platt"]),
+        (["evaluation.calibration=platt"], ["evaluation.calibration.method=platt"]),
+        (["evaluation.operating_point=f1"], ["evaluation.operating_point.rule=youden"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )

@@ -160,7 +160,7 @@ def test_what_is_not_defined_says_why() -> None:
     hernia, mass, edema = (comparison.per_finding[name] for name in ("Hernia", "Mass", "Edema"))
     assert hernia.value is not None
     assert hernia.ci95 is None
-    assert hernia.reason == "needs at least two patients with the finding and two without"
+    assert hernia.reason == "needs at least ten patients with the finding and ten without"
     assert astuple(mass) == (None, None, "every image has the finding")
     assert astuple(edema) == (None, None, "no image has the finding")
     assert comparison.findings == (*PRESENT, "Hernia")

@@ -1,5 +1,6 @@
 """What a run's test is judged at, and by what: fitted on validation, applied to test."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.calibration import Calibrator
+from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.fitted import describe_best, fitted_of
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.thresholds import OperatingRule
+from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
 from xray_lightning.training.checkpoints import read_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -35,9 +38,15 @@ class Judge:
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        if operating_point is None:
+        if not isinstance(operating_point, OperatingRule):
             raise UserError(
-                "evaluation.operating_point=null: sensitivity needs a threshold; give a rule"
+                f"evaluation.operating_point={operating_point}: sensitivity needs a threshold; "
+                "give a rule, evaluation.operating_point.rule=youden"
+            )
+        if calibration is not None and not isinstance(calibration, Calibrator):
+            raise UserError(
+                f"evaluation.calibration={calibration} is neither null nor a method; give "
+                "evaluation.calibration.method=platt"
             )
         self.operating_point, self.calibration = operating_point, calibration
         self.evaluator = Evaluator(resamples=resamples, seed=seed)
@@ -66,11 +75,36 @@ class Judge:
         points, calibration = None, None
         if not fit:
             points, calibration = fitted_of(read_checkpoint(checkpoint)["xray"])
+        self._tell_what_differs(checkpoint, points, calibration)
         points = points or self.operating_point.fit(val)
-        if self.calibration is not None:
-            calibration = calibration or self.calibration.fit(val)
+        wanted = self.calibration
+        calibration = None if wanted is None else calibration or wanted.fit(val)
         if fit:
             describe_best(checkpoint, operating_points=points, calibration=calibration)
         return self.evaluator(
             test, operating_points=points, calibration=calibration, prevalences=prevalences
         )
+
+    def _tell_what_differs(
+        self, checkpoint: Path, points: OperatingPoints | None, calibration: Calibration | None
+    ) -> None:
+        """Say where a checkpoint was fitted by another rule or method than this run names."""
+        rule = self.operating_point
+        if points is not None and (points.rule, points.target) != (rule.rule, rule.target):
+            log.warning(
+                "%s keeps its own operating points (rule %s, target %s), not those that this run "
+                "names (rule %s, target %s)",
+                checkpoint,
+                points.rule,
+                points.target,
+                rule.rule,
+                rule.target,
+            )
+        wanted = self.calibration
+        if calibration is not None and wanted is not None and calibration.method != wanted.method:
+            log.warning(
+                "%s keeps its own calibration (%s), not the one that this run names (%s)",
+                checkpoint,
+                calibration.method,
+                wanted.method,
+            )

@@ -13,9 +13,10 @@ from xray_lightning.evaluation.bootstrap import (
     mean_of_defined,
     resampled,
 )
-from xray_lightning.evaluation.scored_images import ScoredImages
+from xray_lightning.evaluation.scored_images import SEVERAL_PATIENTS, ScoredImages
 from xray_lightning.evaluation.scores import THRESHOLD
 from xray_lightning.evaluation.undefined import (
+    FEW_OF_ALL,
     FEW_PATIENTS,
     NO_FINDINGS,
     NO_NEGATIVES,
@@ -149,8 +150,10 @@ def _reasons(images: ScoredImages, *, resamples: int) -> dict[str, str | None]:
             why[finding] = NO_RESAMPLES
         else:
             why[finding] = None if enough[column] else FEW_PATIENTS
-    defined = [reason for reason in why.values() if reason not in ONE_CLASS]
-    macro = (None if None in defined else defined[0]) if defined else NO_FINDINGS
+    macro: str | None = NO_FINDINGS
+    if any(reason not in ONE_CLASS for reason in why.values()):
+        several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS)).any()
+        macro = NO_RESAMPLES if not resamples else None if several else FEW_OF_ALL
     alone = ONE_PATIENT if images.count < 2 else None
     overall = alone if resamples else NO_RESAMPLES
     return why | dict.fromkeys(MACRO, macro) | dict.fromkeys(OVERALL, overall)

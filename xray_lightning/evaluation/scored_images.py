@@ -9,9 +9,13 @@ from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.bootstrap import Bools, Floats, Integers
 from xray_lightning.findings import FINDINGS
 
-# A class held by one patient never varies among the resamples that hold it: its interval would
-# look narrow just where least is known.
-ENOUGH_PATIENTS = 2
+# With few patients in a class resampling sees too little of what might have been drawn. Simulated
+# (400 patients, true AUROC 0.69), the 95 % interval of AUROC holds the truth in 50 % of the cases
+# with 2 positive patients, 73 % with 3, 86 % with 5, 92 % with 10 and 94 % with 20.
+ENOUGH_PATIENTS = 10
+# An average over findings is steadier. Still, a class held by one patient never varies among the
+# resamples that hold it.
+SEVERAL_PATIENTS = 2
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,27 @@ class ScoredImages:
         """How many patients there are."""
         return int(self.patients.max()) + 1
 
-    def enough(self, images: Bools | None = None) -> tuple[Bools, Bools]:
-        """Whether two patients or more have each finding, and whether two lack it.
+    def enough(
+        self, images: Bools | None = None, *, least: int = ENOUGH_PATIENTS
+    ) -> tuple[Bools, Bools]:
+        """Whether enough patients have each finding, and whether enough lack it.
 
         Args:
             images: those that count, shape (N,); None for all.
+            least: how many patients are enough.
 
         Returns:
             Two arrays of shape (14,). A patient with images of both kinds counts for both.
         """
         kept = np.ones(len(self.patients), dtype=bool) if images is None else images
         labels, patients = self.labels[kept], self.patients[kept]
-        return self._several(labels, patients), self._several(~labels, patients)
+        return self._held(labels, patients) >= least, self._held(~labels, patients) >= least
 
-    def _several(self, flags: Bools, patients: Integers) -> Bools:
+    def _held(self, flags: Bools, patients: Integers) -> Integers:
+        """How many patients have images with each flag, shape (14,)."""
         held = [np.bincount(patients[column], minlength=self.count) for column in flags.T]
         counts: Integers = np.count_nonzero(held, axis=1)
-        return counts >= ENOUGH_PATIENTS
+        return counts
 
 
 def _check_rows(predictions: pd.DataFrame) -> None:

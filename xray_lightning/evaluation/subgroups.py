@@ -22,7 +22,11 @@ from xray_lightning.evaluation.bootstrap import (
     mean_of_defined,
     sums_before,
 )
-from xray_lightning.evaluation.scored_images import ScoredImages
+from xray_lightning.evaluation.scored_images import (
+    ENOUGH_PATIENTS,
+    SEVERAL_PATIENTS,
+    ScoredImages,
+)
 from xray_lightning.evaluation.undefined import NO_RESAMPLES
 
 Draws = Mapping[str, Floats]  # by attribute
@@ -30,6 +34,7 @@ Draws = Mapping[str, Floats]  # by attribute
 UNKNOWN = "unknown"
 TOO_SMALL = "needs a finding that at least two of its patients have and two lack"
 NO_OTHERS = "no finding has two patients with it and two without in this group and in the others"
+FEW = "needs at least ten patients in the group and ten in the others"
 NOT_KNOWN = "it is not known which group these images belong to"
 
 
@@ -170,28 +175,42 @@ class Subgroups:
         for code, group in enumerate(attribute.groups):
             inside = attribute.codes == code
             if inside.any():
-                usable = np.logical_and(*self.images.enough(inside))
-                both = usable & np.logical_and(*self.images.enough(known & ~inside))
+                usable = np.logical_and(*self.images.enough(inside, least=SEVERAL_PATIENTS))
+                both = usable & np.logical_and(
+                    *self.images.enough(known & ~inside, least=SEVERAL_PATIENTS)
+                )
+                sides = (inside, known & ~inside)
                 yield self._described(attribute.by, group, inside) | _figures(
-                    plain[:, code], resampled[:, :, code], usable=usable, both=both
+                    plain[:, code],
+                    resampled[:, :, code],
+                    usable=usable,
+                    both=both,
+                    few=min(map(self._patients, sides)) < ENOUGH_PATIENTS,
                 )
         if not known.all():
             nothing = np.zeros(len(plain), dtype=bool)
-            row = _figures(plain[:, 0], resampled[:, :, 0], usable=nothing, both=nothing)
+            row = _figures(plain[:, 0], resampled[:, :, 0], usable=nothing, both=nothing, few=True)
             row["undefined_reason"] = dict.fromkeys(row["undefined_reason"], NOT_KNOWN)
             yield self._described(attribute.by, UNKNOWN, ~known) | row
 
     def _described(self, by: str, group: str, inside: Bools) -> dict[str, Any]:
-        patients = len(np.unique(self.images.patients[inside]))
-        return {"by": by, "group": group, "images": int(inside.sum()), "patients": patients}
+        images, patients = int(inside.sum()), self._patients(inside)
+        return {"by": by, "group": group, "images": images, "patients": patients}
+
+    def _patients(self, inside: Bools) -> int:
+        return len(np.unique(self.images.patients[inside]))
 
 
-def _figures(plain: Floats, resampled: Floats, *, usable: Bools, both: Bools) -> dict[str, Any]:
+def _figures(
+    plain: Floats, resampled: Floats, *, usable: Bools, both: Bools, few: bool
+) -> dict[str, Any]:
     """Macro AUROC and gap from the AUROCs of a group and its rest, (14, 2) and (R, 14, 2)."""
     value, values = plain[usable, 0], resampled[:, usable, 0]
     gap = plain[both, 0] - plain[both, 1]
     gaps = resampled[:, both, 0] - resampled[:, both, 1]
-    gap_interval = interval95(mean_of_defined(gaps))
+    # Simulated without any gap, groups of 4 patients would be flagged in half of the cases, of 10
+    # in one of twelve.
+    gap_interval = None if few else interval95(mean_of_defined(gaps))
     figures: dict[str, Any] = {
         "findings": int(usable.sum()),
         "auroc_macro": _mean(value),
@@ -205,7 +224,7 @@ def _figures(plain: Floats, resampled: Floats, *, usable: Bools, both: Bools) ->
         "auroc_macro": TOO_SMALL,
         "auroc_macro_ci95": resamples if usable.any() else TOO_SMALL,
         "gap": NO_OTHERS,
-        "gap_ci95": resamples if both.any() else NO_OTHERS,
+        "gap_ci95": (FEW if few and len(resampled) else resamples) if both.any() else NO_OTHERS,
     }
     figures["undefined_reason"] = {name: why[name] for name in why if figures[name] is None}
     return figures

@@ -8,10 +8,11 @@ import numpy as np
 from xray_lightning.evaluation.bootstrap import Bools, Floats, interval95, mean_of_defined
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.reliability import reliability
-from xray_lightning.evaluation.scored_images import ScoredImages
+from xray_lightning.evaluation.scored_images import SEVERAL_PATIENTS, ScoredImages
 from xray_lightning.evaluation.scores import Scores, prevalence_scores
 from xray_lightning.evaluation.undefined import (
     ALL_THE_SAME,
+    FEW_OF_ALL,
     FEW_PATIENTS,
     FEW_WITH,
     FEW_WITHOUT,
@@ -52,6 +53,8 @@ class Summary:
         self.images, self.plain, self.draws = images, plain, draws
         self.with_it, self.without = images.enough()
         self.both = self.with_it & self.without  # the findings whose AUROC has an interval
+        several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS))
+        self.averaged = bool(several.any())  # whether the macro averages have one
         self.defined = ~np.isnan(plain["auroc"])  # those of the macro averages
         self.no_resamples = None if len(draws["auroc"]) else NO_RESAMPLES
         self.flat: set[tuple[str, int]] = set()  # intervals left out since they have no width
@@ -119,7 +122,7 @@ class Summary:
         return figures, reasons(figures, self._why(figures) | self._flat(0))
 
     def _why(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        few = self.no_resamples or FEW_PATIENTS
+        few = self.no_resamples or FEW_OF_ALL
         why = {
             **dict.fromkeys(("prevalence_accuracy", "prevalence_brier_macro"), NO_PREVALENCES),
             **dict.fromkeys(("label_accuracy_ci95", "brier_macro_ci95"), self._one_patient()),
@@ -166,7 +169,7 @@ class Summary:
     def _macro(self, name: str) -> dict[str, Any]:
         """The mean over the findings that have the score, in each draw over those it has in it."""
         values, interval = self.plain[name][self.defined], None
-        if self.both.any():
+        if self.averaged:
             interval = interval95(mean_of_defined(self.draws[name][:, self.defined]))
         return {
             f"{name}_macro": float(values.mean()) if len(values) else None,

@@ -126,7 +126,9 @@ def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch) -> None:
     (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     record = RunRecord.load(folder)
     death = _death(watch.lines)
-    if death and not watch.stop_code:
+    # A launcher ends the other ranks of one that has failed by SIGTERM: that is no cause.
+    ended = failure is not None and "signal 15" in death
+    if death and not watch.stop_code and not ended:
         raise RunFailedError(death)  # what the other ranks say came of it
     if failure is not None:
         raise failure.error()
