@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Prepare the images that training reads.", no_args_is_help=True)
 app.add_typer(data, name="data")
+download = typer.Typer(help="Fetch a public data set.", no_args_is_help=True)
+data.add_typer(download, name="download")
 
 
 @app.command()
@@ -329,6 +331,84 @@ def cache(
         )
     else:
         text = f"Already there: {text}{'; every checksum is right' if verify else ''}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@download.command()
+def nih(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if missing.")],
+    parts: Annotated[
+        str, typer.Option(help="Which of the 12 archives: 1,2 or 1-3; by default every one.")
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="How many archives at once.")] = 2,
+    metadata_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A folder that has the table and the lists."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A mirror that has the archives as ID.gz.")
+    ] = None,
+) -> None:
+    """Fetch NIH ChestX-ray14: up to 112,120 images, 45 GB, in twelve archives.
+
+    Each archive is checked, unpacked into DIR/images_001 and so on, and removed. Run it again
+    after a fault: it goes on where it was. NIH has no lasting address for the table and the lists
+    of the official split; what is missing is named at the end, with where to find it.
+
+    Example: [bold]xray data download nih data/nih --parts 1,2[/bold]
+    """
+    from xray_lightning.data.download.archives import BASE_URL, HOME, parse_parts
+    from xray_lightning.data.download.nih import download_nih
+    from xray_lightning.data.download.shown import Transfers
+
+    fetched = download_nih(
+        folder,
+        parts=parse_parts(parts),
+        jobs=jobs,
+        base_url=BASE_URL if base_url is None else base_url,
+        metadata_url=metadata_url,
+        transfers=Transfers(),
+    )
+    console = Console()
+    for state, images in (("Fetched", fetched.new), ("Already there", fetched.kept)):
+        if images:
+            named = ", ".join(map(str, images))
+            text = f"{state}: {sum(images.values())} images of archive {named} in {folder}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if fetched.missing:
+        text = (
+            f"Still needed in {folder}: {', '.join(fetched.missing)}. They lie beside the images "
+            f"at {HOME} (open it in a browser), or give --metadata-url"
+        )
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@download.command()
+def chestmnist(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    size: Annotated[int, typer.Option(help="Side of the images: 28, 64, 128 or 224.")] = 64,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A mirror that has the .npz files.")
+    ] = None,
+) -> None:
+    """Fetch ChestMNIST, NIH's images made small, as images, a table and a split.
+
+    Train on it with data=chestmnist. It names no patients: nobody can check whether its training
+    and test images share some.
+
+    Example: [bold]xray data download chestmnist data/chestmnist --size 64[/bold]
+    """
+    from xray_lightning.data.download.chestmnist import BASE_URL, download_chestmnist
+    from xray_lightning.data.download.shown import Transfers
+
+    images, new = download_chestmnist(
+        folder,
+        size=size,
+        base_url=BASE_URL if base_url is None else base_url,
+        transfers=Transfers(),
+        progress=display,
+    )
+    text = f"{'Fetched' if new else 'Already there'}: {images} images of {size} pixels in {folder}"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 

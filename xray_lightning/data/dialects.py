@@ -14,6 +14,9 @@ from xray_lightning.findings import FINDINGS, NO_FINDING, encode
 
 T = TypeVar("T")
 
+# Said of an image whose patient nobody knows, as in ChestMNIST. An empty cell is a fault instead.
+UNKNOWN_PATIENT = "unknown"
+
 MAX_AGE = 100.0  # years; NIH's first release holds ages up to 414
 
 NIH_TITLES: Titles = {
@@ -55,6 +58,9 @@ def nih_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
         cells[key] = ""
     ages = np.array(_converted(cells, "age", _age))
     _count(dropped, f"age over {MAX_AGE:.0f} (nulled)", ages > MAX_AGE)
+    unknown = cells["patient_id"] == UNKNOWN_PATIENT
+    _count(dropped, "patient unknown (each image as a patient of its own)", unknown)
+    cells["patient_id"] = cells["patient_id"].mask(unknown, UNKNOWN_PATIENT + ": " + cells["image"])
     sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
     _count(dropped, "sex not M or F (nulled)", ~sex.isin(["M", "F", ""]))
     _count(dropped, "view not PA or AP (nulled)", ~view.isin(["PA", "AP", ""]))

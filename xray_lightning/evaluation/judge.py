@@ -39,8 +39,9 @@ class Judge:
         seed: int = 0,
     ) -> None:
         if not isinstance(operating_point, OperatingRule):
+            given = "null" if operating_point is None else operating_point
             raise UserError(
-                f"evaluation.operating_point={operating_point}: sensitivity needs a threshold; "
+                f"evaluation.operating_point={given}: sensitivity needs a threshold; "
                 "give a rule, evaluation.operating_point.rule=youden"
             )
         if calibration is not None and not isinstance(calibration, Calibrator):
