@@ -1,0 +1,1 @@
+"""The commands of `xray`, each with its options."""

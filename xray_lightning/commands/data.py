@@ -1,0 +1,160 @@
+"""`xray data`: get, draw, check and prepare the images that training reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xray_lightning.errors import check_whole
+from xray_lightning.progress import display
+
+# Each command imports what it needs itself: `xray --help` should not wait for torch.
+
+app = typer.Typer(help="Get, check and prepare the images.", no_args_is_help=True)
+download = typer.Typer(help="Fetch a public data set.", no_args_is_help=True)
+app.add_typer(download, name="download")
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    images: Annotated[int, typer.Option(help="How many images to draw.")] = 2000,
+    size: Annotated[int, typer.Option(help="Their width and height in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="Another seed draws other patients.")] = 0,
+) -> None:
+    """Draw chest X-ray phantoms in the layout of NIH ChestX-ray14: images, table, lists, boxes.
+
+    Example: [bold]xray data phantom data/phantom --images 2000 --size 256[/bold]
+    """
+    from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+
+    spec = PhantomSpec(images=images, size=size, seed=seed)
+    with display("drawing phantoms", images) as advance:
+        drawn = ensure_phantoms(folder, spec, progress=advance)
+    state = "Drawn" if drawn else "Already there"
+    text = f"{state}: {images} phantoms of {size} x {size} pixels in {folder}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def cache(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 224,
+    cache_dir: Annotated[Path, typer.Option(metavar="DIR", help="As data.cache_dir.")] = Path(
+        "data/cache"
+    ),
+    split: Annotated[str, typer.Option(help="As data.split: which images are used.")] = "official",
+    missing: Annotated[str, typer.Option(help="As data.missing: error, or skip.")] = "error",
+    verify: Annotated[bool, typer.Option("--verify", help="Look at every checksum.")] = False,
+) -> None:
+    """Decode every image once, ahead of the training that will read them.
+
+    What is there already is kept: start it again after a fault, or with new images. A run finds
+    the cache if its data.root, data.images, data.image_size and data.cache_dir are these.
+
+    Example: [bold]xray data cache data/nih --cache-dir data/cache --missing skip[/bold]
+    """
+    from xray_lightning.data.cache_build import ensure_cache
+    from xray_lightning.data.image_set import images_of
+    from xray_lightning.data.manifest import read_manifest
+    from xray_lightning.data.splits import make_split
+    from xray_lightning.data.usable import with_files
+
+    check_whole("--image-size", image_size, least=32)
+    manifest = read_manifest(folder, images=images)
+    used, _ = with_files(manifest, make_split(manifest, split), missing=missing)
+    paths = images_of(manifest, used)
+    built = ensure_cache(
+        paths, image_size=image_size, cache_dir=cache_dir, progress=display, verify=verify
+    )
+    text = f"{len(paths)} images of {image_size} x {image_size} pixels in {built.folder}"
+    if done := built.decoded + built.copied:
+        text = (
+            f"Built: {text}: {built.decoded} decoded, {built.copied} copied from another cache, "
+            f"{len(paths) - done} kept; {built.seconds:.1f} s, {done / built.seconds:.0f} images/s"
+        )
+    else:
+        text = f"Already there: {text}{'; every checksum is right' if verify else ''}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@download.command()
+def nih(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if missing.")],
+    parts: Annotated[
+        str, typer.Option(help="Which of the 12 archives: 1,2 or 1-3; by default every one.")
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="How many archives at once.")] = 2,
+    metadata_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A folder that has the table and the lists."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A mirror that has the archives as ID.gz.")
+    ] = None,
+) -> None:
+    """Fetch NIH ChestX-ray14: up to 112,120 images, 45 GB, in twelve archives.
+
+    Each archive is checked, unpacked into DIR/images_001 and so on, and removed. Run it again
+    after a fault: it goes on where it was. NIH has no lasting address for the table and the lists
+    of the official split; what is missing is named at the end, with where to find it.
+
+    Example: [bold]xray data download nih data/nih --parts 1,2[/bold]
+    """
+    from xray_lightning.data.download.archives import BASE_URL, HOME, parse_parts
+    from xray_lightning.data.download.nih import download_nih
+    from xray_lightning.data.download.shown import Transfers
+
+    fetched = download_nih(
+        folder,
+        parts=parse_parts(parts),
+        jobs=jobs,
+        base_url=BASE_URL if base_url is None else base_url,
+        metadata_url=metadata_url,
+        transfers=Transfers(),
+    )
+    console = Console()
+    for state, images in (("Fetched", fetched.new), ("Already there", fetched.kept)):
+        if images:
+            named = ", ".join(map(str, images))
+            text = f"{state}: {sum(images.values())} images of archive {named} in {folder}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if fetched.missing:
+        text = (
+            f"Still needed in {folder}: {', '.join(fetched.missing)}. They lie beside the images "
+            f"at {HOME} (open it in a browser), or give --metadata-url"
+        )
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@download.command()
+def chestmnist(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    size: Annotated[int, typer.Option(help="Side of the images: 28, 64, 128 or 224.")] = 64,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A mirror that has the .npz files.")
+    ] = None,
+) -> None:
+    """Fetch ChestMNIST, NIH's images made small, as images, a table and a split.
+
+    Train on it with data=chestmnist. It names no patients: nobody can check whether its training
+    and test images share some.
+
+    Example: [bold]xray data download chestmnist data/chestmnist --size 64[/bold]
+    """
+    from xray_lightning.data.download.chestmnist import BASE_URL, download_chestmnist
+    from xray_lightning.data.download.shown import Transfers
+
+    images, new = download_chestmnist(
+        folder,
+        size=size,
+        base_url=BASE_URL if base_url is None else base_url,
+        transfers=Transfers(),
+        progress=display,
+    )
+    text = f"{'Fetched' if new else 'Already there'}: {images} images of {size} pixels in {folder}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""What several commands do with what they have found."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from xray_lightning.errors import UserError
+
+
+def command_line() -> str:
+    """This command as a shell takes it."""
+    return shlex.join(["xray", *sys.argv[1:]])
+
+
+def write_json(path: Path | None, content: dict[str, object], console: Console) -> None:
+    """Write what a command has found where it was told to, if it was."""
+    if path is None:
+        return
+    from json import dumps
+
+    from xray_lightning.atomic import write_atomically
+    from xray_lightning.training.results import finite
+
+    try:
+        write_atomically(path, dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+    console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
