@@ -130,7 +130,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         if not LAUNCHED and WORLD.rank == 0:
             log.info("results: %s", folder / "results.json")
             log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
-            if cfg.report:
+            if (folder / "report.html").exists():
                 log.info("report:  %s", folder / "report.html")
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded

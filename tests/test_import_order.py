@@ -22,6 +22,7 @@ ORDER = (
     "evaluation",
     "deploy",
     "benchmark",
+    "commands",
     "cli",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

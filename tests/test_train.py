@@ -246,6 +246,19 @@ def test_testing_a_checkpoint_gives_the_metrics_of_its_own_run(first: Ended, cal
     assert result["metrics"] == first.results[0]["metrics"]
 
 
+def test_testing_a_checkpoint_says_which_of_this_runs_wishes_its_own_points_overrule(
+    first: Ended, call: Call
+) -> None:
+    rule = ("evaluation.operating_point.rule=sensitivity", "evaluation.operating_point.target=0.9")
+    wishes = ("evaluation.calibration=null", *rule)
+    ended = call("stages=[test]", f"ckpt_path={checkpoint(first)}", *wishes)
+    assert ended.exit_code == 0, ended.stderr
+    test, own = (one.results[0]["metrics"]["test"] for one in (ended, first))
+    assert test["calibrated"] is None
+    assert test["operating_point"] == own["operating_point"]
+    assert "keeps its own operating points (rule youden" in ended.stdout + ended.stderr
+
+
 def test_a_resumed_run_goes_on_in_its_folder(
     earlier: Path, first: Ended, phantoms: Path, call: Call
 ) -> None:

@@ -7,6 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from xray_lightning.errors import UserError
+
+
+def check_writable(folder: Path, *, key: str) -> None:
+    """Refuse a folder, there or not yet, that could not be written to when the work is done.
+
+    Raises:
+        UserError: naming the option `key`.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{key} {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):  # a read-only disk, too, even for root
+        raise UserError(f"{key} {folder}: {there} may not be written to; give another folder")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:

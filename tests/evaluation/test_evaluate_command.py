@@ -106,6 +106,9 @@ def best(number: int) -> Path:
     return Path("runs") / str(number) / "checkpoints" / "best.ckpt"
 
 
+TEST = "runs/0/predictions_test.csv"
+
+
 # -- one checkpoint ------------------------------------------------------------------------------
 
 
@@ -163,6 +166,48 @@ def test_another_split_says_how_many_patients_were_trained_on(here: Path, xray: 
     assert f"{both} of the {len(scored)} patients scored were trained on" in out
     assert "split patient_random" in out
     assert evaluation(here / "random")["note"] in out
+
+
+def test_validation_is_scored_with_a_word_on_what_was_fitted_to_it(here: Path, xray: Xray) -> None:
+    code, out, _ = xray("evaluate", best(0), "--side", "val", "--out", "val")
+    assert code == 0
+    assert "fitted to the validation images" in " ".join(out.split())
+
+
+def test_a_folder_of_an_earlier_evaluation_keeps_nothing_of_it(here: Path, xray: Xray) -> None:
+    xray("evaluate", best(0), "--side", "val", "--out", "again")
+    xray("evaluate", best(0), "--out", "again")
+    assert sorted(path.name for path in (here / "again").iterdir()) == [
+        "evaluation.json",
+        "predictions_test.csv",
+    ]
+
+
+def test_an_ensemble_of_others_is_not_written_over(here: Path, xray: Xray, tmp_path: Path) -> None:
+    for number in ("0", "1"):
+        (tmp_path / number).symlink_to(here / "runs" / number)
+    held = tmp_path / "ensemble" / "evaluation.json"
+    held.parent.mkdir()
+    text = json.dumps({"checkpoints": [{"path": "other.ckpt"}]})
+    held.write_text(text)
+    code, out, err = xray(
+        "evaluate", *(tmp_path / best(number).relative_to("runs") for number in (0, 1))
+    )
+    assert (code, out) == (2, "")
+    assert "is of other checkpoints" in err
+    assert held.read_text() == text
+
+
+def test_a_run_that_has_not_finished_is_not_compared(
+    here: Path, xray: Xray, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(here / "runs/1", other, ignore=shutil.ignore_patterns("*.ckpt", "events*"))
+    results = json.loads((other / "results.json").read_text())
+    (other / "results.json").write_text(json.dumps(results | {"status": "running"}))
+    code, out, err = xray("compare", "runs/0", other)
+    assert (code, out) == (2, "")
+    assert "other is running" in err
 
 
 def read_predictions_of(side: str, here: Path, xray: Xray) -> pd.DataFrame:
@@ -441,11 +486,15 @@ def test_runs_of_another_split_are_refused(here: Path, xray: Xray, tmp_path: Pat
     [
         (("compare", "runs/0", "absent"), "no such run: absent"),
         (("compare", "runs/0", "runs/0/."), "are the same run"),
-        (("compare", "runs/0", "phantoms"), "phantoms/results.json: not a file"),
+        (("compare", "runs/0", "phantoms"), "no results.json in phantoms"),
+        (("compare", "runs/0", "runs/1", "--json", "a/b"), "there is no folder a"),
+        (("compare", "runs/0", "runs/1", "--json", "runs"), "--json runs is a folder"),
         (("compare", "runs/0", "runs/1", "--resamples", "-1"), "--resamples=-1 must be"),
         (("evaluate",), "needs checkpoints, or --predictions FILE"),
         (("evaluate", "a.ckpt", "--predictions", "b.csv"), "and not both"),
         (("evaluate", "a.ckpt"), "checkpoint a.ckpt does not exist"),
+        (("evaluate", "runs/0"), "checkpoint runs/0 is a folder"),
+        (("evaluate", best(0), "--average", "logits"), "--average is of several checkpoints"),
         (("evaluate", best(0), "--json", "x"), "--val and --json belong to --predictions"),
         (("evaluate", best(0), "--side", "all"), "--side all is unknown"),
         (("evaluate", best(0), best(1), "--average", "votes"), "--average votes is unknown"),
@@ -457,7 +506,12 @@ def test_runs_of_another_split_are_refused(here: Path, xray: Xray, tmp_path: Pat
         (("evaluate", best(0), "--resamples", "-5"), "--resamples=-5 must be"),
         (("evaluate", best(0), "--seed", "-5"), "--seed=-5 must be"),
         (("evaluate", best(0), "--out", "phantoms/phantom.json"), "is a file"),
-        (("evaluate", "--predictions", "runs/0/predictions_test.csv", "--json", "a/b"), "--json"),
+        (("evaluate", "--predictions", TEST, "--json", "a/b"), "there is no folder a"),
+        (("evaluate", "--predictions", TEST, "--val", TEST), "is the file that is scored"),
+        (
+            ("evaluate", "--predictions", TEST, "--side", "val", "--out", "x"),
+            "--out, --side: of ch",
+        ),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -11,29 +11,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from xray_lightning.evaluation.metrics import Evaluator, auroc, average_precision
+from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
 
 QUICK = Evaluator(resamples=50)
-
-
-@pytest.mark.parametrize("decimals", [0, 1, 2, 16])
-def test_auroc_and_average_precision_equal_scikit_learn_with_ties(decimals: int) -> None:
-    draw = np.random.default_rng(decimals)
-    for share in (0.01, 0.3, 0.99):
-        scores = draw.random(500).round(decimals)
-        labels = draw.random(500) < share
-        labels[:2] = [False, True]
-        weights = draw.integers(0, 4, 500).astype(float)
-        weights[:2] = 1
-        assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
-        assert auroc(scores, labels, weights) == pytest.approx(
-            roc_auc_score(labels, scores, sample_weight=weights), abs=1e-9
-        )
-        assert average_precision(scores, labels) == pytest.approx(
-            average_precision_score(labels, scores), abs=1e-9
-        )
 
 
 def test_the_report_equals_scikit_learn() -> None:
@@ -167,7 +149,7 @@ def test_one_score_for_all_images_ranks_none_above_another() -> None:
     predictions[[f"prob_{finding}" for finding in FINDINGS]] = 0.25
     result = QUICK(predictions)
     assert result["auroc_macro"] == result["auroc_micro"] == 0.5
-    assert result["auroc_macro_ci95"] == [0.5, 0.5]
+    assert result["auroc_macro_ci95"] is None  # no width: it would claim certainty
     _, labels = arrays(predictions)
     assert result["average_precision_macro"] == pytest.approx(labels.mean(axis=0).mean())
 

@@ -208,7 +208,7 @@ def test_a_table_that_cannot_be_fitted_on_is_refused(
 @pytest.mark.parametrize("rule", ["sensitivity", "specificity"])
 @pytest.mark.parametrize("target", [None, 0, 1, True, -0.5, 90, float("nan"), "0.9"])
 def test_a_rule_with_a_target_needs_one_between_0_and_1(rule: str, target: Any) -> None:
-    with pytest.raises(UserError, match=r"operating_point\.target=.* between 0 and 1"):
+    with pytest.raises(UserError, match=r"operating_point\.target=.* more than 0 and less than 1"):
         OperatingRule(rule, target)
 
 

@@ -138,6 +138,6 @@ def test_an_interval_without_width_is_null_since_it_would_claim_certainty() -> N
     assert (mass["auroc"], mass["sensitivity"], mass["specificity"]) == (1, 1, 1)
     flat = {"auroc_ci95", "average_precision_ci95", "sensitivity_ci95", "specificity_ci95"}
     assert nulls(mass) == flat
-    why = "every resample gives the same: too few images to tell how sure that is"
+    why = "every resample gives the same, which does not tell how sure that is"
     assert mass["undefined_reason"] == dict.fromkeys(flat, why)
     assert not nulls(result["per_finding"]["Edema"])

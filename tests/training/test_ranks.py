@@ -116,6 +116,14 @@ def numbered(value: Any) -> Any:
     return value
 
 
+def test_a_callers_mistake_that_ranks_meet_keeps_its_line_and_exit_code(train: Train) -> None:
+    ended = train("strategy=ddp", "strategy.processes=2", "data.phantom=null", "data.root=absent")
+    assert ended.exit_code == 2, ended.stderr
+    assert "data.root=absent does not exist" in ended.error
+    (result,) = ended.results
+    assert (result["status"], ended.error.endswith(result["reason"])) == ("failed", True)
+
+
 def test_mpirun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
     ended: Ended = train("strategy=mpi", before=("mpirun", "-n", "2"))
     assert ended.exit_code == 0, ended.stderr

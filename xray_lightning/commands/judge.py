@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.commands.output import command_line, write_json
+from xray_lightning.commands.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
 from xray_lightning.progress import display
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
+
+_OF_PREDICTIONS = {"predictions", "val", "json", "resamples", "seed"}  # options of `evaluate`
 
 
 def report(
@@ -43,6 +45,7 @@ def report(
 
 
 def evaluate(
+    context: typer.Context,
     checkpoints: Annotated[
         list[Path] | None,
         typer.Argument(metavar="CKPT...", help="One checkpoint, or several to average."),
@@ -97,7 +100,16 @@ def evaluate(
     if (predictions is None) == (not checkpoints):
         raise UserError("xray evaluate needs checkpoints, or --predictions FILE, and not both")
     console = Console()
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
     if predictions is not None:
+        if of_checkpoints := sorted(given - _OF_PREDICTIONS):
+            named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
+            raise UserError(f"{named}: of checkpoints, not of --predictions; leave it out")
+        check_json(json)
         from xray_lightning.evaluation.recompute import recompute
         from xray_lightning.evaluation.shown import show_recomputed
 
@@ -107,6 +119,8 @@ def evaluate(
         return
     if val is not None or json is not None:
         raise UserError("--val and --json belong to --predictions; checkpoints write to --out")
+    if "average" in given and len(checkpoints or []) == 1:
+        raise UserError("--average is of several checkpoints; give more than one, or leave it out")
 
     from xray_lightning.evaluation.score import Options, score, write
     from xray_lightning.evaluation.scored_data import DataChoice
@@ -153,6 +167,7 @@ def compare(
     from xray_lightning.evaluation.run_pair import compare_runs
     from xray_lightning.evaluation.shown import show_comparison
 
+    check_json(json)
     pair = compare_runs(first, second, resamples=resamples, seed=seed)
     console = Console()
     show_comparison(pair.comparison, console, names=pair.names)

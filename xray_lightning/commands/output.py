@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from xray_lightning.atomic import check_writable, write_atomically
 from xray_lightning.errors import UserError
 
 
@@ -14,13 +15,27 @@ def command_line() -> str:
     return shlex.join(["xray", *sys.argv[1:]])
 
 
+def check_json(path: Path | None) -> None:
+    """Refuse, before the work, a --json FILE that could not be written.
+
+    Raises:
+        UserError: it is a folder, or its folder is missing or read-only.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; give a file")
+    if not path.parent.exists():
+        raise UserError(f"--json {path}: there is no folder {path.parent}")
+    check_writable(path.parent, key="--json")
+
+
 def write_json(path: Path | None, content: dict[str, object], console: Console) -> None:
     """Write what a command has found where it was told to, if it was."""
     if path is None:
         return
     from json import dumps
 
-    from xray_lightning.atomic import write_atomically
     from xray_lightning.training.results import finite
 
     try:

@@ -181,6 +181,8 @@ def sums_before(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def interval95(values: npt.NDArray[Any]) -> list[float] | None:
     """The central 95 % of the resampled values (R,) that are not NaN, or None without any.
 
+    None, too, where they are all the same: an interval of no width would claim certainty.
+
     The percentile interval [low, high] of Efron & Tibshirani, "An Introduction to the Bootstrap",
     1993, chapter 13.
     """
@@ -188,7 +190,7 @@ def interval95(values: npt.NDArray[Any]) -> list[float] | None:
     if not len(values):
         return None
     low, high = np.quantile(values, [0.025, 0.975])
-    return [float(low), float(high)]
+    return [float(low), float(high)] if low < high else None
 
 
 def mean_of_defined(values: Floats) -> Floats:

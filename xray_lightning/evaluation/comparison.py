@@ -16,7 +16,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import Floats, interval95
 from xray_lightning.evaluation.paired_scores import SCORES, Resampled, TableScores
 from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.undefined import FEW_PATIENTS
+from xray_lightning.evaluation.undefined import NO_SPREAD
 from xray_lightning.findings import FINDINGS
 
 
@@ -212,5 +212,5 @@ def _difference(
     interval = None if reason else interval95(drawn)
     value = second - first
     if interval is None:
-        return Difference(value, None, reason or FEW_PATIENTS)
+        return Difference(value, None, reason or NO_SPREAD)
     return Difference(value, (interval[0], interval[1]))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, check_whole
-from xray_lightning.evaluation.bootstrap import Bools, Floats, Ranking, resampled
+from xray_lightning.evaluation.bootstrap import Floats, resampled
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.scored_images import ScoredImages
 from xray_lightning.evaluation.scores import THRESHOLD, Scores
@@ -18,17 +18,6 @@ from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.evaluation.summary import Summary
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
-
-
-def auroc(scores: Floats, labels: Bools, weights: Floats | None = None) -> float | None:
-    """Area under the ROC curve of scores (N,), ties exact; None where one class is absent."""
-    ranking = Ranking.of(scores, labels)
-    return _number(ranking.plain.auroc if weights is None else ranking.auroc(weights))
-
-
-def average_precision(scores: Floats, labels: Bools) -> float | None:
-    """Mean precision over the recall steps of scores (N,); None where one class is absent."""
-    return _number(Ranking.of(scores, labels).plain.average_precision)
 
 
 class Evaluator:
@@ -143,7 +132,3 @@ def _by_finding(values: Mapping[str, float], *, what: str) -> Floats:
 
 def _fault(name: str) -> str:
     return "missing" if name in FINDINGS else "no finding"
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -69,6 +69,10 @@ def recompute(
     trained = Provenance.of_folder(predictions.absolute().parent)
     notes = [] if trained.prevalences else [NO_RESULTS]
     val = val or _val_beside(predictions)
+    if val is not None and val.resolve() == predictions.resolve():
+        raise UserError(
+            f"--val {val} is the file that is scored: operating points must be fitted to others"
+        )
     points, calibration = (None, None) if val is None else _fit(val, trained)
     if val is None:
         notes.append(NO_VAL)

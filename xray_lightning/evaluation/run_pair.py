@@ -10,9 +10,10 @@ from xray_lightning.evaluation.prediction_file import read_predictions
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.runs import DamagedResultsError, read_run
 from xray_lightning.training.results import FILE_NAME as RESULTS
+from xray_lightning.training.results import predictions_name
 
 SCHEMA_VERSION = 1
-PREDICTIONS = "predictions_test.csv"
+PREDICTIONS = predictions_name("test")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,12 @@ def _run(folder: Path) -> Run:
     folder = folder.parent if folder.name == RESULTS else folder
     if not folder.is_dir():
         raise UserError(f"no such run: {folder}; name a run folder")
+    if not (folder / RESULTS).exists():
+        raise UserError(f"no {RESULTS} in {folder}; name a run folder")
     try:
-        return read_run(folder)
+        run = read_run(folder)
     except DamagedResultsError as error:
         raise UserError(f"{folder / RESULTS}: {error}") from error
+    if run.status != "finished":
+        raise UserError(f"{folder} is {run.status}; only runs that have finished are compared")
+    return run

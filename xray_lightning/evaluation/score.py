@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from xray_lightning.atomic import write_atomically
+from xray_lightning.atomic import check_writable, write_atomically
 from xray_lightning.data.cache_build import DISK_FULL
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
@@ -28,7 +28,7 @@ from xray_lightning.progress import Display, unseen
 from xray_lightning.training.devices import choose_accelerator, choose_precision
 from xray_lightning.training.predictions import csv_of
 from xray_lightning.training.results import FILE_NAME as RESULTS
-from xray_lightning.training.results import finite
+from xray_lightning.training.results import finite, predictions_name
 from xray_lightning.training.speed import Speed
 
 FILE_NAME = "evaluation.json"
@@ -95,6 +95,8 @@ def score(
     members = read_members(checkpoints)
     out = options.out or _default_folder(members)
     _check_folder(out)  # before the work, not after it
+    if options.out is None:
+        _refuse_others(out, members)
     trained = Provenance.of_checkpoint(members[0].path)
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
     accelerator = choose_accelerator(options.accelerator)
@@ -128,7 +130,7 @@ def score(
             "split_sha256": data.usable.split.sha256,
             "side": options.side,
         },
-        "note": seen_before(members[0], trained, data, side=options.side),
+        "note": _note(members[0], trained, data, side=options.side, fitted=source),
         "precision": precision,
         "average": options.average if len(members) > 1 else None,
         "fitted": source,
@@ -150,8 +152,10 @@ def write(scored: Scored) -> Path:
     text = json.dumps(finite(scored.content), indent=1, allow_nan=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for side in set(SIDES) - scored.predictions.keys():
+            (out / predictions_name(side)).unlink(missing_ok=True)  # of an earlier evaluation
         for side, predictions in scored.predictions.items():
-            write_atomically(out / f"predictions_{side}.csv", csv_of(predictions))
+            write_atomically(out / predictions_name(side), csv_of(predictions))
         write_atomically(out / FILE_NAME, text + "\n")
     except OSError as error:
         message = f"--out {out} cannot be written: {error.strerror or type(error).__name__}"
@@ -187,6 +191,22 @@ def _fitted(
         calibration = Calibrator(calibration.method).fit(val)
         sources["calibration"] = FROM_VALIDATION
     return rule.fit(val), calibration, sources
+
+
+def _note(
+    member: Member,
+    trained: Provenance,
+    data: XrayDataModule,
+    *,
+    side: str,
+    fitted: Mapping[str, Any],
+) -> str | None:
+    """What makes the scores better than they will be on new patients."""
+    note = seen_before(member, trained, data, side=side)
+    if side != "val" or fitted["operating_points"] != FROM_CHECKPOINT:
+        return note
+    own = "its operating points and calibration were fitted to the validation images"
+    return "; ".join(filter(None, [note, own]))
 
 
 def _gains(
@@ -228,8 +248,20 @@ def _check_folder(out: Path) -> None:
         raise UserError(
             f"--out {out} is a run folder, whose own files would be overwritten; give another"
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
+    check_writable(out, key="--out")
+
+
+def _refuse_others(out: Path, members: Sequence[Member]) -> None:
+    """Keep what other checkpoints scored, where nobody has named the folder."""
+    try:
+        before = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))["checkpoints"]
+        held = [str(Path(one["path"]).absolute()) for one in before]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing there that could be lost
+    if held != [str(member.path.absolute()) for member in members]:
+        raise UserError(
+            f"{out / FILE_NAME} is of other checkpoints ({', '.join(held)}); give --out DIR"
+        )
 
 
 def _default_folder(members: Sequence[Member]) -> Path:

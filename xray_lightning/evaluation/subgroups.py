@@ -27,7 +27,7 @@ from xray_lightning.evaluation.scored_images import (
     SEVERAL_PATIENTS,
     ScoredImages,
 )
-from xray_lightning.evaluation.undefined import NO_RESAMPLES
+from xray_lightning.evaluation.undefined import NO_RESAMPLES, NO_SPREAD
 
 Draws = Mapping[str, Floats]  # by attribute
 
@@ -219,12 +219,12 @@ def _figures(
         "gap_ci95": gap_interval,
         "flagged": gap_interval is not None and (gap_interval[0] > 0 or gap_interval[1] < 0),
     }
-    resamples = TOO_SMALL if len(resampled) else NO_RESAMPLES
+    drawn = NO_SPREAD if len(resampled) else NO_RESAMPLES
     why = {
         "auroc_macro": TOO_SMALL,
-        "auroc_macro_ci95": resamples if usable.any() else TOO_SMALL,
+        "auroc_macro_ci95": drawn if usable.any() else TOO_SMALL,
         "gap": NO_OTHERS,
-        "gap_ci95": (FEW if few and len(resampled) else resamples) if both.any() else NO_OTHERS,
+        "gap_ci95": (FEW if few and len(resampled) else drawn) if both.any() else NO_OTHERS,
     }
     figures["undefined_reason"] = {name: why[name] for name in why if figures[name] is None}
     return figures

@@ -140,14 +140,13 @@ class Summary:
             finding: reliability(probabilities[:, i], self.images.labels[:, i])
             for i, finding in enumerate(FINDINGS)
         }
-        brier, interval = self._scored(
-            "calibrated_brier_macro", enough=self.images.count > 1
-        ).values()
+        name, several = "calibrated_brier_macro", self.images.count > 1
+        interval = self._interval("brier_macro", self.draws[name][:, 0], enough=several)
         figures = {
             "method": calibration.method,
             "images": calibration.images,
             "undefined": dict(calibration.undefined),
-            "brier_macro": brier,
+            "brier_macro": _number(self.plain[name][0]),
             "brier_macro_ci95": interval,
             "expected_calibration_error_macro": _mean_error(rows),
             "per_finding": rows,
@@ -157,23 +156,27 @@ class Summary:
 
     def _scored(self, name: str, column: int = 0, *, enough: bool) -> dict[str, Any]:
         """A score and its interval, which it has where `enough` patients are there."""
-        interval = interval95(self.draws[name][:, column]) if enough else None
-        if interval is not None and interval[0] == interval[1]:
-            self.flat.add((f"{name}_ci95", column))
-            interval = None
+        interval = self._interval(name, self.draws[name][:, column], column, enough=enough)
         return {name: _number(self.plain[name][column]), f"{name}_ci95": interval}
+
+    def _interval(
+        self, name: str, draws: Floats, column: int = 0, *, enough: bool
+    ) -> list[float] | None:
+        interval = interval95(draws) if enough else None
+        if enough and interval is None and len(draws):
+            self.flat.add((f"{name}_ci95", column))
+        return interval
 
     def _flat(self, column: int) -> dict[str, str]:
         return {name: NO_SPREAD for name, of in self.flat if of == column}
 
     def _macro(self, name: str) -> dict[str, Any]:
         """The mean over the findings that have the score, in each draw over those it has in it."""
-        values, interval = self.plain[name][self.defined], None
-        if self.averaged:
-            interval = interval95(mean_of_defined(self.draws[name][:, self.defined]))
+        values = self.plain[name][self.defined]
+        draws = mean_of_defined(self.draws[name][:, self.defined])
         return {
             f"{name}_macro": float(values.mean()) if len(values) else None,
-            f"{name}_macro_ci95": interval,
+            f"{name}_macro_ci95": self._interval(f"{name}_macro", draws, enough=self.averaged),
         }
 
     def _one_patient(self) -> str:

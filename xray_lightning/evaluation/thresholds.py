@@ -112,7 +112,7 @@ class OperatingRule:
         number = isinstance(self.target, int | float)
         if not number or not 0 < self.target < 1:  # type: ignore[operator]
             raise UserError(
-                f"{key}.target={self.target} must lie between 0 and 1, without both: rule="
+                f"{key}.target={self.target} must be more than 0 and less than 1: rule="
                 f"{self.rule} chooses the cut that reaches it"
             )
 

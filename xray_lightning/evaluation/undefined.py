@@ -13,7 +13,7 @@ FEW_WITHOUT = "needs at least ten patients without the finding"
 FEW_OF_ALL = "needs a finding that at least two patients have and two lack"
 ONE_PATIENT = "needs at least two patients"
 # An interval of no width would claim certainty just where there is too little to err in.
-NO_SPREAD = "every resample gives the same: too few images to tell how sure that is"
+NO_SPREAD = "every resample gives the same, which does not tell how sure that is"
 NO_RESAMPLES = "no resamples were asked for"
 NO_PREVALENCES = "no prevalences of the training images were given"
 

@@ -81,6 +81,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, holds more than plain values, or is another project's.
     """
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder; give the path of a .ckpt file in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
     try:

@@ -37,6 +37,11 @@ EMPTY_TIMING: dict[str, Any] = {
 }
 
 
+def predictions_name(side: str) -> str:
+    """The file in a run folder that has a side's predictions."""
+    return f"predictions_{side}.csv"
+
+
 def finite(value: Any) -> Any:
     """The same nested value with null for every float that is no number: standard JSON."""
     if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ from xray_lightning.training.devices import (
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.predictions import csv_of, metrics_table, prediction_table
 from xray_lightning.training.progress import EpochLines, ImagesBar
-from xray_lightning.training.results import RunRecord, kept_warnings
+from xray_lightning.training.results import RunRecord, kept_warnings, predictions_name
 from xray_lightning.training.speed import Speed
 from xray_lightning.training.strategies import Strategy
 from xray_lightning.training.throughput import FiniteLoss, Throughput, peak_memory
@@ -199,7 +199,7 @@ def _test(job: Job, trainer: Trainer) -> None:
             predictions[side] = prediction_table(
                 job.data.table(side), job.classifier.outputs, side=side
             )
-            path = job.folder / f"predictions_{side}.csv"
+            path = job.folder / predictions_name(side)
             write_atomically(path, csv_of(predictions[side]))
     if job.leads:
         metrics = job.judge(

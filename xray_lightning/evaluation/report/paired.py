@@ -10,8 +10,9 @@ from xray_lightning.evaluation.prediction_file import read_predictions
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.notes import grouped
 from xray_lightning.evaluation.report.table import NONE, Column, Table
+from xray_lightning.training.results import predictions_name
 
-PREDICTIONS = "predictions_test.csv"
+PREDICTIONS = predictions_name("test")
 Row = tuple[tuple[str, ...], ...]
 
 _NOTE = (

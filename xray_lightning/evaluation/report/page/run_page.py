@@ -1,6 +1,7 @@
 """report.html of one run: one file that needs nothing else."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -20,8 +21,9 @@ from xray_lightning.evaluation.report.page.rendering import rendered
 from xray_lightning.evaluation.report.paper_study import of_paper, paper_tables
 from xray_lightning.evaluation.report.tables import on_published_split, published_table
 from xray_lightning.findings import FINDINGS
+from xray_lightning.training.results import predictions_name
 
-PREDICTIONS = "predictions_test.csv"
+PREDICTIONS = predictions_name("test")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def run_page(run: Run) -> str:
         "run.html.jinja",
         title=run.name,
         run=run,
+        settings=_settings(run),
         test=test,
         words=words,
         findings=FINDINGS,
@@ -63,6 +66,15 @@ def run_page(run: Run) -> str:
         published=published_table([run]) if on_published_split(run) else None,
         plain=panels.plain,
     )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The configuration, with RUN for the run's folder: where that lay is nobody's business."""
+    folder = str(run.settings.get("logger.tensorboard.save_dir") or run.folder.absolute())
+    return {
+        key: value.replace(folder, "RUN") if isinstance(value, str) else value
+        for key, value in run.settings.items()
+    }
 
 
 def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
