@@ -84,6 +84,12 @@ def test_one_batch_is_learned_by_heart() -> None:
     pytest.fail(f"the loss is still {loss.item():.3f}")
 
 
+def test_a_batch_of_one_image_too_small_for_batch_statistics_is_told_by_its_key() -> None:
+    model = tiny_classifier(backbone=build_backbone(arch="resnet18"))
+    with pytest.raises(UserError, match=r"single image.*data\.image_size=32.*data\.batch_size"):
+        model.training_step(batch(1), 0)
+
+
 def test_images_become_logits_and_the_backbone_sees_them_normalised() -> None:
     seen = []
 

@@ -103,13 +103,25 @@ class Classifier(LightningModule):
         images = batch.images
         if self.augment is not None:
             images = self.augment(images, batch.draws)
-        losses: Tensor = self.loss(self(images), batch.targets)  # (B,)
+        losses: Tensor = self.loss(self._logits(images), batch.targets)  # (B,)
         counted = batch.rows >= 0
         with torch.no_grad():
             known = counted & losses.isfinite()  # FiniteLoss tells of the others
             self._train_sums[0] += losses.where(known, 0).sum()
             self._train_sums[1] += known.sum()
         return (losses * counted).sum() * batch.scale
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self(images)
+        except ValueError as error:  # torch's, of batch norm over a single value
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"the last batch of an epoch is a single image, which at data.image_size="
+                f"{images.shape[-1]} has no batch statistics; choose another data.batch_size"
+            ) from error
+        return logits
 
     def on_fit_start(self) -> None:
         self._train_sums = self._train_sums.to(self.device)
