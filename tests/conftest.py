@@ -51,8 +51,8 @@ class Ended:
     @property
     def error(self) -> str:
         """The one line that a failed command leaves on stderr; asserts that it is one."""
-        # Open MPI may put a blank of its own before a line.
-        stripped = map(str.strip, self.stderr.splitlines())
+        # Open MPI may put a blank or a NUL of its own before a line.
+        stripped = (line.strip("\0 ") for line in self.stderr.splitlines())
         lines = [line for line in stripped if line.startswith("xray: error:")]
         assert len(lines) == 1, self.stderr
         assert "Traceback" not in self.stderr, self.stderr
