@@ -7,7 +7,7 @@ from pathlib import Path
 from xray_lightning.data.cells import shown
 from xray_lightning.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:

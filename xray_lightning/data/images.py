@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
-from xray_lightning.data import png
+from xray_lightning.data import dicom, png
 from xray_lightning.errors import UserError
 
 Gray = npt.NDArray[np.uint8]
@@ -46,18 +46,19 @@ class UnreadableImageError(UserError):
 
 
 def decode_gray(path: str | Path) -> Gray:
-    """Decode a PNG or JPEG file to gray.
+    """Decode a PNG, JPEG or DICOM file, told by its bytes, to gray.
 
     Colour becomes ITU-R 601 luma, alpha is dropped (it is opaque in NIH's RGBA files), 1 bit
     becomes 0 and 255, and 16 bits are scaled over their full range, `round(value / 257)`, so that
     an image of few counts stays dark rather than being stretched. Orientation tags are ignored.
-    The pixels are Pillow's, whether or not `png.inflated` has had a hand in it.
+    The pixels are Pillow's, whether or not `png.inflated` has had a hand in it. What becomes of a
+    DICOM file, `dicom` says.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        UnreadableImageError: no regular file, no PNG or JPEG, damaged in any byte that a PNG's
+        UnreadableImageError: no regular file, no such image, damaged in any byte that a PNG's
             checksums cover, or more than 64 million pixels.
     """
     return np.asarray(_decode(Path(path)), dtype=np.uint8)
@@ -98,6 +99,8 @@ def _resize(image: Image.Image, size: int) -> Gray:
 def _decode(path: Path) -> Image.Image:
     """The file as an image of mode L."""
     data = _read(path)
+    if dicom.is_dicom(data):
+        return _dicom(path, data)
     try:
         image = _open(path, data)
         width, height = image.size
@@ -113,6 +116,14 @@ def _decode(path: Path) -> Image.Image:
     except DAMAGE as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{path}: damaged image: {cause}") from error
+
+
+def _dicom(path: Path, data: bytes) -> Image.Image:
+    try:
+        pixels = dicom.decode(data)
+    except dicom.DicomError as error:
+        raise UnreadableImageError(f"{path}: {error}") from error
+    return Image.fromarray(pixels).convert("L")
 
 
 def _read(path: Path) -> bytes:
@@ -147,7 +158,7 @@ def _open(path: Path, data: bytes) -> ImageFile.ImageFile:
     start = data.lstrip()[:15].lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UnreadableImageError(f"{path}: a web page, not an image; download it again")
-    raise UnreadableImageError(f"{path}: neither PNG nor JPEG (starts with {data[:8]!r})")
+    raise UnreadableImageError(f"{path}: neither PNG, JPEG nor DICOM (starts with {data[:8]!r})")
 
 
 def _gray(image: Image.Image) -> Image.Image:

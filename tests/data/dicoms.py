@@ -1,0 +1,61 @@
+"""DICOM files made for tests, each full of marks that stand for a person's data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+
+Array = npt.NDArray[Any]
+
+# What must never leave a file.
+PERSON = {
+    "PatientName": "Secretname^Marker",
+    "PatientID": "SECRETID-MARKER",
+    "PatientBirthDate": "19010203",
+    "InstitutionName": "Secret Hospital Marker",
+    "StudyDescription": "<script>secretmarker()</script>",
+}
+
+
+def dataset(pixels: Array, *, bits: int | None = None, **elements: Any) -> Dataset:
+    """A radiograph of these stored values: whole numbers (H, W), or RGB (H, W, 3)."""
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    for name, value in PERSON.items():
+        setattr(made, name, value)
+    made.Modality = "CR"
+    made.Rows, made.Columns = pixels.shape[:2]
+    made.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    made.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        made.PlanarConfiguration = 0
+    made.BitsAllocated = 8 * pixels.itemsize
+    made.BitsStored = bits or made.BitsAllocated
+    made.HighBit = made.BitsStored - 1
+    made.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
+    made.PixelData = pixels.tobytes()
+    made["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    for name, value in elements.items():
+        setattr(made, name, value)
+    return made
+
+
+def saved(path: Path, made: Dataset) -> Path:
+    made.save_as(path, enforce_file_format=True)
+    return path
+
+
+def run_length_encoded(made: Dataset) -> Dataset:
+    made.compress(RLELossless)
+    return made

@@ -1,0 +1,236 @@
+"""DICOM radiographs to 8-bit gray, as a workstation would show them.
+
+In the order of the standard (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.4 N.2):
+
+1. The modality LUT, or `stored value x RescaleSlope + RescaleIntercept`.
+2. The first VOI LUT, else the first window (LINEAR, LINEAR_EXACT or SIGMOID), whose lower end
+   becomes 0 and whose upper end 255. Without either, the smallest value of the image becomes 0
+   and the largest 255; pixel padding does not count. An image of one value is black.
+3. MONOCHROME1, in which low values are bright, is inverted. Padding is black.
+4. Half up to whole numbers.
+
+Colour of 8 bits (a scanned film, a photograph) becomes ITU-R 601 luma. Only the elements that this
+takes are read: names, dates and numbers of persons never leave the file, and no message quotes
+what a file says but for its numbers of rows, columns, frames and bits.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xray_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Floats = npt.NDArray[np.float64]
+
+START = 128  # bytes of preamble, whatever they hold
+MAGIC = b"DICM"
+MAX_PIXELS = 64_000_000
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that may unpack to any size
+META_BYTES = 4096  # the transfer syntax stands well within these
+
+ELEMENTS = [
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"),
+    *("ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
+NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
+GRAYS = ("MONOCHROME1", "MONOCHROME2")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+
+class DicomError(UserError):
+    """Why a DICOM file is not decoded; the caller names the file."""
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file's bytes begin as DICOM's do (PS3.10)."""
+    return data[START : START + len(MAGIC)] == MAGIC
+
+
+def decode(data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode a DICOM file of a single frame; see the module for the rule.
+
+    Returns:
+        uint8 (H, W), or (H, W, 3) of a colour image, in RGB.
+
+    Raises:
+        DicomError: pydicom or a decoder is missing, the file is damaged, or not such an image.
+    """
+    with _no_words():
+        dataset = _read(data)
+        _check(dataset)
+        pixels = _pixels(dataset)
+        if pixels.ndim == 3:
+            return pixels.astype(np.uint8)
+        return _gray(pixels, dataset)
+
+
+@contextmanager
+def _no_words() -> Iterator[None]:
+    """Whatever pydicom raises, without its words: they may quote the file."""
+    try:
+        yield
+    except DicomError:
+        raise
+    # pydicom and the decoders behind it fail in as many ways as files can be damaged.
+    except Exception as error:  # noqa: BLE001
+        raise DicomError(f"damaged DICOM file ({type(error).__name__})") from None
+
+
+def _pydicom() -> Any:
+    """The module, which is not to warn: its warnings may quote the file."""
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError as error:
+        raise DicomError(
+            "a DICOM file, which takes pydicom: uv sync --extra dicom, or "
+            "pip install 'xray-lightning[dicom]'"
+        ) from error
+    settings = pydicom.config.settings
+    if settings.reading_validation_mode != pydicom.config.IGNORE:
+        settings.reading_validation_mode = pydicom.config.IGNORE
+        logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+        # Not around each call: filters are shared by all threads.
+        warnings.filterwarnings("ignore", module=r"pydicom\b")
+    return pydicom
+
+
+def _read(data: bytes) -> "Dataset":
+    pydicom = _pydicom()
+    if DEFLATED in data[:META_BYTES]:
+        raise DicomError("a deflated DICOM file, which may unpack to any size, is not read")
+    return pydicom.dcmread(io.BytesIO(data), specific_tags=ELEMENTS)  # type: ignore[no-any-return]
+
+
+def _check(dataset: "Dataset") -> None:
+    """Refuse what is no single radiograph, before memory is spent on its pixels."""
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise DicomError("DICOM pixels in floating point are not read")
+    if not dataset.get("PixelData"):
+        raise DicomError("a DICOM file without pixels, such as a report")
+    if missing := [name for name in NEEDED if dataset.get(name) is None]:
+        raise DicomError(f"damaged DICOM file: it lacks {', '.join(missing)}")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise DicomError(f"{frames} frames: a film or a volume is no radiograph; take one frame")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if not 0 < rows * columns <= MAX_PIXELS:
+        raise DicomError(f"{columns} x {rows} pixels; at most {MAX_PIXELS:,} are decoded")
+    bits, kind = int(dataset.BitsStored), dataset.PhotometricInterpretation
+    if kind not in GRAYS + COLOURS:
+        raise DicomError(
+            f"the DICOM colours {kind} are not read"
+            if kind == "PALETTE COLOR"
+            else "unknown DICOM colours are not read"
+        )
+    if (kind in COLOURS and bits != 8) or not 1 <= bits <= 16:
+        raise DicomError(f"{bits} bits of {'colour' if kind in COLOURS else 'gray'} are not read")
+
+
+def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
+    """Stored values (H, W), or RGB (H, W, 3), their number checked."""
+    pydicom = _pydicom()
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = pydicom.pixels.get_decoder(syntax)
+    except NotImplementedError:
+        raise DicomError("no decoder for this DICOM transfer syntax exists") from None
+    if not decoder.is_available:
+        raise DicomError(
+            f"{syntax.name} takes a decoder that is not installed: uv sync --extra dicom, or "
+            "pip install 'xray-lightning[dicom]'"
+        )
+    pixels: npt.NDArray[Any] = pydicom.pixels.pixel_array(dataset)
+    if pixels.shape[:2] != (dataset.Rows, dataset.Columns) or pixels.ndim > 3:
+        raise DicomError("damaged DICOM file: its pixels are not of the size that it says")
+    return pixels
+
+
+def _gray(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]:
+    padding = _padding(stored, dataset)
+    values = _windowed(_modality(stored, dataset), dataset, counts=~padding)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        values = 255 - values
+    values[padding] = 0
+    # Rounded twice, so that the noise of floating point decides no half.
+    return np.floor(np.round(np.clip(values, 0, 255), 6) + 0.5).astype(np.uint8)
+
+
+def _padding(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.bool_]:
+    """The pixels that only fill the frame up, by their stored values."""
+    first = _number(dataset.get("PixelPaddingValue"))
+    if first is None:
+        return np.zeros(stored.shape, dtype=bool)
+    last = _number(dataset.get("PixelPaddingRangeLimit"))
+    low, high = sorted((first, first if last is None else last))
+    padding: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    # Some files name the value of real pixels: an image of padding alone is an image.
+    return padding & (not padding.all())
+
+
+def _modality(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[Any]:
+    return _pydicom().pixels.apply_modality_lut(stored, dataset)  # type: ignore[no-any-return]
+
+
+def _windowed(
+    values: npt.NDArray[Any], dataset: "Dataset", *, counts: npt.NDArray[np.bool_]
+) -> Floats:
+    """The values that are to be seen, from 0 to 255; `counts` says which pixels are no padding."""
+    if tables := dataset.get("VOILUTSequence"):
+        return _looked_up(values, tables[0])
+    center, width = (_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if center is not None and width is not None and width > 0:
+        function = dataset.get("VOILUTFunction") or "LINEAR"
+        return 255 * _window(values.astype(np.float64), center, width, function=function)
+    held = values[counts]
+    low, high = float(held.min()), float(held.max())
+    return (values - low) * (255 / (high - low) if high > low else 0.0)
+
+
+def _looked_up(values: npt.NDArray[Any], table: "Dataset") -> Floats:
+    """Through a VOI LUT (PS3.3 C.11.2.1.1), whose full range of bits becomes 0 to 255."""
+    count, first, bits = (int(number) for number in table.LUTDescriptor)
+    given = table.LUTData
+    if isinstance(given, bytes):
+        given = np.frombuffer(given, dtype="<u2" if bits > 8 else "u1")
+    entries = np.asarray(given, dtype=np.float64)[: count or 65536]
+    if not len(entries) or not 1 <= bits <= 16:
+        raise DicomError("damaged DICOM file: an empty VOI LUT")
+    places = np.clip(values - first, 0, len(entries) - 1).astype(np.int64)
+    seen: Floats = entries[places] * (255 / (2**bits - 1))
+    return seen
+
+
+def _window(values: Floats, center: float, width: float, *, function: str) -> Floats:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output range of 0 to 1."""
+    if function == "SIGMOID":
+        seen: Floats = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    elif function == "LINEAR_EXACT":
+        seen = np.clip((values - center) / width + 0.5, 0, 1)
+    elif width <= 1:  # a threshold
+        seen = (values > center - 0.5).astype(np.float64)
+    else:
+        seen = np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    return seen
+
+
+def _number(value: Any) -> float | None:
+    """An element's first number, if it has a finite one."""
+    try:
+        first = float(value if not hasattr(value, "__getitem__") else value[0])
+    except (TypeError, ValueError, IndexError):
+        return None
+    return first if np.isfinite(first) else None
