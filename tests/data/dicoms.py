@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -59,3 +60,19 @@ def saved(path: Path, made: Dataset) -> Path:
 def run_length_encoded(made: Dataset) -> Dataset:
     made.compress(RLELossless)
     return made
+
+
+def recoded(path: Path, out: Path, syntax: str) -> Path:
+    """A file's image in another transfer syntax, by its name in GDCM."""
+    reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(out))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return out

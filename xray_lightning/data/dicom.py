@@ -17,8 +17,8 @@ what a file says but for its numbers of rows, columns, frames and bits.
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,9 @@ ELEMENTS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
+# Of pydicom's plugins those that were seen to survive damaged files. GDCM's was not: it may end
+# the whole process.
+PLUGINS = ("pillow", "pylibjpeg", "pyjpegls", "pydicom")
 NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -148,15 +151,30 @@ def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError:
         raise DicomError("no decoder for this DICOM transfer syntax exists") from None
-    if not decoder.is_available:
+    native = not decoder.UID.is_compressed
+    plugins = ("",) if native else [one for one in PLUGINS if one in decoder.available_plugins]
+    if not plugins:
         raise DicomError(
             f"{syntax.name} takes a decoder that is not installed: uv sync --extra dicom, or "
             "pip install 'xray-lightning[dicom]'"
         )
-    pixels: npt.NDArray[Any] = pydicom.pixels.pixel_array(dataset)
+    pixels = _first_that_can(plugins, dataset)
     if pixels.shape[:2] != (dataset.Rows, dataset.Columns) or pixels.ndim > 3:
         raise DicomError("damaged DICOM file: its pixels are not of the size that it says")
     return pixels
+
+
+def _first_that_can(plugins: Sequence[str], dataset: "Dataset") -> npt.NDArray[Any]:
+    """What the first of pydicom's plugins gives that decodes this file."""
+    for plugin in plugins[:-1]:
+        # Pillow's, for one, has JPEG of 8 bits and not of 12.
+        with suppress(Exception):
+            return _decoded(dataset, plugin)
+    return _decoded(dataset, plugins[-1])
+
+
+def _decoded(dataset: "Dataset", plugin: str) -> npt.NDArray[Any]:
+    return _pydicom().pixels.pixel_array(dataset, decoding_plugin=plugin)  # type: ignore[no-any-return]
 
 
 def _gray(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]:
@@ -166,7 +184,8 @@ def _gray(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]
         values = 255 - values
     values[padding] = 0
     # Rounded twice, so that the noise of floating point decides no half.
-    return np.floor(np.round(np.clip(values, 0, 255), 6) + 0.5).astype(np.uint8)
+    gray: npt.NDArray[np.uint8] = np.floor(np.round(np.clip(values, 0, 255), 6) + 0.5).astype("u1")
+    return gray
 
 
 def _padding(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.bool_]:

@@ -1,0 +1,1 @@
+"""Fuzzers, run by hand; a few inputs of each run with the tests."""
