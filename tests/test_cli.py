@@ -59,7 +59,15 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("report",), ("evaluate",), ("compare",), ("data", "phantom"), ("data", "cache")]
+    "command",
+    [
+        ("predict",),
+        ("report",),
+        ("evaluate",),
+        ("compare",),
+        ("data", "phantom"),
+        ("data", "cache"),
+    ],
 )
 def test_every_command_shows_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = xray(*command, "--help", folder=tmp_path)

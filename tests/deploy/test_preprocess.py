@@ -1,0 +1,85 @@
+"""One preprocessing: training, evaluation and prediction see the same numbers of the same file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import SIDE, checkpoint
+from PIL import Image
+
+from xray_lightning.data.cache import open_cache
+from xray_lightning.data.cache_build import ensure_cache
+from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
+from xray_lightning.deploy.model import load_model
+from xray_lightning.deploy.preprocess import Preprocessing
+from xray_lightning.errors import UserError
+from xray_lightning.evaluation.ensemble import Member
+
+
+def files(folder: Path) -> list[str]:
+    """A gray PNG, an RGBA one, one of 16 bits and a JPEG, none of them square."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8)
+    gray = Image.fromarray(noise).resize((170, 190), Image.Resampling.BICUBIC)
+    gray.save(folder / "a.png")
+    gray.convert("RGBA").save(folder / "b.png")
+    Image.fromarray(np.asarray(gray).astype(np.uint16) * 250).save(folder / "c.png")
+    gray.save(folder / "d.jpg")
+    return sorted(map(str, folder.iterdir()))
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_training_evaluation_and_prediction_agree_on_the_same_files(
+    normalize: str, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    paths = files(tmp_path / "images")
+    path = checkpoint(tmp_path / "one.ckpt", normalize=normalize)
+    images = ImageSet(paths)
+    ensure_cache(images, image_size=SIDE, cache_dir=tmp_path)
+    trained_on = open_cache(images, image_size=SIDE, cache_dir=tmp_path).read(images.rows(paths))
+    member = Member.read(path)
+    pictures = [Preprocessing(member.model.image_size).file(one) for one in paths]
+    assert np.array_equal(np.stack([one.pixels for one in pictures]), trained_on)
+
+    pixels = torch.from_numpy(trained_on)[:, None]
+    training, evaluation = Normalize(normalize), member.model.normalize
+    assert torch.equal(training(pixels), evaluation(pixels))
+    with torch.inference_mode():
+        evaluated = member.model(pixels).sigmoid().numpy()
+    assert np.array_equal(load_model(path, device="cpu").predict(paths).probabilities, evaluated)
+
+
+def test_an_array_is_taken_as_its_file_is(tmp_path: Path) -> None:
+    path, *_ = files(tmp_path)
+    array = np.asarray(Image.open(path))
+    model = load_model(checkpoint(tmp_path / "one.ckpt"), device="cpu")
+    one, other = model.predict(path), model.predict(array)
+    assert np.array_equal(one.probabilities, other.probabilities)
+    assert other.images == ("array 0",)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), dtype=np.float32),
+        np.zeros((8, 8, 3), dtype=np.uint8),
+        np.zeros((0, 8), dtype=np.uint8),
+        None,
+    ],
+    ids=["float", "colour", "empty", "none"],
+)
+def test_what_is_no_gray_image_of_8_bits_is_refused(image: object) -> None:
+    with pytest.raises(UserError, match="image"):
+        Preprocessing(32).array(image)  # type: ignore[arg-type]
+
+
+def test_colour_is_told_from_gray_in_the_format_of_colour(tmp_path: Path) -> None:
+    read = Preprocessing(32).file
+    assert [read(path).colour < 2 for path in files(tmp_path)] == [True] * 4
+    ramp = np.linspace(0, 255, 120, dtype=np.uint8)
+    photograph = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 255 - ramp[:, None]), 2)
+    for name in ("red.png", "red.jpg"):
+        Image.fromarray(photograph).save(tmp_path / name)
+        assert read(tmp_path / name).colour > 40

@@ -1,0 +1,306 @@
+"""`load_model`: a checkpoint, or several averaged, that answers to image files and arrays."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xray_lightning.data.batches import Batch
+from xray_lightning.deploy.ahead import Decoded, decoded_batches
+from xray_lightning.deploy.preprocess import Picture, Preprocessing
+from xray_lightning.errors import UserError, check_whole
+from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.ensemble import (
+    AVERAGES,
+    Member,
+    average,
+    member_logits,
+    read_members,
+)
+from xray_lightning.evaluation.fitted import fitted_of
+from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.training.devices import choose_accelerator, choose_precision
+
+Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
+
+BATCH = 32  # images a batch: more is no faster on a CPU
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answers to one image. Arrays follow the order of the model's `findings`.
+
+    Attributes:
+        image: its path, or `array 0` and so on.
+        reason: why the image cannot be read; None where it can. Then all that follows is empty.
+        flags: rules of `deploy.guard` that find it unlike a training image.
+        probabilities: as the model gives them, float32 (F,).
+        calibrated: the same, calibrated, float64 (F,); None of a model without calibration.
+        decisions: whether a finding's probability reaches its operating point, bool (F,); None of
+            a model without operating points.
+    """
+
+    image: str
+    reason: str | None = None
+    flags: tuple[str, ...] = ()
+    probabilities: npt.NDArray[np.float32] | None = None
+    calibrated: npt.NDArray[np.float64] | None = None
+    decisions: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers to N images, for F findings.
+
+    Attributes:
+        findings: the F findings, in the order of all columns.
+        images: the N images: paths, or `array 0` and so on.
+        flags: of each image, the rules of `deploy.guard` that find it unlike a training image.
+        probabilities: as the model gives them, float32 (N, F).
+        calibrated: the same, calibrated, float64 (N, F); None of a model without calibration.
+        operating_points: by finding, from which raw probability on it is called present; None of
+            a model without.
+        decisions: whether it is called present, bool (N, F); None of a model without.
+    """
+
+    findings: tuple[str, ...]
+    images: tuple[str, ...]
+    flags: tuple[tuple[str, ...], ...]
+    probabilities: npt.NDArray[np.float32]
+    calibrated: npt.NDArray[np.float64] | None
+    operating_points: dict[str, float] | None
+    decisions: npt.NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Model:
+    """One trained model, or several averaged, ready to predict; `load_model` makes it.
+
+    Attributes:
+        findings: what it tells of, in the order of every answer.
+        image_size: side of the images inside the model, in pixels.
+        operating_points: by finding, from which raw probability on it is called present. None of
+            a checkpoint that has none, and of several: averaged answers need points of their own.
+        why_undecided: why there are no operating points, in one line; None where there are.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        device: str,
+        precision: str,
+        average: str,
+        batch_size: int,
+    ) -> None:
+        self._members = members
+        self._device, self._precision = torch.device(device), precision
+        self._average, self._batch_size = average, batch_size
+        self.findings = _findings(members)
+        self.image_size = members[0].model.image_size
+        self._read = Preprocessing(self.image_size)
+        self._calibration: Calibration | None = None
+        self.operating_points: dict[str, float] | None = None
+        self.why_undecided: str | None = (
+            f"{len(members)} checkpoints averaged have no operating points or calibration of their "
+            "own: no decisions, and probabilities that are not calibrated"
+        )
+        if len(members) == 1:
+            points, self._calibration = _fitted(members[0])
+            self.operating_points = None if points is None else dict(points.cuts)
+            self.why_undecided = (
+                f"{members[0].path} has no operating points, which are fitted when its run is "
+                "tested: no decisions"
+                if points is None
+                else None
+            )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model has a calibration."""
+        return self._calibration is not None
+
+    def predict(self, images: Image | Iterable[Image]) -> Predictions:
+        """Answer to images.
+
+        Args:
+            images: a path (PNG or JPEG) or a uint8 array (H, W), gray, bright where X-rays were
+                stopped; or any number of them, such as an array (N, H, W).
+
+        Raises:
+            UnreadableImageError: a file that cannot be read; `predict_each` goes on after it.
+            UserError: an array of another shape or type, or no image at all.
+        """
+        alone = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 2
+        several: Iterable[Image] = [images] if alone else images  # type: ignore[list-item,assignment]
+        each = list(self._answers(several, stop=True))
+        if not each:
+            raise UserError("no image to predict")
+        return Predictions(
+            findings=self.findings,
+            images=tuple(one.image for one in each),
+            flags=tuple(one.flags for one in each),
+            probabilities=np.stack([_present(one.probabilities) for one in each]),
+            calibrated=(
+                np.stack([_present(one.calibrated) for one in each]) if self.calibrated else None
+            ),
+            operating_points=self.operating_points,
+            decisions=(
+                np.stack([_present(one.decisions) for one in each])
+                if self.operating_points
+                else None
+            ),
+        )
+
+    def predict_each(self, images: Iterable[Image]) -> Iterator[Prediction]:
+        """Answer to any number of images in order, in memory that does not grow with them.
+
+        Files are read ahead while the model works. One that cannot be read has its reason.
+
+        Raises:
+            UserError: an array of another shape or type.
+            RunFailedError: an answer that is no number.
+        """
+        return self._answers(images, stop=False)
+
+    def _answers(self, images: Iterable[Image], *, stop: bool) -> Iterator[Prediction]:
+        for batch in decoded_batches(_named(images), self._picture, size=self._batch_size):
+            for decoded in batch:
+                if stop and decoded.error is not None:
+                    raise decoded.error
+            yield from self._answer(batch)
+
+    def _picture(self, source: tuple[str, Image]) -> Picture:
+        _, image = source
+        if isinstance(image, str | os.PathLike):
+            return self._read.file(os.fspath(image))
+        return self._read.array(image)
+
+    def _answer(self, batch: Sequence[Decoded[tuple[str, Image]]]) -> Iterator[Prediction]:
+        pixels = [one.picture.pixels for one in batch if one.picture is not None]
+        probabilities = self._probabilities(np.stack(pixels)[:, None]) if pixels else None
+        calibrated, decisions = self._judged(probabilities)
+        rows = count()
+        for one in batch:
+            name, _ = one.source
+            if one.picture is None or probabilities is None:
+                yield Prediction(name, reason=_reason(one.error, name))
+                continue
+            row = next(rows)
+            yield Prediction(
+                name,
+                flags=one.flags,
+                probabilities=probabilities[row],
+                calibrated=None if calibrated is None else calibrated[row],
+                decisions=None if decisions is None else decisions[row],
+            )
+
+    def _probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Of images (B, 1, S, S): float32 (B, F)."""
+        rows = torch.arange(len(pixels))
+        unknown = torch.empty(len(pixels), 0)  # what is really there
+        logits = member_logits(
+            self._members,
+            [Batch(torch.from_numpy(pixels), unknown, rows, rows, 1.0)],
+            images=len(pixels),
+            device=self._device,
+            precision=self._precision,
+            advance=lambda done: None,
+        )
+        return average(logits, of=self._average)
+
+    def _judged(
+        self, probabilities: npt.NDArray[np.float32] | None
+    ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.bool_] | None]:
+        """Calibrated probabilities and decisions, where the model has any."""
+        if probabilities is None:
+            return None, None
+        raw = probabilities.astype(np.float64)
+        calibrated = None if self._calibration is None else self._calibration.apply(raw)
+        if self.operating_points is None:
+            return calibrated, None
+        return calibrated, raw >= [self.operating_points[finding] for finding in self.findings]
+
+
+def load_model(
+    checkpoint: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    device: str = "auto",
+    precision: str = "32-true",
+    average: str = "probabilities",
+    batch_size: int = BATCH,
+) -> Model:
+    """Load a model from its checkpoint alone; nothing in the file is executed.
+
+        model = load_model("runs/first/checkpoints/best.ckpt")
+        found = model.predict(["a.png", "b.jpg"])
+        found.probabilities[0, found.findings.index("Effusion")]
+
+    Args:
+        checkpoint: a .ckpt file, or several that are averaged.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `32-true`, `bf16-mixed` or `16-mixed` (on a CPU, as bf16-mixed).
+        average: what several checkpoints average: `probabilities` or `logits`.
+        batch_size: images at once.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, several that were not trained alike, or a
+            device that is not there.
+    """
+    check_whole("batch_size", batch_size, least=1)
+    if average not in AVERAGES:
+        raise UserError(f"average={average} is unknown; choose one of {', '.join(AVERAGES)}")
+    accelerator = choose_accelerator(device)
+    chosen = choose_precision(precision, accelerator=accelerator)
+    if isinstance(checkpoint, str | os.PathLike):
+        checkpoint = [checkpoint]
+    paths = [Path(path) for path in checkpoint]
+    if not paths:
+        raise UserError("no checkpoint; give the path of a .ckpt file")
+    members = read_members(paths)
+    return Model(
+        members, device=accelerator, precision=chosen, average=average, batch_size=batch_size
+    )
+
+
+def _findings(members: Sequence[Member]) -> tuple[str, ...]:
+    first = members[0]
+    findings = tuple(map(str, first.described["findings"]))
+    for member in members[1:]:
+        if tuple(member.described["findings"]) != findings:
+            raise UserError(
+                f"{first.path} and {member.path} tell of other findings, and cannot be averaged"
+            )
+    return findings
+
+
+def _fitted(member: Member) -> tuple[OperatingPoints | None, Calibration | None]:
+    try:
+        return fitted_of(member.described)
+    except UserError as error:
+        raise UserError(f"{member.path}: {error}") from error
+
+
+def _named(images: Iterable[Image]) -> Iterator[tuple[str, Image]]:
+    for place, image in enumerate(images):
+        is_path = isinstance(image, str | os.PathLike)
+        yield (os.fspath(image) if is_path else f"array {place}"), image  # type: ignore[arg-type]
+
+
+def _reason(error: Exception | None, name: str) -> str:
+    """The cause, without the name that stands beside it."""
+    return str(error).removeprefix(f"{Path(name)}: ")
+
+
+def _present(values: "npt.NDArray[np.generic] | None") -> "npt.NDArray[np.generic]":
+    if values is None:
+        raise RuntimeError("a prediction without numbers among those of images that were read")
+    return values

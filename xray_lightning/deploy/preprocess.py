@@ -1,0 +1,110 @@
+"""The one way from an image file to what a model takes, set by the checkpoint alone.
+
+A file is decoded to gray (`data.images.decode_gray`), resized to the checkpoint's `image_size`
+(`data.images.resize_gray`), and normalised inside the model (`models.restore.RestoredModel`, whose
+`Normalize` is loaded with the weights). Training's cache holds the same pixels: `read_gray` is
+these two steps to the bit. Whatever else reads images for a model comes through here.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin, PngImagePlugin
+
+from xray_lightning.data import png
+from xray_lightning.data.images import DAMAGE, JPEG_START, Gray, decode_gray, resize_gray
+from xray_lightning.errors import UserError
+
+THUMBNAIL = 64  # pixels: enough to tell a colour photograph
+# The byte of a PNG that holds its colour type, and the types of gray, without and with alpha.
+PNG_COLOUR, PNG_GRAY = 25, (0, 4)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a model takes it, and what resizing and gray hide of the file.
+
+    Attributes:
+        pixels: uint8 (S, S).
+        height, width: of the file's image, in pixels.
+        colour: mean difference of the largest and the smallest of red, green and blue, 0 to 255.
+    """
+
+    pixels: Gray
+    height: int
+    width: int
+    colour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images to pixels of one size.
+
+    Args:
+        image_size: side of the squares that the model takes, in pixels.
+    """
+
+    image_size: int
+
+    def file(self, path: str | Path) -> Picture:
+        """Read an image file.
+
+        Raises:
+            UnreadableImageError: as `decode_gray`, naming the file and the cause.
+        """
+        gray = decode_gray(path)
+        pixels = resize_gray(gray, self.image_size)
+        return Picture(pixels, gray.shape[0], gray.shape[1], colour=_colour(Path(path)))
+
+    def array(self, image: npt.NDArray[np.uint8]) -> Picture:
+        """Take an image that is decoded already, bright where the X-rays were stopped.
+
+        Args:
+            image: uint8 (H, W).
+
+        Raises:
+            UserError: another shape or type.
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
+            found = (
+                f"{image.dtype} {image.shape}"
+                if isinstance(image, np.ndarray)
+                else type(image).__name__
+            )
+            raise UserError(f"an image must be a path or a uint8 array (H, W), not {found}")
+        if not image.size:
+            raise UserError("an image of no pixels, which says nothing")
+        gray = np.ascontiguousarray(image)
+        return Picture(resize_gray(gray, self.image_size), gray.shape[0], gray.shape[1])
+
+
+def _colour(path: Path) -> float:
+    """How colourful a PNG or JPEG is that `decode_gray` has passed; 0 for any other file.
+
+    Only a file whose header says colour is decoded again, and a JPEG then at an eighth.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(PNG_COLOUR + 1)
+            is_png = start.startswith(png.START)
+            if is_png and start[PNG_COLOUR] in PNG_GRAY:
+                return 0.0
+            if not is_png and not start.startswith(JPEG_START):
+                return 0.0
+            data = io.BytesIO(start + stream.read())
+        opened = PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
+        image: Image.Image = opened(data)
+        if image.mode not in ("RGB", "RGBA", "P", "CMYK"):
+            return 0.0
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB":
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+        image.load()
+        image.info.pop("transparency", None)  # Pillow warns of it
+        small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    except DAMAGE:
+        return 0.0
+    rgb = np.asarray(small)  # (64, 64, 3)
+    return float(np.mean(rgb.max(axis=2).astype(np.int16) - rgb.min(axis=2)))
