@@ -273,9 +273,10 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -
     data = make(cfg, "data", progress=display if WORLD.rank == 0 else unseen)
     speed = make(cfg, "speed")
     classifier = Classifier(
-        backbone=make(cfg, "model"),
+        backbone=make(cfg, "model", findings=len(data.findings)),
         loss=make(cfg, "loss"),
         normalize=Normalize(data.normalize),
+        findings=data.findings,
         optimizer=make(cfg, "optimizer"),
         scheduler=make(cfg, "scheduler") or None,
         augment=make(cfg, "augment") or None,

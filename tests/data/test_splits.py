@@ -162,7 +162,10 @@ def test_ai4m_without_its_csvs_names_the_file() -> None:
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     message = refused(NIH, "oficial")
-    assert "data.split='oficial' is neither official, patient_random, ai4m nor a file" in message
+    assert (
+        "data.split='oficial' is neither official, patient_random, ai4m, column nor a file"
+        in message
+    )
 
 
 def test_a_written_split_is_read_back_as_itself(tmp_path: Path) -> None:

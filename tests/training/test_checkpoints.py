@@ -213,9 +213,29 @@ def test_fault_18_a_checkpoint_of_other_findings_is_refused_showing_both(
 ) -> None:
     AtomicCheckpointIO().save_checkpoint({"xray": DESCRIBED | change}, saved)
     with pytest.raises(UserError, match=told):
-        read_checkpoint(saved)
+        read_checkpoint(saved, findings=FINDINGS)
     with pytest.raises(UserError, match=told):
         tiny_classifier().on_load_checkpoint({"xray": DESCRIBED | change})
+
+
+@pytest.mark.parametrize(
+    "findings", [None, [], "Mass", ["Mass", "mass"], ["<b>"], [1], {"Mass": 1}]
+)
+def test_a_checkpoint_without_a_list_of_findings_is_refused(findings: Any, saved: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"xray": DESCRIBED | {"findings": findings}}, saved)
+    with pytest.raises(UserError, match="the checkpoint's findings"):
+        read_checkpoint(saved)
+
+
+def test_a_checkpoint_of_findings_of_its_own_is_read() -> None:
+    own = tiny_classifier(findings=("Fracture",), backbone=torch.nn.Linear(4, 1))
+    content: dict[str, Any] = {}
+    own.on_save_checkpoint(content)
+    assert content["xray"]["findings"] == ["Fracture"]
+    assert content["xray"]["thresholds"] == {"Fracture": 0.5}
+    own.on_load_checkpoint(content)
+    with pytest.raises(UserError, match="Fracture, are not Atelectasis, .*in this order"):
+        tiny_classifier().on_load_checkpoint(content)
 
 
 def test_another_projects_checkpoint_is_refused(saved: Path) -> None:

@@ -63,6 +63,19 @@ def read_cells(path: Path, titles: Titles, *, required: tuple[str, ...]) -> pd.D
     return table.assign(file=pd.Series([str(path)] * len(rows), dtype=object), line=lines)
 
 
+def header_of(path: Path) -> list[str]:
+    """The stripped titles in the first line of a CSV.
+
+    Raises:
+        UserError: the file cannot be read, or its first line is no CSV.
+    """
+    try:
+        cells = next(csv.reader(io.StringIO(read_text(path), newline=""), strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: not readable as CSV: {error}") from error
+    return [cell.strip() for cell in cells]
+
+
 def fail_at(rows: pd.DataFrame, position: int, fault: str) -> UserError:
     """An error that says in which file and line the row at this position stands."""
     return UserError(f"{where(rows, position)}: {fault}")

@@ -1,6 +1,7 @@
 """The LightningDataModule: from a folder of images and CSVs to batches, the same on every rank."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -29,11 +30,12 @@ from xray_lightning.data.cache_build import Built, ensure_cache
 from xray_lightning.data.device import ResidentFeed, StreamedFeed, upload
 from xray_lightning.data.image_set import ImageSet, images_of
 from xray_lightning.data.manifest import Manifest, read_manifest
+from xray_lightning.data.own_table import OwnTable
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
 from xray_lightning.data.splits import make_split
 from xray_lightning.data.usable import UsableSplit, usable_split
 from xray_lightning.errors import UserError, check_whole
-from xray_lightning.findings import FINDINGS
+from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.progress import Display, unseen
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,10 @@ class XrayDataModule(LightningDataModule):
     Args:
         name: what results and checkpoints call the data set.
         root: folder of the CSVs, and of the images unless `images` names another.
-        split: `official`, `patient_random`, `ai4m`, or the path of a CSV (image, split).
+        findings: those to learn, in this order; None for all that the data set has.
+        table, columns, uncertain, empty: of one's own table, see `OwnTable`; `columns` is None
+            where the data set is NIH's or AI for Medicine's.
+        split: `official`, `patient_random`, `ai4m`, `column`, or the path of a CSV (image, split).
         missing: `error` refuses rows without a file, `skip` leaves them out and counts them.
         allow_patient_overlap: run although a patient is on two sides; the result is marked.
         image_size: side of the square images, in pixels.
@@ -68,6 +73,11 @@ class XrayDataModule(LightningDataModule):
         name: str,
         root: str,
         images: str | None = None,
+        findings: Sequence[str] | None = None,
+        table: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        uncertain: str = "error",
+        empty: str = "error",
         split: str = "official",
         split_seed: int = 0,
         val_fraction: float = 0.1,
@@ -105,6 +115,12 @@ class XrayDataModule(LightningDataModule):
             )
         self.name, self.root = name, Path(root)
         self.images = Path(images) if images else None
+        self._chosen = None if findings is None else check_findings(findings, what="data.findings")
+        self._own = (
+            None
+            if columns is None
+            else OwnTable(file=table, columns=columns, uncertain=uncertain, empty=empty)
+        )
         self.split_name, self.split_seed = split, split_seed
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.missing, self.allow_patient_overlap = missing, allow_patient_overlap
@@ -133,7 +149,9 @@ class XrayDataModule(LightningDataModule):
         """
         if self._usable is not None:
             return
-        manifest = read_manifest(self.root, images=self.images)
+        manifest = read_manifest(
+            self.root, images=self.images, findings=self._chosen, own=self._own
+        )
         split = make_split(
             manifest,
             self.split_name,
@@ -268,17 +286,30 @@ class XrayDataModule(LightningDataModule):
             raise RuntimeError("load() left no split")
         return self._usable
 
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The findings to learn, in the order of the model's outputs.
+
+        Reads no file, which phantoms may lack yet, but where a table of one's own decides.
+
+        Raises:
+            UserError: such a table cannot be read.
+        """
+        if self._chosen is not None:
+            return self._chosen
+        return FINDINGS if self._own is None else self.manifest.findings
+
     def table(self, side: str) -> pd.DataFrame:
         """The manifest's rows of a side, in the order that `Batch.rows` counts in."""
         self.load()
         return self._tables[side]
 
     def labels(self, side: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Multi-hot labels of a side: uint8 (N, 14)."""
-        return self.table(side)[list(FINDINGS)].to_numpy(dtype=np.uint8)
+        """Multi-hot labels of a side: uint8 (N, findings)."""
+        return self.table(side)[list(self.findings)].to_numpy(dtype=np.uint8)
 
     def positives(self, side: str) -> Tensor:
-        """Positives per finding of a side: float32 (14,)."""
+        """Positives per finding of a side: float32 (findings,)."""
         return torch.from_numpy(self.labels(side).sum(axis=0).astype(np.float32))
 
     def pixel_statistics(self) -> tuple[float, float]:
@@ -318,7 +349,7 @@ class XrayDataModule(LightningDataModule):
             "images": {side: len(self._tables[side]) for side in SIDES},
             "patients": {side: int(self._tables[side]["patient_id"].nunique()) for side in SIDES},
             "positives": {
-                side: {name: int(self._tables[side][name].sum()) for name in FINDINGS}
+                side: {name: int(self._tables[side][name].sum()) for name in self.findings}
                 for side in SIDES
             },
             "dropped": {reason: count for reason, count in left_out.items() if count},

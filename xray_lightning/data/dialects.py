@@ -56,22 +56,11 @@ def nih_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
     for key in [key for key in NIH_TITLES if key not in cells]:
         dropped[f"no column {NIH_TITLES[key][0]} (nulled)"] = len(cells)
         cells[key] = ""
-    ages = np.array(_converted(cells, "age", _age))
-    _count(dropped, f"age over {MAX_AGE:.0f} (nulled)", ages > MAX_AGE)
-    unknown = cells["patient_id"] == UNKNOWN_PATIENT
-    _count(dropped, "patient unknown (each image as a patient of its own)", unknown)
-    cells["patient_id"] = cells["patient_id"].mask(unknown, UNKNOWN_PATIENT + ": " + cells["image"])
-    sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
-    _count(dropped, "sex not M or F (nulled)", ~sex.isin(["M", "F", ""]))
-    _count(dropped, "view not PA or AP (nulled)", ~view.isin(["PA", "AP", ""]))
     rows = pd.DataFrame(
         {
-            **_names(cells),
-            "follow_up": pd.array(_converted(cells, "follow_up", _follow_up), dtype="Int64"),
-            "age": np.where(ages > MAX_AGE, np.nan, ages),
-            "sex": sex.where(sex.isin(["M", "F"]), ""),
-            "view": view.where(view.isin(["PA", "AP"]), ""),
-            **_finding_columns(np.stack(_converted(cells, "labels", _labels))),
+            **names(cells, dropped),
+            **persons(cells, dropped),
+            **_finding_columns(np.stack(converted(cells, "labels", _labels))),
         }
     )
     return one_row_an_image(rows, dropped, reason="duplicate row")
@@ -80,10 +69,10 @@ def nih_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
 def ai4m_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
     """The rows of an AI-for-Medicine one-hot CSV, as `nih_rows` returns them."""
     cells = read_cells(path, AI4M_TITLES, required=tuple(AI4M_TITLES))
-    labels = np.array([_converted(cells, finding, _one_hot) for finding in FINDINGS]).T
+    labels = np.array([converted(cells, finding, _one_hot) for finding in FINDINGS]).T
     rows = pd.DataFrame(
         {
-            **_names(cells),
+            **names(cells),
             "follow_up": pd.array([pd.NA] * len(cells), dtype="Int64"),
             "age": np.nan,
             "sex": "",
@@ -94,7 +83,33 @@ def ai4m_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
     return one_row_an_image(rows, dropped, reason="duplicate row")
 
 
-def _names(cells: pd.DataFrame) -> dict[str, object]:
+def persons(cells: pd.DataFrame, dropped: dict[str, int]) -> dict[str, object]:
+    """The columns `follow_up`, `age`, `sex` and `view`; what is none of theirs is counted."""
+    ages = np.array(converted(cells, "age", _age))
+    count_in(dropped, f"age over {MAX_AGE:.0f} (nulled)", ages > MAX_AGE)
+    sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
+    count_in(dropped, "sex not M or F (nulled)", ~sex.isin(["M", "F", ""]))
+    count_in(dropped, "view not PA or AP (nulled)", ~view.isin(["PA", "AP", ""]))
+    return {
+        "follow_up": pd.array(converted(cells, "follow_up", _follow_up), dtype="Int64"),
+        "age": np.where(ages > MAX_AGE, np.nan, ages),
+        "sex": sex.where(sex.isin(["M", "F"]), ""),
+        "view": view.where(view.isin(["PA", "AP"]), ""),
+    }
+
+
+def names(cells: pd.DataFrame, dropped: dict[str, int] | None = None) -> dict[str, object]:
+    """The columns that say where a row stands, its image and its patient.
+
+    Args:
+        cells: as `read_cells` gives them.
+        dropped: where unknown patients are counted; None where "unknown" is a patient's id.
+    """
+    if dropped is not None:
+        unknown = cells["patient_id"] == UNKNOWN_PATIENT
+        count_in(dropped, "patient unknown (each image as a patient of its own)", unknown)
+        own = UNKNOWN_PATIENT + ": " + cells["image"]
+        cells = cells.assign(patient_id=cells["patient_id"].mask(unknown, own))
     unnamed = np.flatnonzero(cells["image"] == "")
     if len(unnamed):
         raise fail_at(cells, int(unnamed[0]), "no image name")
@@ -102,7 +117,7 @@ def _names(cells: pd.DataFrame) -> dict[str, object]:
         "file": cells["file"],
         "line": cells["line"],
         "image": cells["image"],
-        "patient_id": _converted(cells, "patient_id", _patient),
+        "patient_id": converted(cells, "patient_id", _patient),
     }
 
 
@@ -115,7 +130,7 @@ def one_row_an_image(rows: pd.DataFrame, dropped: dict[str, int], *, reason: str
     """Drop and count the rows that repeat another; raise where two disagree about an image."""
     facts = [column for column in rows.columns if column not in ("file", "line")]
     repeated = rows.duplicated(facts)
-    _count(dropped, reason, repeated)
+    count_in(dropped, reason, repeated)
     rows = rows[~repeated].reset_index(drop=True)
     conflicts = np.flatnonzero(rows["image"].duplicated())
     if len(conflicts):
@@ -133,12 +148,13 @@ def one_row_an_image(rows: pd.DataFrame, dropped: dict[str, int], *, reason: str
     return rows
 
 
-def _count(dropped: dict[str, int], reason: str, hit: npt.ArrayLike) -> None:
+def count_in(dropped: dict[str, int], reason: str, hit: npt.ArrayLike) -> None:
+    """Add the number of rows hit to a reason's, if there are any."""
     if count := int(np.count_nonzero(hit)):
         dropped[reason] = dropped.get(reason, 0) + count
 
 
-def _converted(cells: pd.DataFrame, key: str, convert: Callable[[str], T]) -> list[T]:
+def converted(cells: pd.DataFrame, key: str, convert: Callable[[str], T]) -> list[T]:
     """A column's cells as values, each distinct text converted once."""
     codes, texts = pd.factorize(cells[key])
     values = []

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import SIDES, Split
-from xray_lightning.findings import FINDINGS, NO_FINDING
+from xray_lightning.findings import NO_FINDING
 
 PATIENTS, IMAGES = "Patients", "Images"
 
@@ -15,22 +15,24 @@ def split_table(manifest: Manifest, split: Split) -> pd.DataFrame:
     """Count patients, images, images without a finding, and positives of each finding.
 
     Returns:
-        Integers; rows Patients, Images, No Finding and the 14 findings, columns train, val, test
+        Integers; rows Patients, Images, No Finding and the findings, columns train, val, test
         and all. `all` counts what is on several sides once.
     """
     rows = manifest.table.set_index("image")
     everyone = {name for names in split.sides.values() for name in names}
     sides = {side: list(split.sides[side]) for side in SIDES} | {"all": sorted(everyone)}
-    return pd.DataFrame({side: _counts(rows.loc[names]) for side, names in sides.items()})
+    return pd.DataFrame(
+        {side: _counts(rows.loc[names], manifest.findings) for side, names in sides.items()}
+    )
 
 
-def _counts(rows: pd.DataFrame) -> "pd.Series[int]":
-    labels = rows[list(FINDINGS)].astype("int64")
+def _counts(rows: pd.DataFrame, findings: tuple[str, ...]) -> "pd.Series[int]":
+    labels = rows[list(findings)].astype("int64")
     counts = {
         PATIENTS: rows["patient_id"].nunique(),
         IMAGES: len(rows),
         NO_FINDING: int((labels.sum(axis=1) == 0).sum()),
-        **{finding: int(labels[finding].sum()) for finding in FINDINGS},
+        **{finding: int(labels[finding].sum()) for finding in findings},
     }
     return pd.Series(counts, dtype="int64")
 

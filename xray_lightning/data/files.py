@@ -12,10 +12,33 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:
     """The path of each wanted name under `folder`, and how many image files nobody wanted."""
+    return _found(folder, wanted, taken=frozenset())
+
+
+def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int]:
+    """As `find_files`, where a name may be a path below `folder`, such as "p1/a.png".
+
+    Args:
+        folder: the images' folder.
+        names: without "..", and none that starts with "/". One without a slash that is not in
+            `folder` itself is looked for at any depth.
+    """
+    joined = {name: os.path.join(folder, name) for name in names}
+    there = {name: path for name, path in joined.items() if os.path.isfile(path)}
+    loose = frozenset(name for name in names if name not in there and "/" not in name)
+    paths, unlisted = _found(folder, loose, taken=frozenset(there.values()))
+    return there | paths, unlisted
+
+
+def _found(
+    folder: Path, wanted: frozenset[str], *, taken: frozenset[str]
+) -> tuple[dict[str, str], int]:
     paths: dict[str, str] = {}
     unlisted = 0
     try:
         for name, path in _image_files(folder):
+            if path in taken:
+                continue
             if name not in wanted:
                 unlisted += 1
             elif name in paths and not os.path.samefile(path, paths[name]):

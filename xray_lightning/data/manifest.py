@@ -8,7 +8,8 @@ import pandas as pd
 
 from xray_lightning.data.cells import read_text
 from xray_lightning.data.dialects import ai4m_rows, nih_rows, one_row_an_image
-from xray_lightning.data.files import find_files
+from xray_lightning.data.files import find_files, find_named
+from xray_lightning.data.own_table import OwnTable
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
@@ -16,7 +17,8 @@ NIH_TABLES = "Data_Entry*.csv"
 NIH_LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 AI4M_TABLES = {"train": "train-small.csv", "val": "valid-small.csv", "test": "test.csv"}
 
-COLUMNS = ("image", "path", "patient_id", "follow_up", "age", "sex", "view", *FINDINGS)
+FACTS = ("image", "path", "patient_id", "follow_up", "age", "sex", "view")
+COLUMNS = (*FACTS, *FINDINGS)  # of NIH's table and its kin
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,20 @@ class Manifest:
     """Every image that the files of a data set list, one row each.
 
     Attributes:
-        table: unique `image` (file name), `path` ("" without a file), `patient_id`, `follow_up`
-            (Int64), `age` (years, NaN unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""),
-            then the 14 findings as uint8, 1 where present.
-        dialect: "nih" (Data_Entry*.csv) or "ai4m" (the AI-for-Medicine one-hot CSVs).
+        table: unique `image` (file name, or path below the folder in a table of one's own),
+            `path` ("" without a file), `patient_id`, `follow_up` (Int64), `age` (years, NaN
+            unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), then the findings as
+            uint8, 1 where present.
+        dialect: "nih" (Data_Entry*.csv), "ai4m" (the AI-for-Medicine one-hot CSVs) or "csv" (a
+            table of one's own).
         root: the folder of the CSVs.
         dropped: rows dropped and values nulled, by reason.
         given: the sides that the files themselves state, as image names: `train_val` and `test`
-            of NIH's lists; `train`, `val` and `test` of the AI-for-Medicine CSVs.
+            of NIH's lists; `train`, `val` and `test` of the AI-for-Medicine CSVs; whatever a
+            column `split` of one's own table says.
         unlisted_files: image files that no row names.
         images: the folder that was searched for image files; None for `root`.
+        findings: the columns of the table that are findings, in their order.
     """
 
     table: pd.DataFrame
@@ -43,14 +49,23 @@ class Manifest:
     given: dict[str, tuple[str, ...]]
     unlisted_files: int
     images: Path | None = None
+    findings: tuple[str, ...] = FINDINGS
 
 
-def read_manifest(root: Path, *, images: Path | None = None) -> Manifest:
+def read_manifest(
+    root: Path,
+    *,
+    images: Path | None = None,
+    findings: tuple[str, ...] | None = None,
+    own: OwnTable | None = None,
+) -> Manifest:
     """Read and check the CSVs in `root`, and find their images by name at any depth of `images`.
 
     Args:
-        root: folder that holds Data_Entry*.csv, or the AI-for-Medicine CSVs.
+        root: folder that holds Data_Entry*.csv, or the AI-for-Medicine CSVs, or one's own table.
         images: folder of the image files; `root` when None.
+        findings: those to read, in this order; None for all that are known.
+        own: how to read a table of one's own; None for NIH's and AI for Medicine's.
 
     Raises:
         UserError: a missing folder or CSV, or the first fault of a CSV with its file and line.
@@ -58,6 +73,9 @@ def read_manifest(root: Path, *, images: Path | None = None) -> Manifest:
     _check_folder(root, key="data.root")
     if images is not None:
         _check_folder(images, key="data.images")
+    if own is not None:
+        return _own_manifest(root, images=images, findings=findings, own=own)
+    chosen = _known(findings)
     dropped: dict[str, int] = {}
     nih = sorted(path for path in root.glob(NIH_TABLES) if path.is_file())
     ai4m = {side: root / name for side, name in AI4M_TABLES.items() if (root / name).is_file()}
@@ -77,8 +95,37 @@ def read_manifest(root: Path, *, images: Path | None = None) -> Manifest:
         raise UserError(_no_table(root))
     paths, unlisted = find_files(images or root, frozenset(table["image"]))
     table["path"] = pd.Series([paths.get(name, "") for name in table["image"]], dtype=object)
-    table = table[list(COLUMNS)]
-    return Manifest(table, dialect, root, dropped, given, unlisted, images)
+    table = table[[*FACTS, *chosen]]
+    return Manifest(table, dialect, root, dropped, given, unlisted, images, chosen)
+
+
+def holds_known_table(root: Path) -> bool:
+    """Whether a folder has a table of NIH's or of AI for Medicine's."""
+    tables = [*root.glob(NIH_TABLES), *(root / name for name in AI4M_TABLES.values())]
+    return any(path.is_file() for path in tables)
+
+
+def _known(findings: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The findings to read of a table that has the 14 of NIH."""
+    unknown = [name for name in findings or () if name not in FINDINGS]
+    if unknown:
+        raise UserError(
+            f"data.findings: {unknown[0]} is none of those that this data set has: "
+            f"{', '.join(FINDINGS)}"
+        )
+    return findings or FINDINGS
+
+
+def _own_manifest(
+    root: Path, *, images: Path | None, findings: tuple[str, ...] | None, own: OwnTable
+) -> Manifest:
+    dropped: dict[str, int] = {}
+    rows = own.read(own.find(root), findings=findings, dropped=dropped)
+    paths, unlisted = find_named(images or root, frozenset(rows.table["image"]))
+    rows.table["path"] = pd.Series([paths.get(n, "") for n in rows.table["image"]], dtype=object)
+    rows.refuse_a_file_of_two_rows()
+    table = rows.table[[*FACTS, *rows.findings]]
+    return Manifest(table, "csv", root, dropped, rows.given, unlisted, images, rows.findings)
 
 
 def _check_folder(folder: Path, *, key: str) -> None:

@@ -15,7 +15,13 @@ from xray_lightning.data.manifest import AI4M_TABLES, NIH_LISTS, Manifest
 from xray_lightning.errors import UserError
 
 SIDES = ("train", "val", "test")
-NAMES = ("official", "patient_random", "ai4m")
+NAMES = ("official", "patient_random", "ai4m", "column")
+# How a column `split` of one's own table may spell the sides.
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 SPLIT_TITLES: Titles = {"image": ("image",), "split": ("split",)}
 
 Sides = dict[str, tuple[str, ...]]
@@ -70,7 +76,8 @@ def make_split(
     Args:
         manifest: the images and their patients.
         name: `official` (test as NIH's test_list.txt says, val carved from train_val_list.txt by
-            patient), `patient_random` (patients shuffled), `ai4m` (the CSVs as given), or the path
+            patient), `patient_random` (patients shuffled), `ai4m` (the CSVs as given), `column` (as
+            a column of one's own table says; val drawn from train where it has none), or the path
             of a CSV with the columns image and split (train, val or test).
         seed: of the order that patients are drawn in.
         val_fraction: share of the patients that validate (of train_val's patients in `official`).
@@ -92,6 +99,8 @@ def make_split(
         sides = _carve(manifest, manifest.table["image"], shares=shares, seed=seed)
     elif name == "ai4m":
         sides = _as_given(manifest)
+    elif name == "column":
+        sides = _of_column(manifest, seed=seed, val_fraction=val_fraction)
     else:
         sides = _from_file(manifest, name)
     known = set(manifest.table["image"])
@@ -153,6 +162,30 @@ def _as_given(manifest: Manifest) -> Sides:
                 "choose data.split=official or patient_random"
             )
     return manifest.given
+
+
+def _of_column(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
+    given = manifest.given
+    if manifest.dialect != "csv" or not given:
+        raise UserError(
+            "data.split=column needs data=csv and a column split in the table (or the one that "
+            "data.columns.split names); choose data.split=patient_random"
+        )
+    known = {text for spellings in SPELLINGS.values() for text in spellings}
+    for text, images in given.items():
+        if text.lower() not in known:
+            raise UserError(
+                f"data.split=column: {counted(images, 'image')} with split {shown(text)}, which "
+                f"is none of {', '.join(SPELLINGS)}"
+            )
+    sides = {
+        side: tuple(n for text, names in given.items() if text.lower() in spellings for n in names)
+        for side, spellings in SPELLINGS.items()
+    }
+    if sides["val"]:
+        return sides
+    carved = _carve(manifest, sides["train"], shares={"val": val_fraction}, seed=seed)
+    return carved | {"test": sides["test"]}
 
 
 def _from_file(manifest: Manifest, name: str) -> Sides:

@@ -69,4 +69,4 @@ class Answers:
             targets=torch.empty(0),  # the table has them
             losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
         )
-        return prediction_table(table, outputs, side=side)
+        return prediction_table(table, outputs, side=side, findings=self.data.findings)

@@ -4,6 +4,7 @@ It is fitted on the validation images alone and stored in the checkpoint, and is
 silently: predictions, AUROC and operating points are of the raw probabilities.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Calibration:
     Attributes:
         method: `platt` or `temperature`.
         images: validation images that it was fitted on.
-        slope, intercept: of each of the 14 findings.
+        slope, intercept: of each finding.
         undefined: why a finding is left as it is, with slope 1 and intercept 0.
     """
 
@@ -50,11 +51,19 @@ class Calibration:
     intercept: dict[str, float]
     undefined: dict[str, str] = field(default_factory=dict)
 
-    def apply(self, probabilities: Floats) -> Floats:
-        """Calibrate raw probabilities (N, 14), as float64; what is left as it is stays exact."""
+    def apply(self, probabilities: Floats, *, findings: Sequence[str] | None = None) -> Floats:
+        """Calibrate raw probabilities (N, findings), as float64.
+
+        What is left as it is stays exact.
+
+        Args:
+            probabilities: by finding.
+            findings: the order of their columns; None for that of the slopes.
+        """
+        order = tuple(self.slope) if findings is None else findings
         raw = np.asarray(probabilities, dtype=np.float64)
-        slope = np.array([self.slope[finding] for finding in FINDINGS])
-        intercept = np.array([self.intercept[finding] for finding in FINDINGS])
+        slope = np.array([self.slope[finding] for finding in order])
+        intercept = np.array([self.intercept[finding] for finding in order])
         same = (slope == 1) & (intercept == 0)
         calibrated: Floats = np.where(same, raw, sigmoid(slope * logit(raw) + intercept))
         return calibrated
@@ -64,8 +73,8 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: object) -> "Calibration":
-        """What `to_plain` gave.
+    def from_plain(cls, plain: object, *, findings: Sequence[str] = FINDINGS) -> "Calibration":
+        """What `to_plain` gave of these findings.
 
         Raises:
             UserError: one line, where it is anything else.
@@ -78,9 +87,9 @@ class Calibration:
         return cls(
             method=method,
             images=count(plain, "images", where=where),
-            slope=by_finding(plain, "slope", where=where, low=smallest),
-            intercept=by_finding(plain, "intercept", where=where),
-            undefined=reasons(plain, where=where),
+            slope=by_finding(plain, "slope", findings=findings, where=where, low=smallest),
+            intercept=by_finding(plain, "intercept", findings=findings, where=where),
+            undefined=reasons(plain, findings=findings, where=where),
         )
 
 
@@ -111,16 +120,17 @@ class Calibrator:
         """Fit on a table of validation predictions; see `Validation.of`."""
         table = Validation.of(predictions, purpose="calibration")
         logits = np.clip(logit(table.scores), -FARTHEST, FARTHEST)
-        slope, intercept = dict.fromkeys(FINDINGS, 1.0), dict.fromkeys(FINDINGS, 0.0)
+        slope = dict.fromkeys(table.findings, 1.0)
+        intercept = dict.fromkeys(table.findings, 0.0)
         undefined: dict[str, str] = {}
         if self.method == "temperature":
             shared = temperature(logits, table.labels)
             if isinstance(shared, str):
-                undefined = dict.fromkeys(FINDINGS, shared)
+                undefined = dict.fromkeys(table.findings, shared)
             else:
-                slope = dict.fromkeys(FINDINGS, shared)
+                slope = dict.fromkeys(table.findings, shared)
         else:
-            for column, finding in enumerate(FINDINGS):
+            for column, finding in enumerate(table.findings):
                 line = platt(logits[:, column], table.labels[:, column])
                 if isinstance(line, str):
                     undefined[finding] = line

@@ -16,8 +16,9 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import Floats, interval95
 from xray_lightning.evaluation.paired_scores import SCORES, Resampled, TableScores
 from xray_lightning.evaluation.record import Run
+from xray_lightning.evaluation.scored_images import LABEL, findings_of
 from xray_lightning.evaluation.undefined import NO_SPREAD
-from xray_lightning.findings import FINDINGS
+from xray_lightning.findings import differing
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,15 @@ def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
                 "must count once"
             )
         sorted_.append(table.sort_values("image", ignore_index=True))
-    first, labels = sorted_[0], [f"label_{finding}" for finding in FINDINGS]
+    first = sorted_[0]
+    findings = findings_of(first.columns, what="predictions")
+    labels = [f"{LABEL}{finding}" for finding in findings]
     for table in sorted_[1:]:
+        others = findings_of(table.columns, what="predictions")
+        if others != findings:
+            raise UserError(
+                f"the predictions are of different findings: {differing(others, findings)}"
+            )
         _refuse_other_images(first["image"], table["image"])
         if other := int((first[labels].to_numpy() != table[labels].to_numpy()).any(axis=1).sum()):
             raise UserError(
@@ -197,7 +205,7 @@ def _between(before: Resampled, after: Resampled) -> Comparison:
         **{name: of(name, getattr(first, name), getattr(second, name)) for name in SCORES},
         per_finding={
             finding: of(finding, first.per_finding[finding], second.per_finding[finding])
-            for finding in FINDINGS
+            for finding in second.per_finding
         },
         first=first,
         second=second,

@@ -13,7 +13,6 @@ import torch
 
 from xray_lightning.data.batches import Batch
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.findings import FINDINGS
 from xray_lightning.models.restore import RestoredModel, restore
 from xray_lightning.progress import Advance
 from xray_lightning.training.checkpoints import read_checkpoint
@@ -21,8 +20,8 @@ from xray_lightning.training.checkpoints import read_checkpoint
 Array = npt.NDArray[np.float32]
 
 AVERAGES = ("probabilities", "logits")
-# What members must have been trained with alike; their findings are this project's anyway.
-AGREED = ("split_sha256", "image_size", "normalize")
+# What members must have been trained with alike.
+AGREED = ("findings", "split_sha256", "image_size", "normalize")
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -58,8 +57,8 @@ def read_members(paths: Sequence[Path]) -> list[Member]:
     """Read checkpoints that may be averaged.
 
     Raises:
-        UserError: one cannot be read, is there twice, or was trained with another split, image
-            size or normalisation than the first.
+        UserError: one cannot be read, is there twice, or was trained with other findings, another
+            split, image size or normalisation than the first.
     """
     members = [Member.read(path) for path in paths]
     first = members[0]
@@ -98,12 +97,12 @@ def member_logits(
         advance: told of each batch's images.
 
     Returns:
-        Logits, float32 (members, N, 14), in the order of the side's table.
+        Logits, float32 (members, N, findings), in the order of the side's table.
 
     Raises:
         RunFailedError: an answer that is no number.
     """
-    logits = torch.full((len(members), images, len(FINDINGS)), torch.nan)
+    logits = torch.full((len(members), images, len(members[0].described["findings"])), torch.nan)
     models = [member.model.to(device) for member in members]
     with torch.inference_mode(), _precision(precision, device):
         for batch in batches:
@@ -131,10 +130,10 @@ def probabilities_of(logits: Array) -> Array:
 
 
 def average(logits: Array, *, of: str) -> Array:
-    """The ensemble's probabilities, float32 (N, 14).
+    """The ensemble's probabilities, float32 (N, findings).
 
     Args:
-        logits: the members', float32 (members, N, 14).
+        logits: the members', float32 (members, N, findings).
         of: `probabilities` (arithmetic mean) or `logits` (the geometric mean of the odds).
 
     Raises:

@@ -8,6 +8,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.plain import AGAIN
 from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.findings import FINDINGS
 from xray_lightning.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 
@@ -44,9 +45,12 @@ def fitted_of(described: Mapping[str, Any]) -> tuple[OperatingPoints | None, Cal
         UserError: one line, where what is there is not what `describe_best` has written.
     """
     points, calibration = described.get("operating_points"), described.get("calibration")
-    read = None if points is None else OperatingPoints.from_plain(points)
+    findings = described.get("findings", FINDINGS)
+    read = None if points is None else OperatingPoints.from_plain(points, findings=findings)
     if read is not None and described.get("thresholds") != read.cuts:
         raise UserError(
             f"the checkpoint's thresholds are not the cuts of its operating points; {AGAIN}"
         )
-    return read, None if calibration is None else Calibration.from_plain(calibration)
+    if calibration is None:
+        return read, None
+    return read, Calibration.from_plain(calibration, findings=findings)

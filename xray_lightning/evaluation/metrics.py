@@ -3,7 +3,7 @@
 They are exact, count every image once, and say so where a number does not exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from xray_lightning.evaluation.scores import THRESHOLD, Scores
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.evaluation.summary import Summary
 from xray_lightning.evaluation.thresholds import OperatingPoints
-from xray_lightning.findings import FINDINGS
 
 
 class Evaluator:
@@ -58,7 +57,7 @@ class Evaluator:
                 paper's.
             calibration: of which the `calibrated` block tells what it would change. Everything
                 else is of the probabilities as they are.
-            prevalences: share of the training images with each of the 14 findings, for the
+            prevalences: share of the training images with each finding, for the
                 baseline that gives each image the same probabilities; None for no such baseline.
 
         Returns:
@@ -73,11 +72,18 @@ class Evaluator:
             RunFailedError: a probability that is not a number in 0..1, or an image twice.
         """
         images = ScoredImages.of(predictions)
-        cuts = np.full(len(FINDINGS), THRESHOLD)
+        cuts = np.full(len(images.findings), THRESHOLD)
         if operating_points is not None:
-            cuts = _by_finding(operating_points.cuts, what="operating points")
-        shares = None if prevalences is None else _by_finding(prevalences, what="prevalences")
-        calibrated = None if calibration is None else calibration.apply(images.scores)
+            cuts = _by_finding(operating_points.cuts, images.findings, what="operating points")
+        shares = (
+            None
+            if prevalences is None
+            else _by_finding(prevalences, images.findings, what="prevalences")
+        )
+        calibrated = None
+        if calibration is not None:
+            _refuse_others(calibration.slope, images.findings, what="calibration")
+            calibrated = calibration.apply(images.scores, findings=images.findings)
         scores = Scores.of(images, cuts=cuts, calibrated=calibrated)
         subgroups = Subgroups.of(images)
         plain, draws = resampled(
@@ -118,17 +124,18 @@ def _described(points: OperatingPoints | None) -> dict[str, Any] | None:
     }
 
 
-def _by_finding(values: Mapping[str, float], *, what: str) -> Floats:
-    """A number from 0 to 1 of each finding, in their order, shape (14,)."""
-    other = sorted(set(values) ^ set(FINDINGS))
-    if other:
-        raise UserError(f"{what}: {other[0]!r} is " + _fault(other[0]))
-    numbers = np.array([values[finding] for finding in FINDINGS], dtype=np.float64)
-    for finding, number in zip(FINDINGS, numbers, strict=True):
+def _by_finding(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> Floats:
+    """A number from 0 to 1 of each finding, in their order, shape (findings,)."""
+    _refuse_others(values, findings, what=what)
+    numbers = np.array([values[finding] for finding in findings], dtype=np.float64)
+    for finding, number in zip(findings, numbers, strict=True):
         if not 0 <= number <= 1:  # NaN neither
             raise UserError(f"{what}: {finding} has {number:g}, which does not lie from 0 to 1")
     return numbers
 
 
-def _fault(name: str) -> str:
-    return "missing" if name in FINDINGS else "no finding"
+def _refuse_others(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> None:
+    """Refuse what is not of the findings of the predictions."""
+    for name in sorted(set(values) ^ set(findings)):
+        fault = "missing" if name in findings else "no finding of the predictions"
+        raise UserError(f"{what}: {name!r} is {fault}")

@@ -24,7 +24,6 @@ from xray_lightning.evaluation.undefined import (
     NO_RESAMPLES,
     ONE_PATIENT,
 )
-from xray_lightning.findings import FINDINGS
 
 MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
 OVERALL = ("label_accuracy", "brier_macro")
@@ -74,7 +73,7 @@ class Resampled:
         plain, draws = resampled(
             _Statistic.of(images), patients=images.count, resamples=resamples, seed=seed
         )
-        per_finding = dict(zip(FINDINGS, map(_known, plain["auroc"].tolist()), strict=True))
+        per_finding = dict(zip(images.findings, map(_known, plain["auroc"].tolist()), strict=True))
         macro = {name: mean_of_defined(plain[kind][None])[0] for name, kind in MACRO.items()}
         return cls(
             images=len(images.labels),
@@ -91,7 +90,7 @@ class Resampled:
             drawn={
                 **{name: mean_of_defined(draws[kind]) for name, kind in MACRO.items()},
                 **{name: draws[name][:, 0] for name in OVERALL},
-                **dict(zip(FINDINGS, draws["auroc"].T, strict=True)),
+                **dict(zip(images.findings, draws["auroc"].T, strict=True)),
             },
             why=_reasons(images, resamples=resamples),
         )
@@ -103,12 +102,14 @@ class _Statistic:
 
     Attributes:
         patients: number of each image's patient, shape (N,).
+        findings: how many there are.
         rankings: one per finding that some images have and others lack, by its column.
         right: share of each image's labels that are right at 0.5, shape (N,).
         squares: mean squared error of each image's probabilities, shape (N,).
     """
 
     patients: Integers
+    findings: int
     rankings: Mapping[int, Ranking]
     right: Floats
     squares: Floats
@@ -121,11 +122,12 @@ class _Statistic:
             i: Ranking.of(scores[:, i], labels[:, i]) for i in np.flatnonzero(both).tolist()
         }
         right = ((scores >= THRESHOLD) == labels).mean(axis=1)
-        return cls(images.patients, rankings, right, np.square(scores - labels).mean(axis=1))
+        squares = np.square(scores - labels).mean(axis=1)
+        return cls(images.patients, len(images.findings), rankings, right, squares)
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
         weights = drawn[self.patients]
-        ranked = np.full((len(FINDINGS), 2), np.nan)
+        ranked = np.full((self.findings, 2), np.nan)
         for column, ranking in self.rankings.items():
             ranked[column] = ranking.scores(weights)
         total = weights.sum()
@@ -142,7 +144,7 @@ def _reasons(images: ScoredImages, *, resamples: int) -> dict[str, str | None]:
     """Why a score or its interval does not exist, as the metrics of a single table say it."""
     enough = np.logical_and(*images.enough())
     why: dict[str, str | None] = {}
-    for column, finding in enumerate(FINDINGS):
+    for column, finding in enumerate(images.findings):
         labels = images.labels[:, column]
         if labels.all() or not labels.any():
             why[finding] = NO_NEGATIVES if labels.all() else NO_POSITIVES

@@ -1,11 +1,10 @@
 """Reading back what was fitted from the plain values that a checkpoint holds of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.findings import FINDINGS
 
 LONGEST = 60  # characters of a value in a message
 AGAIN = "evaluate the run again, or use another checkpoint"
@@ -27,24 +26,30 @@ def count(plain: object, key: str, *, where: str) -> int:
 
 
 def by_finding(
-    plain: object, key: str, *, where: str, low: float = -math.inf, high: float = math.inf
+    plain: object,
+    key: str,
+    *,
+    findings: Sequence[str],
+    where: str,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> dict[str, float]:
-    """A finite number from low to high for each of the 14 findings."""
+    """A finite number from low to high for each of these findings."""
     values = entry(plain, key, where=where)
-    if not isinstance(values, Mapping) or set(values) != set(FINDINGS):
-        raise UserError(f"{where} are damaged: {key} has not the 14 findings; {AGAIN}")
+    if not isinstance(values, Mapping) or set(values) != set(findings):
+        raise UserError(f"{where} are damaged: {key} has not the {len(findings)} findings; {AGAIN}")
     for finding, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
             raise UserError(f"{where} are damaged: {key} of {finding} is {_shown(value)}; {AGAIN}")
-    return {finding: float(values[finding]) for finding in FINDINGS}
+    return {finding: float(values[finding]) for finding in findings}
 
 
-def reasons(plain: object, *, where: str) -> dict[str, str]:
+def reasons(plain: object, *, findings: Sequence[str], where: str) -> dict[str, str]:
     """The reason of each finding that nothing was fitted to."""
     values = entry(plain, "undefined", where=where)
     if not isinstance(values, Mapping) or not all(
-        finding in FINDINGS and isinstance(reason, str) for finding, reason in values.items()
+        finding in findings and isinstance(reason, str) for finding, reason in values.items()
     ):
         raise UserError(f"{where} are damaged: undefined is {_shown(values)}; {AGAIN}")
     return dict(values)

@@ -5,16 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xray_lightning.data.cells import Titles, fail_at, read_cells, shown
+from xray_lightning.data.cells import Titles, fail_at, header_of, read_cells, shown
 from xray_lightning.errors import UserError
-from xray_lightning.findings import FINDINGS
+from xray_lightning.evaluation.scored_images import LABEL, PROBABILITY
+from xray_lightning.findings import check_findings
 
-PROBABILITIES = tuple(f"prob_{finding}" for finding in FINDINGS)
-LABELS = tuple(f"label_{finding}" for finding in FINDINGS)
-REQUIRED = ("image", "patient_id", *PROBABILITIES, *LABELS)
+REQUIRED = ("image", "patient_id")
 OPTIONAL = ("split", "age", "sex", "view", "follow_up")  # older files lack the last four
 TEXTS = {"sex": ("M", "F", ""), "view": ("PA", "AP", "")}
-_TITLES: Titles = {name: (name,) for name in (*REQUIRED, *OPTIONAL)}
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -30,21 +28,37 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; give a predictions CSV of a run folder")
-    cells = read_cells(path, _TITLES, required=REQUIRED)
+    findings = _findings(path)
+    probabilities = [f"{PROBABILITY}{finding}" for finding in findings]
+    labels = [f"{LABEL}{finding}" for finding in findings]
+    required = (*REQUIRED, *probabilities, *labels)
+    titles: Titles = {name: (name,) for name in (*required, *OPTIONAL)}
+    cells = read_cells(path, titles, required=required)
+    if not findings:
+        raise UserError(f"{path}, line 1: no column {PROBABILITY}<Finding>, one of each finding")
     for name in ("image", "patient_id"):
         _refuse(cells, name, (cells[name] == "").to_numpy(), "is empty")
     _refuse_repeats(cells)
     columns = {name: cells[name] for name in ("image", "patient_id", "split") if name in cells}
-    for name in PROBABILITIES:
+    for name in probabilities:
         values = _numbers(cells, name)
         bad = ~((values >= 0) & (values <= 1))
         _refuse(cells, name, bad.to_numpy(), "is not a probability from 0 to 1")
         columns[name] = values.astype(np.float32)
-    for name in LABELS:
+    for name in labels:
         values = _numbers(cells, name)
         _refuse(cells, name, ~values.isin((0, 1)).to_numpy(), "is neither 0 nor 1")
         columns[name] = values.astype(np.uint8)
     return pd.DataFrame(columns | _persons(cells))
+
+
+def _findings(path: Path) -> tuple[str, ...]:
+    """Those that the file has columns of, in their order; none where it has no such column."""
+    titles = header_of(path)
+    kinds = (PROBABILITY, LABEL)
+    found = [t.removeprefix(kind) for kind in kinds for t in titles if t.startswith(kind)]
+    unique = list(dict.fromkeys(found))
+    return check_findings(unique, what=f"{path}, line 1: findings") if unique else ()
 
 
 def _persons(cells: pd.DataFrame) -> dict[str, pd.Series]:

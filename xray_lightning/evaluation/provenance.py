@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.errors import check_whole
-from xray_lightning.findings import FINDINGS
 from xray_lightning.training.results import FILE_NAME as RESULTS
 from xray_lightning.training.results import RunRecord
 
@@ -74,10 +73,16 @@ class Provenance:
         data = _mapping(self.results.get("data"))
         images = _mapping(data.get("images")).get("train")
         positives = _mapping(_mapping(data.get("positives")).get("train"))
-        counts = [images, *(positives.get(finding) for finding in FINDINGS)]
-        if not images or not all(isinstance(count, int) for count in counts):
+        counts = [images, *positives.values()]
+        if not images or not positives or not all(isinstance(count, int) for count in counts):
             return None
-        return {finding: positives[finding] / images for finding in FINDINGS}
+        return {finding: count / images for finding, count in positives.items()}
+
+    @property
+    def findings(self) -> tuple[str, ...] | None:
+        """Those of its data, in their order."""
+        positives = _mapping(_mapping(self.results.get("data")).get("positives"))
+        return tuple(_mapping(positives.get("train"))) or None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

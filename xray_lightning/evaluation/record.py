@@ -197,6 +197,13 @@ class Run:
     skipped_steps: int
 
     @property
+    def findings(self) -> tuple[str, ...]:
+        """Those of its test, else of its data; empty where neither is known."""
+        if self.test and self.test.per_finding:
+            return tuple(row.finding for row in self.test.per_finding)
+        return tuple(dict.fromkeys(name for side in self.sides for name in side.positives))
+
+    @property
     def images(self) -> dict[str, int]:
         """Images by side of the split."""
         return {side.name: side.images for side in self.sides}

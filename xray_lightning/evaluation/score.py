@@ -23,7 +23,7 @@ from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.provenance import Provenance
 from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
 from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
-from xray_lightning.findings import FINDINGS
+from xray_lightning.findings import differing
 from xray_lightning.progress import Display, unseen
 from xray_lightning.training.devices import choose_accelerator, choose_precision
 from xray_lightning.training.predictions import csv_of
@@ -98,6 +98,7 @@ def score(
     if options.out is None:
         _refuse_others(out, members)
     trained = Provenance.of_checkpoint(members[0].path)
+    _refuse_other_findings(members[0], trained)
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
     accelerator = choose_accelerator(options.accelerator)
     precision = choose_precision(options.precision, accelerator=accelerator)
@@ -240,7 +241,17 @@ def _described(member: Member) -> dict[str, Any]:
 def _prevalences(data: XrayDataModule) -> dict[str, float]:
     """The share of the training images with each finding."""
     shares = data.labels("train").mean(axis=0)
-    return dict(zip(FINDINGS, shares.tolist(), strict=True))
+    return dict(zip(data.findings, shares.tolist(), strict=True))
+
+
+def _refuse_other_findings(member: Member, trained: Provenance) -> None:
+    """Refuse a checkpoint that names its outputs otherwise than the run it lies in."""
+    own = tuple(member.described["findings"])
+    if trained.findings not in (None, own):
+        raise UserError(
+            f"{member.path}: the checkpoint's findings, {differing(own, trained.findings or ())}: "
+            "those of the run that it lies in"
+        )
 
 
 def _check_folder(out: Path) -> None:

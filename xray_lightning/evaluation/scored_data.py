@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.manifest import holds_known_table
 from xray_lightning.data.phantom import PhantomSpec
 from xray_lightning.errors import UserError, XrayError
 from xray_lightning.evaluation.ensemble import Member
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 # Keys of a run's `data` configuration that say which images it used, and how they are kept.
 KEPT = (
-    *("name", "root", "images", "split", "split_seed", "val_fraction", "test_fraction"),
+    *("name", "root", "images", "findings", "table", "columns", "uncertain", "empty"),
+    *("split", "split_seed", "val_fraction", "test_fraction"),
     *("missing", "cache", "cache_dir", "batch_size"),
 )
 
@@ -46,8 +48,7 @@ def data_for(
     chosen = {key: value for key, value in vars(choice).items() if value is not None}
     given = _kept(trained)
     if choice.root is not None:  # other files: what was said of the run's own does not hold there
-        given = {key: given[key] for key in ("split_seed", "val_fraction") if key in given}
-        given |= {"name": choice.root.absolute().name}
+        given = _elsewhere(choice.root, given)
     elif not given:
         raise UserError(
             f"{member.path} does not lie in a run folder whose {RESULTS} names its data; "
@@ -56,13 +57,25 @@ def data_for(
     phantom = None if choice.root is not None else trained.data.get("phantom")
     texts = {key: str(v) if isinstance(v, Path) else v for key, v in chosen.items()}
     return XrayDataModule(
-        **({"cache_dir": "data/cache"} | given | texts),
+        **(
+            {"cache_dir": "data/cache"} | given | texts | {"findings": member.described["findings"]}
+        ),
         image_size=member.described["image_size"],
         normalize=member.described["normalize"],
         allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
         phantom=_phantom(phantom),
         progress=progress,
     )
+
+
+def _elsewhere(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds of a folder that is not the run's."""
+    kept = {key: given[key] for key in ("split_seed", "val_fraction") if key in given}
+    kept["name"] = root.absolute().name
+    if not holds_known_table(root):  # one's own, as the run's was if it had one
+        kept |= {"columns": {}, "split": "patient_random"}
+        kept |= {key: given[key] for key in ("columns", "uncertain", "empty") if key in given}
+    return kept
 
 
 def seen_before(

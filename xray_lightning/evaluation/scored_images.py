@@ -1,5 +1,6 @@
 """A table of predictions as checked arrays, in an order that does not depend on the table's."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,9 @@ import pandas as pd
 
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.bootstrap import Bools, Floats, Integers
-from xray_lightning.findings import FINDINGS
+
+# What the columns of a finding start with.
+PROBABILITY, LABEL = "prob_", "label_"
 
 # With few patients in a class resampling sees too little of what might have been drawn. Simulated
 # (400 patients, true AUROC 0.69), the 95 % interval of AUROC holds the truth in 50 % of the cases
@@ -27,12 +30,14 @@ class ScoredImages:
 
     Attributes:
         table: the predictions in the order of the arrays.
-        scores: probabilities, shape (N, 14).
-        labels: whether each image has each finding, shape (N, 14).
+        findings: those that the table has columns of, in their order.
+        scores: probabilities, shape (N, findings).
+        labels: whether each image has each finding, shape (N, findings).
         patients: number of each image's patient, from 0, shape (N,).
     """
 
     table: pd.DataFrame
+    findings: tuple[str, ...]
     scores: Floats
     labels: Bools
     patients: Integers
@@ -45,14 +50,16 @@ class ScoredImages:
             UserError: a missing column, an empty table, or a label other than 0 and 1.
             RunFailedError: a probability that is not a number in 0..1, or an image twice.
         """
+        findings = findings_of(predictions.columns, what="predictions")
         _check_rows(predictions)
         names = np.array([str(name) for name in predictions["image"]], dtype=object)
         table = predictions.iloc[np.argsort(names, kind="stable")].reset_index(drop=True)
         ids = np.array([str(patient) for patient in table["patient_id"]], dtype=object)
         return cls(
             table=table,
-            scores=_scores(table),
-            labels=_labels(table),
+            findings=findings,
+            scores=_scores(table, findings),
+            labels=_labels(table, findings),
             patients=pd.factorize(ids, sort=True)[0].astype(np.int64),
         )
 
@@ -71,22 +78,44 @@ class ScoredImages:
             least: how many patients are enough.
 
         Returns:
-            Two arrays of shape (14,). A patient with images of both kinds counts for both.
+            Two arrays of shape (findings,). A patient with images of both kinds counts for both.
         """
         kept = np.ones(len(self.patients), dtype=bool) if images is None else images
         labels, patients = self.labels[kept], self.patients[kept]
         return self._held(labels, patients) >= least, self._held(~labels, patients) >= least
 
     def _held(self, flags: Bools, patients: Integers) -> Integers:
-        """How many patients have images with each flag, shape (14,)."""
+        """How many patients have images with each flag, shape (findings,)."""
         held = [np.bincount(patients[column], minlength=self.count) for column in flags.T]
         counts: Integers = np.count_nonzero(held, axis=1)
         return counts
 
 
+def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
+    """The findings F of the columns prob_F, in their order; each needs a column label_F.
+
+    Raises:
+        UserError: names what lacks, and what the columns are of.
+    """
+    names = [str(column) for column in columns]
+    by_kind = [
+        [name.removeprefix(kind) for name in names if name.startswith(kind)]
+        for kind in (PROBABILITY, LABEL)
+    ]
+    probabilities, labels = by_kind
+    missing = [f"{PROBABILITY}{one}" for one in labels if one not in probabilities]
+    missing += [f"{LABEL}{one}" for one in probabilities if one not in labels]
+    if missing:
+        raise UserError(f"{what}: no column {missing[0]} ({len(missing)} missing in all)")
+    if not probabilities:
+        raise UserError(
+            f"{what}: no column {PROBABILITY}<Finding>; predictions have one of each finding"
+        )
+    return tuple(probabilities)
+
+
 def _check_rows(predictions: pd.DataFrame) -> None:
-    wanted = ["image", "patient_id", *_columns("prob"), *_columns("label")]
-    missing = [column for column in wanted if column not in predictions]
+    missing = [column for column in ("image", "patient_id") if column not in predictions]
     if missing:
         raise UserError(f"predictions: no column {missing[0]} ({len(missing)} missing in all)")
     if predictions.empty:
@@ -103,8 +132,8 @@ def _check_rows(predictions: pd.DataFrame) -> None:
         )
 
 
-def _scores(table: pd.DataFrame) -> Floats:
-    scores = _numbers(table, "prob")
+def _scores(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
+    scores = _numbers(table, PROBABILITY, findings)
     bad = ~(np.isfinite(scores) & (scores >= 0) & (scores <= 1))
     if bad.any():
         raise RunFailedError(
@@ -114,22 +143,20 @@ def _scores(table: pd.DataFrame) -> Floats:
     return scores
 
 
-def _labels(table: pd.DataFrame) -> Bools:
-    labels = _numbers(table, "label")
+def _labels(table: pd.DataFrame, findings: Sequence[str]) -> Bools:
+    labels = _numbers(table, LABEL, findings)
     right = np.isin(labels, (0, 1)).all(axis=0)
     if not right.all():
-        column = _columns("label")[int(np.argmin(right))]
+        column = f"{LABEL}{findings[int(np.argmin(right))]}"
         raise UserError(f"predictions: column {column} holds a value other than 0 and 1")
     present: Bools = labels == 1
     return present
 
 
-def _columns(kind: str) -> list[str]:
-    return [f"{kind}_{finding}" for finding in FINDINGS]
-
-
-def _numbers(table: pd.DataFrame, kind: str) -> Floats:
+def _numbers(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> Floats:
     try:
-        return table[_columns(kind)].to_numpy(dtype=np.float64, na_value=np.nan)
+        return table[[f"{kind}{finding}" for finding in findings]].to_numpy(
+            dtype=np.float64, na_value=np.nan
+        )
     except (ValueError, TypeError) as error:
-        raise UserError(f"predictions: a {kind}_ column holds text: {error}") from error
+        raise UserError(f"predictions: a {kind} column holds text: {error}") from error

@@ -7,7 +7,6 @@ import numpy as np
 
 from xray_lightning.evaluation.bootstrap import Bools, Floats, Integers, Ranking
 from xray_lightning.evaluation.scored_images import ScoredImages
-from xray_lightning.findings import FINDINGS
 
 # The paper's decision threshold, of label accuracy and of findings without one of their own.
 THRESHOLD = 0.5
@@ -26,7 +25,7 @@ class Scores:
         rankings: one per finding.
         micro: all findings in one ranking.
         counts: of each patient the images that are true positives, false positives, false
-            negatives and true negatives of each finding at its cut, shape (patients, 4, 14).
+            negatives and true negatives of each finding at its cut, shape (patients, 4, findings).
         sums: of each patient the number of images, the number of right labels at 0.5, and the sum
             of the squared errors of the raw and, where there are any, of the calibrated
             probabilities, shape (patients, 3 or 4).
@@ -44,8 +43,8 @@ class Scores:
 
         Args:
             images: the predictions.
-            cuts: at or above which each finding is called present, shape (14,).
-            calibrated: calibrated probabilities, shape (N, 14), or None.
+            cuts: at or above which each finding is called present, shape (findings,).
+            calibrated: calibrated probabilities, shape (N, findings), or None.
         """
         scores, labels = images.scores, images.labels
         rows, findings = scores.shape
@@ -71,7 +70,7 @@ class Scores:
         """The scores where each patient counts `drawn` (patients,) times.
 
         Returns:
-            Arrays of shape (14,) or, where the score is one number, (1,); NaN where undefined.
+            Arrays of shape (findings,) or, where the score is one number, (1,); NaN: undefined.
         """
         weights = drawn[self.patients]
         ranked = np.array([ranking.scores(weights) for ranking in self.rankings])
@@ -85,10 +84,10 @@ class Scores:
             "auroc_micro": np.array([self.micro.auroc(weights)]),
             "sensitivity": _share(hits, hits + missed),
             "specificity": _share(passed, passed + alarms),
-            "label_accuracy": np.array([right / (labels * len(FINDINGS))]),
+            "label_accuracy": np.array([right / (labels * len(self.rankings))]),
         }
         for name, error in zip(("brier_macro", "calibrated_brier_macro"), errors, strict=False):
-            scores[name] = np.array([error / (labels * len(FINDINGS))])
+            scores[name] = np.array([error / (labels * len(self.rankings))])
         return scores
 
     def confusion(self) -> list[dict[str, int]]:
@@ -112,8 +111,8 @@ def prevalence_scores(labels: Bools, prevalences: Floats) -> tuple[float, float]
     """Label accuracy at 0.5 and macro Brier score of giving each image the same probabilities.
 
     Args:
-        labels: shape (N, 14).
-        prevalences: share of the training images with each finding, shape (14,).
+        labels: shape (N, findings).
+        prevalences: share of the training images with each finding, shape (findings,).
     """
     accuracy = float(np.mean((prevalences >= THRESHOLD) == labels))
     return accuracy, float(np.mean((prevalences - labels) ** 2))

@@ -108,10 +108,10 @@ class _GroupRanking:
 
 
 def _aurocs(wins: Integers) -> Floats:
-    """AUROC of each group, and of all images of other groups, shape (14, G, 2); NaN undefined.
+    """AUROC of each group, and of all images of other groups, (findings, G, 2); NaN: undefined.
 
     Args:
-        wins: what each finding's ranking gives, shape (14, G + 2, G).
+        wins: what each finding's ranking gives, shape (findings, G + 2, G).
     """
     twice, with_it, without = wins[:, :-2], wins[:, -2], wins[:, -1]
     own = np.diagonal(twice, axis1=1, axis2=2)
@@ -144,7 +144,7 @@ class Subgroups:
         return cls(images, attributes, rankings)
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
-        """By attribute, AUROC of each finding in each group and its rest, shape (14, G, 2)."""
+        """By attribute, AUROC of each finding in each group and its rest: (findings, G, 2)."""
         weights = drawn[self.images.patients]
         return {
             attribute.by: _aurocs(np.array([ranking.wins(weights) for ranking in rankings]))
@@ -159,8 +159,8 @@ class Subgroups:
         many on both sides; `flagged` where its interval excludes zero.
 
         Args:
-            plain: what `self` gives where every patient counts once, shape (14, G, 2) each.
-            resampled: what it gave of each draw, shape (R, 14, G, 2) each; R may be 0.
+            plain: what `self` gives where every patient counts once, shape (findings, G, 2) each.
+            resampled: what it gave of each draw, shape (R, findings, G, 2) each; R may be 0.
         """
         return [
             row
@@ -204,7 +204,7 @@ class Subgroups:
 def _figures(
     plain: Floats, resampled: Floats, *, usable: Bools, both: Bools, few: bool
 ) -> dict[str, Any]:
-    """Macro AUROC and gap from the AUROCs of a group and its rest, (14, 2) and (R, 14, 2)."""
+    """Macro AUROC and gap from the AUROCs of a group and its rest, (F, 2) and (R, F, 2)."""
     value, values = plain[usable, 0], resampled[:, usable, 0]
     gap = plain[both, 0] - plain[both, 1]
     gaps = resampled[:, both, 0] - resampled[:, both, 1]

@@ -25,7 +25,6 @@ from xray_lightning.evaluation.undefined import (
     ONE_PATIENT,
     reasons,
 )
-from xray_lightning.findings import FINDINGS
 
 Rows = Mapping[str, Mapping[str, Any]]  # by finding
 
@@ -60,11 +59,11 @@ class Summary:
         self.flat: set[tuple[str, int]] = set()  # intervals left out since they have no width
 
     def per_finding(self, *, cuts: Floats, scores: Scores) -> dict[str, dict[str, Any]]:
-        """The metrics of each finding; `cuts` (14,) are those that `scores` was made with."""
+        """The metrics of each finding; `cuts` (findings,) are those that `scores` was made with."""
         return {
             finding: self._finding(column, cut=float(cuts[column]), confusion=confusion)
             for column, (finding, confusion) in enumerate(
-                zip(FINDINGS, scores.confusion(), strict=True)
+                zip(self.images.findings, scores.confusion(), strict=True)
             )
         }
 
@@ -97,7 +96,7 @@ class Summary:
         Args:
             rows: what `per_finding` gave.
             scores: of the table.
-            prevalences: share of the training images with each finding, shape (14,), or None.
+            prevalences: share of the training images with each finding, shape (findings,), or None.
         """
         labels = self.images.labels
         by_prevalence: tuple[float | None, float | None] = (None, None)
@@ -135,10 +134,10 @@ class Summary:
         return why
 
     def calibrated(self, calibration: Calibration, probabilities: Floats) -> dict[str, Any]:
-        """How well calibrated the calibrated probabilities (N, 14) are."""
+        """How well calibrated the calibrated probabilities (N, findings) are."""
         rows = {
             finding: reliability(probabilities[:, i], self.images.labels[:, i])
-            for i, finding in enumerate(FINDINGS)
+            for i, finding in enumerate(self.images.findings)
         }
         name, several = "calibrated_brier_macro", self.images.count > 1
         interval = self._interval("brier_macro", self.draws[name][:, 0], enough=several)

@@ -3,6 +3,7 @@
 They are fitted on the validation images alone and stored in the checkpoint.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ class OperatingPoints:
         rule: one of `RULES`, by which the cuts were chosen.
         target: the sensitivity or specificity asked for; None for the other rules.
         images: validation images that they were fitted on.
-        cuts: the cut of each of the 14 findings, in 0..1.
+        cuts: the cut of each finding, in 0..1.
         undefined: why a finding has none of its own, and 0.5 in `cuts`.
     """
 
@@ -52,8 +53,8 @@ class OperatingPoints:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: object) -> "OperatingPoints":
-        """What `to_plain` gave.
+    def from_plain(cls, plain: object, *, findings: Sequence[str] = FINDINGS) -> "OperatingPoints":
+        """What `to_plain` gave of these findings.
 
         Raises:
             UserError: one line, where it is anything else.
@@ -69,8 +70,8 @@ class OperatingPoints:
             rule=rule,
             target=None if target is None else float(target),
             images=count(plain, "images", where=where),
-            cuts=by_finding(plain, "cuts", where=where, low=0.0, high=1.0),
-            undefined=reasons(plain, where=where),
+            cuts=by_finding(plain, "cuts", findings=findings, where=where, low=0.0, high=1.0),
+            undefined=reasons(plain, findings=findings, where=where),
         )
 
 
@@ -119,8 +120,8 @@ class OperatingRule:
     def fit(self, predictions: pd.DataFrame) -> OperatingPoints:
         """Choose the cuts on a table of validation predictions; see `Validation.of`."""
         table = Validation.of(predictions, purpose="operating points")
-        cuts, undefined = dict.fromkeys(FINDINGS, UNFITTED), {}
-        for column, finding in enumerate(FINDINGS):
+        cuts, undefined = dict.fromkeys(table.findings, UNFITTED), {}
+        for column, finding in enumerate(table.findings):
             found = self._cut(table.scores[:, column], table.labels[:, column])
             if isinstance(found, str):
                 undefined[finding] = found

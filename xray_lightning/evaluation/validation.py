@@ -7,7 +7,7 @@ import pandas as pd
 
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.bootstrap import Bools, Floats
-from xray_lightning.findings import FINDINGS
+from xray_lightning.evaluation.scored_images import LABEL, PROBABILITY, findings_of
 
 SIDE = "val"
 
@@ -21,10 +21,12 @@ class Validation:
     """Probabilities and labels of the validation images.
 
     Attributes:
-        scores: probabilities, shape (N, 14).
-        labels: whether the finding is there, shape (N, 14).
+        findings: in the order of the columns.
+        scores: probabilities, shape (N, findings).
+        labels: whether the finding is there, shape (N, findings).
     """
 
+    findings: tuple[str, ...]
     scores: Floats
     labels: Bools
 
@@ -43,15 +45,11 @@ class Validation:
             UserError: another split, a missing column, no rows, a label other than 0 and 1.
             RunFailedError: a probability that is not a number in 0..1.
         """
-        probabilities = [f"prob_{finding}" for finding in FINDINGS]
-        truths = [f"label_{finding}" for finding in FINDINGS]
-        wanted = ("split", *probabilities, *truths)
-        missing = [column for column in wanted if column not in predictions]
-        if missing:
-            raise UserError(
-                f"{purpose}: the predictions have no column {missing[0]} ({len(missing)} missing "
-                "in all)"
-            )
+        findings = findings_of(predictions.columns, what=f"{purpose}: the predictions")
+        probabilities = [f"{PROBABILITY}{finding}" for finding in findings]
+        truths = [f"{LABEL}{finding}" for finding in findings]
+        if "split" not in predictions:
+            raise UserError(f"{purpose}: the predictions have no column split")
         if predictions.empty:
             raise UserError(f"{purpose}: no validation images; choose a split that has some")
         others = sorted(set(predictions["split"].astype(str)) - {SIDE})
@@ -66,7 +64,7 @@ class Validation:
             raise RunFailedError(f"{purpose}: a probability is NaN or outside 0..1; nothing fitted")
         if not np.isin(labels, (0, 1)).all():
             raise UserError(f"{purpose}: a label_ column holds a value other than 0 and 1")
-        return cls(scores=scores, labels=labels == 1)
+        return cls(findings=findings, scores=scores, labels=labels == 1)
 
 
 def one_sided(labels: Bools) -> str | None:

@@ -1,7 +1,7 @@
 """The one LightningModule: normalise, backbone, loss, and predictions gathered by image."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multilabel_auroc
 from xray_lightning.data.batches import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
-from xray_lightning.findings import FINDINGS
+from xray_lightning.findings import FINDINGS, check_findings, differing
 from xray_lightning.models.graph import StepGraph
 from xray_lightning.models.losses import FindingsLoss
 
@@ -29,8 +29,8 @@ class Outputs(NamedTuple):
     """One side's predictions, each image once, in the order of the side's table."""
 
     rows: Tensor  # (N,) int64
-    probabilities: Tensor  # (N, 14) float32
-    targets: Tensor  # (N, 14) float32
+    probabilities: Tensor  # (N, findings) float32
+    targets: Tensor  # (N, findings) float32
     losses: Tensor  # (N,) float32
 
 
@@ -38,9 +38,10 @@ class Classifier(LightningModule):
     """Multi-label chest X-ray classifier.
 
     Args:
-        backbone: images (B, 1, S, S) to logits (B, 14).
-        loss: logits and targets (B, 14) to losses (B,).
+        backbone: images (B, 1, S, S) to logits (B, findings).
+        loss: logits and targets (B, findings) to losses (B,).
         normalize: uint8 images to the backbone's input.
+        findings: names of the logits, in their order.
         optimizer: makes the optimizer from the parameters.
         scheduler: Lightning's scheduler configuration, whose `scheduler` is a function of the
             optimizer, and of `total_steps` where `needs_total_steps` is true; None for a
@@ -57,6 +58,7 @@ class Classifier(LightningModule):
         loss: FindingsLoss,
         normalize: Normalize,
         optimizer: OptimizerFactory,
+        findings: Sequence[str] = FINDINGS,
         scheduler: Mapping[str, Any] | None = None,
         augment: nn.Module | None = None,
         recipe: Mapping[str, Any] | None = None,
@@ -64,6 +66,8 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.backbone, self.loss, self.normalize = backbone, loss, normalize
+        self.findings = tuple(findings)
+        self.loss.size_to(len(self.findings))
         self.augment = augment
         self.recipe = dict(recipe or {})
         self.outputs: Outputs | None = None  # of the last evaluation
@@ -78,7 +82,7 @@ class Classifier(LightningModule):
         self.backbone.to(memory_format=self._layout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 14) of uint8 images (B, 1, S, S)."""
+        """Logits (B, findings) of uint8 images (B, 1, S, S)."""
         pixels = self.normalize(images).contiguous(memory_format=self._layout)
         logits: Tensor = self.backbone(pixels)
         return logits
@@ -235,7 +239,7 @@ class Classifier(LightningModule):
         macro = defined.mean() if len(defined) else torch.tensor(math.nan)
         scores = {"val/loss": outputs.losses.mean(), "val/auroc_macro": macro}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
-        by_finding = zip(FINDINGS, auroc, strict=True)
+        by_finding = zip(self.findings, auroc, strict=True)
         self.log_dict(
             {f"val/auroc/{name}": value for name, value in by_finding if not value.isnan()},
             sync_dist=True,
@@ -250,13 +254,13 @@ class Classifier(LightningModule):
         """Make the checkpoint self-describing: plain values only, so that it loads safely."""
         checkpoint["xray"] = {
             "schema_version": CHECKPOINT_SCHEMA,
-            "findings": list(FINDINGS),
-            "thresholds": dict.fromkeys(FINDINGS, 0.5),
+            "findings": list(self.findings),
+            "thresholds": dict.fromkeys(self.findings, 0.5),
             **self.recipe,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, findings=self.findings)
 
 
 @contextmanager
@@ -269,11 +273,11 @@ def _blaming(key: str) -> Iterator[None]:
 
 
 def finding_auroc(outputs: Outputs) -> Tensor:
-    """AUROC of each finding, NaN where the images are all positive or all negative: (14,)."""
+    """AUROC of each finding, NaN where the images are all positive or all negative: (findings,)."""
     targets = outputs.targets.int()
     positives = targets.sum(dim=0)
     defined = (positives > 0) & (positives < len(targets))
-    auroc = torch.full((len(FINDINGS),), math.nan)
+    auroc = torch.full((targets.shape[1],), math.nan)
     if defined.any():
         columns = defined.nonzero().squeeze(1)
         # A single column would be taken for another task: give torchmetrics at least two.
@@ -289,8 +293,14 @@ def finding_auroc(outputs: Outputs) -> Tensor:
     return auroc
 
 
-def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], *, findings: Sequence[str] | None = None
+) -> None:
     """Refuse a checkpoint of another kind, schema, or list of findings.
+
+    Args:
+        checkpoint: its content.
+        findings: those it must have, in this order; None for whatever it has.
 
     Raises:
         UserError: one line that shows what was expected beside what was found.
@@ -303,9 +313,6 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint has schema_version {described.get('schema_version')}, and this "
             f"version reads {CHECKPOINT_SCHEMA}"
         )
-    findings = tuple(described.get("findings", ()))
-    if findings != FINDINGS:
-        raise UserError(
-            f"the checkpoint's findings, {', '.join(map(str, findings))}, are not this project's, "
-            f"{', '.join(FINDINGS)}, in this order"
-        )
+    own = check_findings(described.get("findings"), what="the checkpoint's findings")
+    if findings is not None and own != tuple(findings):
+        raise UserError(f"the checkpoint's findings, {differing(own, findings)}")

@@ -18,6 +18,9 @@ from xray_lightning.findings import FINDINGS
 class FindingsLoss(nn.Module, ABC):
     """From logits (B, findings) and targets (B, findings) of 0 and 1 to a loss (B,)."""
 
+    def size_to(self, findings: int) -> None:
+        """Make room for this many findings; most losses need none."""
+
     def fit_to(self, *, positives: Tensor, images: int) -> None:
         """Learn what the loss needs from the training split; most need nothing.
 
@@ -61,6 +64,9 @@ class WeightedBinaryCrossEntropy(FindingsLoss):
         self.max_weight = max_weight
         self.register_buffer("pos_weight", torch.full((findings,), torch.nan))
         self._known = False  # spares a look at the device's memory in every step
+
+    def size_to(self, findings: int) -> None:
+        self.pos_weight = torch.full((findings,), torch.nan)
 
     def fit_to(self, *, positives: Tensor, images: int) -> None:
         positives = positives.to(device="cpu", dtype=torch.float64)

@@ -40,7 +40,7 @@ class RestoredModel(nn.Module):
         self.backbone.to(memory_format=self._layout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 14) of uint8 images (B, 1, S, S)."""
+        """Logits (B, findings) of uint8 images (B, 1, S, S)."""
         pixels = self.normalize(images).contiguous(memory_format=self._layout)
         logits: Tensor = self.backbone(pixels)
         return logits
@@ -73,7 +73,7 @@ def restore(
         normalize = Normalize(recipe["normalize"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    backbone = _backbone(recipe["model"], source=source)
+    backbone = _backbone(recipe["model"], findings=len(recipe["findings"]), source=source)
     parts = nn.ModuleDict({"backbone": backbone, "normalize": normalize})
     _load(parts, checkpoint.get("state_dict"), source=source)
     model = RestoredModel(
@@ -82,14 +82,14 @@ def restore(
     return model.float().eval().requires_grad_(False)
 
 
-def _backbone(recipe: Any, *, source: Path) -> nn.Module:
+def _backbone(recipe: Any, *, findings: int, source: Path) -> nn.Module:
     """The backbone without memory for its weights: the checkpoint's take their place."""
     if not isinstance(recipe, Mapping) or not recipe.keys() <= MODEL_KEYS:
         known = ", ".join(sorted(MODEL_KEYS))
         raise UserError(f"{source}: the checkpoint's model is not described by {known}")
     try:
         with torch.device("meta"):
-            return build_backbone(**recipe)
+            return build_backbone(**recipe, findings=findings)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:

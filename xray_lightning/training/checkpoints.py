@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and that load without running code."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -75,11 +75,16 @@ class LastCheckpoint(Checkpoint):
             self._due = saved + (saved - start) * (1 / self.most_time - 1)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dict[str, Any]:
     """A checkpoint of this project, its tensors on the CPU; nothing in it is executed.
 
+    Args:
+        path: the file.
+        findings: those it must have, in this order; None for whatever it has.
+
     Raises:
-        UserError: it is missing, damaged, holds more than plain values, or is another project's.
+        UserError: it is missing, damaged, holds more than plain values, or is another project's;
+            or it has other findings.
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder; give the path of a .ckpt file in it")
@@ -99,7 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"checkpoint {path} holds no state")
     try:
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, findings=findings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return dict(checkpoint)

@@ -11,7 +11,13 @@ from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Outputs
 
 
-def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str) -> pd.DataFrame:
+def prediction_table(
+    table: pd.DataFrame,
+    outputs: Outputs | None,
+    *,
+    side: str,
+    findings: Sequence[str] = FINDINGS,
+) -> pd.DataFrame:
     """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each.
 
     Then age, sex, view and follow_up, by which the evaluation forms subgroups.
@@ -25,8 +31,8 @@ def prediction_table(table: pd.DataFrame, outputs: Outputs | None, *, side: str)
         "patient_id": rows["patient_id"].to_numpy(),
         "split": side,
     }
-    columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(FINDINGS)}
-    columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in FINDINGS}
+    columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(findings)}
+    columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in findings}
     columns |= {name: rows[name].to_numpy() for name in ("age", "sex", "view", "follow_up")}
     return pd.DataFrame(columns)
 

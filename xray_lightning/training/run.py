@@ -20,7 +20,6 @@ from xray_lightning.atomic import write_atomically
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.explore import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.training.board import log_hyperparameters
@@ -174,7 +173,7 @@ def _fit(job: Job, trainer: Trainer) -> None:
     ckpt_path = None
     if job.resume:
         ckpt_path = job.folder / "checkpoints" / LAST
-        read_checkpoint(ckpt_path)
+        read_checkpoint(ckpt_path, findings=job.data.findings)
         # It shall be: that is what resuming means.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
@@ -184,7 +183,7 @@ def _test(job: Job, trainer: Trainer) -> None:
     start = perf_counter()
     ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
     if job.ckpt_path is not None:
-        described = read_checkpoint(ckpt_path)["xray"]
+        described = read_checkpoint(ckpt_path, findings=job.data.findings)["xray"]
         check_same(ckpt_path, found=described, expected=job.classifier.recipe)
     predictions = {}
     for side, stage in (("val", trainer.validate), ("test", trainer.test)):
@@ -197,7 +196,10 @@ def _test(job: Job, trainer: Trainer) -> None:
         )
         if job.leads:
             predictions[side] = prediction_table(
-                job.data.table(side), job.classifier.outputs, side=side
+                job.data.table(side),
+                job.classifier.outputs,
+                side=side,
+                findings=job.data.findings,
             )
             path = job.folder / predictions_name(side)
             write_atomically(path, csv_of(predictions[side]))
@@ -222,7 +224,7 @@ def _test(job: Job, trainer: Trainer) -> None:
 def _prevalences(job: Job) -> dict[str, float]:
     """The share of training images with each finding."""
     shares = job.data.labels("train").mean(axis=0)
-    return dict(zip(FINDINGS, shares.tolist(), strict=True))
+    return dict(zip(job.data.findings, shares.tolist(), strict=True))
 
 
 def _console(job: Job) -> Console:

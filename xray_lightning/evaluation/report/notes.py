@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from xray_lightning.evaluation.record import Run, TestMetrics
-from xray_lightning.findings import FINDINGS
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
@@ -57,8 +56,8 @@ def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
         if run.dropped:
             counts = ", ".join(f"{count} x {reason}" for reason, count in run.dropped.items())
             said.append((run, f": counted while reading: {counts}."))
-        if run.test and run.test.auroc_findings < len(FINDINGS):
-            count = f"{run.test.auroc_findings} of {len(FINDINGS)}"
+        if run.test and run.test.auroc_findings < len(run.test.per_finding):
+            count = f"{run.test.auroc_findings} of {len(run.test.per_finding)}"
             said.append((run, f": macro AUROC over the {count} findings that have one."))
     return notes + grouped(said)
 

@@ -19,11 +19,13 @@ from xray_lightning.evaluation.report.table import (
     percent,
     precision_cell,
 )
+from xray_lightning.findings import FINDINGS
 
 
 def of_paper(run: Run) -> bool:
     """Whether the run is a row of the paper's study."""
-    return run.paper_row in {row.row for row in PAPER_ROWS}
+    of_its_findings = set(run.findings) in (set(), set(FINDINGS))  # none known: not read yet
+    return run.paper_row in {row.row for row in PAPER_ROWS} and of_its_findings
 
 
 def paper_tables(runs: Sequence[Run]) -> list[Table]:

@@ -17,6 +17,7 @@ from xray_lightning.evaluation.report.table import (
     precision_cell,
 )
 from xray_lightning.evaluation.seeds import SeedSummary, Spread, summarise_seeds
+from xray_lightning.findings import FINDINGS
 
 
 def tables_of(runs: Sequence[Run]) -> list[Table]:
@@ -36,7 +37,8 @@ def tables_of(runs: Sequence[Run]) -> list[Table]:
 def on_published_split(run: Run) -> bool:
     """Whether the run was tested on what the published figures of the official split are of."""
     official = (run.data, run.split) == ("nih", "official")
-    return official and run.test is not None and run.test.images == OFFICIAL_TEST_IMAGES
+    tested = run.test is not None and run.test.images == OFFICIAL_TEST_IMAGES
+    return official and tested and set(run.findings) == set(FINDINGS)
 
 
 def _summary_table(runs: Sequence[Run]) -> Table:

@@ -5,13 +5,13 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xray_lightning.data.files import find_files
+from xray_lightning.data.files import find_named
 from xray_lightning.data.images import decode_gray
 from xray_lightning.errors import UserError
 
@@ -103,10 +103,16 @@ def with_pictures(
         reason = f"{root or 'the folder of its images'} is not there"
         return [replace(mistake, reason=reason) for mistake in mistakes]
     try:
-        paths, _ = find_files(folder, frozenset(mistake.image for mistake in mistakes))
+        paths, _ = find_named(folder, frozenset(filter(_inside, (m.image for m in mistakes))))
     except UserError as error:
         return [replace(mistake, reason=str(error)) for mistake in mistakes]
     return [_pictured(mistake, paths.get(mistake.image), folder) for mistake in mistakes]
+
+
+def _inside(image: str) -> bool:
+    """Whether a name leads to no place outside of the folder that it is looked for in."""
+    path = PurePosixPath(image)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _folder(root: str | None, run_folder: Path) -> Path | None:

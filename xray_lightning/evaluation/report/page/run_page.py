@@ -20,7 +20,7 @@ from xray_lightning.evaluation.report.page.plots import FEWEST
 from xray_lightning.evaluation.report.page.rendering import rendered
 from xray_lightning.evaluation.report.paper_study import of_paper, paper_tables
 from xray_lightning.evaluation.report.tables import on_published_split, published_table
-from xray_lightning.findings import FINDINGS
+from xray_lightning.evaluation.scored_images import PROBABILITY
 from xray_lightning.training.results import predictions_name
 
 PREDICTIONS = predictions_name("test")
@@ -49,7 +49,7 @@ def run_page(run: Run) -> str:
         settings=_settings(run),
         test=test,
         words=words,
-        findings=FINDINGS,
+        findings=run.findings,
         findings_plot=panels.findings_panel(test) if test else None,
         curves=_curves(run, predictions, missing),
         most_per_finding=MOST_PER_FINDING,
@@ -115,7 +115,7 @@ def _mistakes(
     cuts = {
         row.finding: row.threshold
         for row in test.per_finding
-        if row.threshold is not None and row.finding in FINDINGS
+        if row.threshold is not None and f"{PROBABILITY}{row.finding}" in predictions
     }
     mistakes = most_confident(predictions, cuts, missed=missed)
     root = run.settings.get("data.images") or run.root

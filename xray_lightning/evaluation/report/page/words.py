@@ -7,7 +7,6 @@ from xray_lightning.evaluation.record import FindingMetrics, Run, Subgroup, Test
 from xray_lightning.evaluation.report.notes import NO_BETTER, beats_baseline
 from xray_lightning.evaluation.report.table import decimal
 from xray_lightning.evaluation.report.tables import on_published_split
-from xray_lightning.findings import FINDINGS
 
 OLDER = "not in results.json: an older version wrote it"
 RULES = {
@@ -71,11 +70,12 @@ def notes(run: Run) -> list[str]:
         for pair, patients in run.overlap.items()
     ]
     said += [f"Counted while reading: {count} x {why}." for why, count in run.dropped.items()]
-    if run.test and run.test.auroc_findings < len(FINDINGS):
+    if run.test and run.test.auroc_findings < len(run.test.per_finding):
         without = [row.finding for row in run.test.per_finding if row.auroc is None]
         names = ", ".join(without).replace("_", " ")
+        all_findings = len(run.test.per_finding)
         said.append(
-            f"Macro figures are over {run.test.auroc_findings} of {len(FINDINGS)} findings"
+            f"Macro figures are over {run.test.auroc_findings} of {all_findings} findings"
             f"{f'; without an AUROC: {names}' if names else ''}."
         )
     paper = next((row for row in PAPER_ROWS if row.row == run.paper_row), None)
