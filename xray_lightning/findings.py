@@ -84,9 +84,9 @@ def encode(labels: str) -> npt.NDArray[np.uint8]:
     return row
 
 
-def decode(row: Iterable[float]) -> str:
-    """Turn a multi-hot row of shape (14,) into "Effusion|Mass", or "No Finding"."""
-    names = [name for name, present in zip(FINDINGS, row, strict=True) if present]
+def decode(row: Iterable[float], findings: Iterable[str] = FINDINGS) -> str:
+    """Turn a multi-hot row of shape (findings,) into "Effusion|Mass", or "No Finding"."""
+    names = [name for name, present in zip(findings, row, strict=True) if present]
     return "|".join(names) or NO_FINDING
 
 

@@ -1,7 +1,7 @@
 """What TensorBoard shows beside the scalars: a grid of inputs, and the run's hyper-parameters."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Thread
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from xray_lightning.data.batches import Batch
-from xray_lightning.findings import decode
+from xray_lightning.findings import FINDINGS, decode
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ class InputGrid(Callback):
                     targets=batch.targets[:GRID_IMAGES].cpu(),
                 )
                 writer = board.experiment  # opened here: the first one to ask opens it
-                self._drawing = Thread(target=_add_inputs, args=(writer, first), name="inputs")
+                self._drawing = Thread(
+                    target=_add_inputs, args=(writer, first, _names(pl_module)), name="inputs"
+                )
                 self._drawing.start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,14 +62,19 @@ class InputGrid(Callback):
             self._drawing = None
 
 
-def _add_inputs(writer: Any, batch: Batch) -> None:
+def _names(module: LightningModule) -> tuple[str, ...]:
+    names: tuple[str, ...] = getattr(module, "findings", FINDINGS)
+    return names
+
+
+def _add_inputs(writer: Any, batch: Batch, findings: Sequence[str]) -> None:
     try:
-        writer.add_figure("inputs", input_figure(batch), global_step=0)
+        writer.add_figure("inputs", input_figure(batch, findings), global_step=0)
     except OSError as error:
         log.warning("the inputs are not drawn: %s", error)
 
 
-def input_figure(batch: Batch) -> Any:
+def input_figure(batch: Batch, findings: Sequence[str] = FINDINGS) -> Any:
     """A matplotlib figure of a batch's first images, each under its findings."""
     from matplotlib.figure import Figure
 
@@ -80,7 +87,7 @@ def input_figure(batch: Batch) -> Any:
         axis.set_axis_off()
     for axis, image, target in zip(axes, images, batch.targets.cpu(), strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        names = decode(target.tolist()).replace("_", " ").split("|")
+        names = decode(target.tolist(), findings).replace("_", " ").split("|")
         shown = names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"]
         axis.set_title("\n".join(shown), fontsize=8)
     return figure
