@@ -234,7 +234,7 @@ def test_a_checkpoint_of_findings_of_its_own_is_read() -> None:
     assert content["xray"]["findings"] == ["Fracture"]
     assert content["xray"]["thresholds"] == {"Fracture": 0.5}
     own.on_load_checkpoint(content)
-    with pytest.raises(UserError, match="Fracture, are not Atelectasis, .*in this order"):
+    with pytest.raises(UserError, match=r"Fracture, are not Atelectasis, .*in this order"):
         tiny_classifier().on_load_checkpoint(content)
 
 
