@@ -277,6 +277,28 @@ def test_fault_34_a_deflated_file_is_refused_unpacked(twelve: Array, tmp_path: P
     assert "deflated" in refused(saved(tmp_path / "a.dcm", made))
 
 
+@pytest.mark.parametrize("rows", [0, 47, 65535])
+def test_fault_34_a_jpeg_within_that_states_another_size_is_refused_undecoded(
+    rows: int, twelve: Array, tmp_path: Path
+) -> None:
+    """With 0 rows one decoder fills the memory."""
+    plain = saved(tmp_path / "a.dcm", dataset((twelve >> 4).astype(np.uint8)))
+    made = dcmread(recoded(plain, tmp_path / "b.dcm", "JPEGLosslessProcess14_1"))
+    content = made.PixelData
+    place = content.index(b"\xff\xc3") + 5
+    made.PixelData = content[:place] + rows.to_bytes(2, "big") + content[place + 2 :]
+    assert "not of the size that it says" in refused(saved(tmp_path / "c.dcm", made))
+
+
+def test_fault_34_a_few_bytes_that_claim_to_be_a_large_film_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    plain = saved(tmp_path / "a.dcm", dataset(np.ones((8, 8), dtype=np.uint8)))
+    made = dcmread(recoded(plain, tmp_path / "b.dcm", "JPEGLSLossless"))
+    made.Rows = made.Columns = 7900
+    assert "too few bytes for 7900 x 7900" in refused(saved(tmp_path / "c.dcm", made))
+
+
 def test_fault_34_a_jpeg_2000_bomb_within_is_refused(twelve: Array, tmp_path: Path) -> None:
     Image.new("L", (16, 16)).save(tmp_path / "a.jp2", irreversible=False, no_jp2=True)
     stream = bytearray((tmp_path / "a.jp2").read_bytes())

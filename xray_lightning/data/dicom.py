@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from xray_lightning.data.dicom_stream import stated_size
 from xray_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ Floats = npt.NDArray[np.float64]
 START = 128  # bytes of preamble, whatever they hold
 MAGIC = b"DICM"
 MAX_PIXELS = 64_000_000
+# Even an empty film takes more, in every transfer syntax that is read. A few bytes that claim to be
+# a large image keep a decoder busy for long.
+MOST_PIXELS_A_BYTE = 1000
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that may unpack to any size
 META_BYTES = 4096  # the transfer syntax stands well within these
 
@@ -96,6 +100,7 @@ def _pydicom() -> Any:
     """The module, which is not to warn: its warnings may quote the file."""
     try:
         import pydicom
+        import pydicom.encaps
         import pydicom.pixels
     except ImportError as error:
         raise DicomError(
@@ -132,6 +137,8 @@ def _check(dataset: "Dataset") -> None:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if not 0 < rows * columns <= MAX_PIXELS:
         raise DicomError(f"{columns} x {rows} pixels; at most {MAX_PIXELS:,} are decoded")
+    if rows * columns > MOST_PIXELS_A_BYTE * len(dataset.PixelData):
+        raise DicomError(f"damaged DICOM file: too few bytes for {columns} x {rows} pixels")
     bits, kind = int(dataset.BitsStored), dataset.PhotometricInterpretation
     if kind not in GRAYS + COLOURS:
         raise DicomError(
@@ -158,6 +165,10 @@ def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
             f"{syntax.name} takes a decoder that is not installed: uv sync --extra dicom, or "
             "pip install 'xray-lightning[dicom]'"
         )
+    if not native and syntax != pydicom.uid.RLELossless:
+        frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+        if stated_size(frame) != (dataset.Rows, dataset.Columns):
+            raise DicomError("damaged DICOM file: its pixels are not of the size that it says")
     pixels = _first_that_can(plugins, dataset)
     if pixels.shape[:2] != (dataset.Rows, dataset.Columns) or pixels.ndim > 3:
         raise DicomError("damaged DICOM file: its pixels are not of the size that it says")
