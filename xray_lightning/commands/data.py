@@ -1,12 +1,14 @@
 """`xray data`: get, draw, check and prepare the images that training reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from xray_lightning.errors import check_whole
+from xray_lightning.commands.output import STDOUT, check_json, print_json, write_json
+from xray_lightning.errors import EXIT_RUN_FAILED, check_whole
 from xray_lightning.progress import display
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
@@ -35,6 +37,83 @@ def phantom(
     state = "Drawn" if drawn else "Already there"
     text = f"{state}: {images} phantoms of {size} x {size} pixels in {folder}"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _JsonToStdout(TyperCommand):
+    """Lets --json stand without a file, for stdout."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = [
+            place
+            for place, word in enumerate(args)
+            if word == "--json" and (place + 1 == len(args) or args[place + 1].startswith("--"))
+        ]
+        for place in reversed(bare):
+            args = [*args[: place + 1], STDOUT, *args[place + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_JsonToStdout)
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only official, ai4m, column or this CSV, not every split.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
+    ] = None,
+    findings: Annotated[
+        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option(help="Look into every image, not only whether it is there.")
+    ] = True,
+    jobs: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")
+    ] = None,
+) -> None:
+    """Say what a data set is, and everything that is wrong with it.
+
+    A problem is what training refuses, or what would make its result wrong: exit code 1. A note is
+    what it copes with: 0, as for a sound set. Where it cannot look (no such folder, no table): 2.
+
+    Example: [bold]xray data check data/nih --json check.json[/bold]
+    """
+    from xray_lightning.data.check.doctor import check_data
+    from xray_lightning.data.check.shown import show_health
+    from xray_lightning.data.own_table import OwnTable
+    from xray_lightning.findings import check_findings
+
+    to_stdout = json is not None and str(json) == STDOUT
+    file = None if to_stdout else json
+    check_json(file)
+    named = None
+    if findings is not None:
+        named = check_findings([name.strip() for name in findings.split(",")], what="--findings")
+    own = None
+    if table is not None or named is not None:
+        own = OwnTable(file=table, uncertain="negative", empty="negative")
+    health = check_data(
+        folder,
+        images=images,
+        split=split,
+        own=own,
+        findings=named,
+        decode=decode,
+        jobs=jobs,
+        progress=display,
+    )
+    if to_stdout:
+        print_json(health.as_json())
+    else:
+        show_health(health, Console())
+        write_json(file, health.as_json(), Console())
+    if health.problems:
+        raise typer.Exit(EXIT_RUN_FAILED)
 
 
 @app.command()

@@ -9,6 +9,8 @@ from rich.console import Console
 from xray_lightning.atomic import check_writable, write_atomically
 from xray_lightning.errors import UserError
 
+STDOUT = "-"  # in the place of a file
+
 
 def command_line() -> str:
     """This command as a shell takes it."""
@@ -28,6 +30,14 @@ def check_json(path: Path | None) -> None:
     if not path.parent.exists():
         raise UserError(f"--json {path}: there is no folder {path.parent}")
     check_writable(path.parent, key="--json")
+
+
+def print_json(content: dict[str, object]) -> None:
+    """Write what a command has found to stdout, for a program to read."""
+    from json import dump
+
+    dump(content, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
 
 
 def write_json(path: Path | None, content: dict[str, object], console: Console) -> None:

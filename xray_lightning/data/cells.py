@@ -17,11 +17,19 @@ MAX_LINE_BYTES = 2**20
 MAX_ROWS = 1_000_000
 
 
-def read_cells(path: Path, titles: Titles, *, required: tuple[str, ...]) -> pd.DataFrame:
+def read_cells(
+    path: Path, titles: Titles, *, required: tuple[str, ...], short: list[int] | None = None
+) -> pd.DataFrame:
     """Read the named columns of a CSV as stripped text, by title and not by place.
 
     Titles are compared by their letters and digits alone ("Patient ID" is "PatientId"). Cells
     past the last needed column are ignored, since NIH's own header and rows disagree there.
+
+    Args:
+        path: the CSV.
+        titles: the columns to look for.
+        required: those that the header must have.
+        short: where the lines of rows that lack cells are put, rather than raised.
 
     Returns:
         A column of text for each key of `titles` that the file has, in the order of `titles`,
@@ -44,6 +52,9 @@ def read_cells(path: Path, titles: Titles, *, required: tuple[str, ...]) -> pd.D
             if not any(cells):
                 continue
             if len(cells) < width:
+                if short is not None:
+                    short.append(start)
+                    continue
                 raise UserError(
                     f"{path}, line {start}: {len(cells)} cells where the header needs {width}"
                 )

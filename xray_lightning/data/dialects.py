@@ -53,24 +53,34 @@ def nih_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
         UserError: the first fault, with its file and line.
     """
     cells = read_cells(path, NIH_TITLES, required=NIH_REQUIRED)
+    return one_row_an_image(nih_table(cells, dropped), dropped, reason="duplicate row")
+
+
+def nih_table(cells: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    """The cells of a Data_Entry*.csv as `nih_rows` returns them, but for rows that repeat."""
+    cells = cells.copy(deep=False)
     for key in [key for key in NIH_TITLES if key not in cells]:
         dropped[f"no column {NIH_TITLES[key][0]} (nulled)"] = len(cells)
         cells[key] = ""
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             **names(cells, dropped),
             **persons(cells, dropped),
             **_finding_columns(np.stack(converted(cells, "labels", _labels))),
         }
     )
-    return one_row_an_image(rows, dropped, reason="duplicate row")
 
 
 def ai4m_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
     """The rows of an AI-for-Medicine one-hot CSV, as `nih_rows` returns them."""
     cells = read_cells(path, AI4M_TITLES, required=tuple(AI4M_TITLES))
+    return one_row_an_image(ai4m_table(cells), dropped, reason="duplicate row")
+
+
+def ai4m_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of an AI-for-Medicine CSV as `ai4m_rows` returns them, but for rows that repeat."""
     labels = np.array([converted(cells, finding, _one_hot) for finding in FINDINGS]).T
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             **names(cells),
             "follow_up": pd.array([pd.NA] * len(cells), dtype="Int64"),
@@ -80,7 +90,6 @@ def ai4m_rows(path: Path, dropped: dict[str, int]) -> pd.DataFrame:
             **_finding_columns(labels),
         }
     )
-    return one_row_an_image(rows, dropped, reason="duplicate row")
 
 
 def persons(cells: pd.DataFrame, dropped: dict[str, int]) -> dict[str, object]:
@@ -156,15 +165,33 @@ def count_in(dropped: dict[str, int], reason: str, hit: npt.ArrayLike) -> None:
 
 def converted(cells: pd.DataFrame, key: str, convert: Callable[[str], T]) -> list[T]:
     """A column's cells as values, each distinct text converted once."""
-    codes, texts = pd.factorize(cells[key])
-    values = []
-    for code, text in enumerate(texts):
-        try:
-            values.append(convert(text))
-        except ValueError as error:
+    codes, outcomes = converted_once(cells, key, convert)
+    values: list[T] = []
+    for code, (text, outcome) in enumerate(outcomes):
+        if isinstance(outcome, ValueError):
             position = int(np.argmax(codes == code))
-            raise fail_at(cells, position, f"{key} {shown(text)}: {error}") from error
+            raise fail_at(cells, position, f"{key} {shown(text)}: {outcome}") from outcome
+        values.append(outcome)
     return [values[code] for code in codes]
+
+
+def converted_once(
+    cells: pd.DataFrame, key: str, convert: Callable[[str], T]
+) -> tuple[npt.NDArray[np.intp], list[tuple[str, T | ValueError]]]:
+    """Each distinct text of a column with its value, or with why it has none.
+
+    Returns:
+        For each row (N,), the place of its text in the list of texts, in the order of their first
+        rows.
+    """
+    codes, texts = pd.factorize(cells[key])
+    outcomes: list[tuple[str, T | ValueError]] = []
+    for text in texts:
+        try:
+            outcomes.append((text, convert(text)))
+        except ValueError as error:
+            outcomes.append((text, error))
+    return codes, outcomes
 
 
 def _labels(text: str) -> npt.NDArray[np.uint8]:
@@ -204,3 +231,16 @@ def _age(text: str) -> float:
     if match is None:
         raise ValueError("not an age such as 58 or 058Y")
     return float(match[1]) * AGE_UNITS[match[2] or "Y"]
+
+
+# What the cells of a row must be: functions that raise ValueError where one is not.
+NIH_CELLS: dict[str, Callable[[str], object]] = {
+    "patient_id": _patient,
+    "labels": _labels,
+    "follow_up": _follow_up,
+    "age": _age,
+}
+AI4M_CELLS: dict[str, Callable[[str], object]] = {
+    "patient_id": _patient,
+    **dict.fromkeys(FINDINGS, _one_hot),
+}

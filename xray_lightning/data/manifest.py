@@ -70,9 +70,9 @@ def read_manifest(
     Raises:
         UserError: a missing folder or CSV, or the first fault of a CSV with its file and line.
     """
-    _check_folder(root, key="data.root")
+    check_folder(root, key="data.root")
     if images is not None:
-        _check_folder(images, key="data.images")
+        check_folder(images, key="data.images")
     if own is not None:
         return _own_manifest(root, images=images, findings=findings, own=own)
     chosen = _known(findings)
@@ -85,7 +85,7 @@ def read_manifest(
     if nih:
         dialect, table = "nih", nih_rows(nih[0], dropped)
         lists = {side: root / name for side, name in NIH_LISTS.items()}
-        given = {side: _read_list(path) for side, path in lists.items() if path.is_file()}
+        given = {side: read_list(path) for side, path in lists.items() if path.is_file()}
     elif ai4m:
         parts = {side: ai4m_rows(path, dropped) for side, path in ai4m.items()}
         given = {side: tuple(part["image"]) for side, part in parts.items()}
@@ -128,7 +128,7 @@ def _own_manifest(
     return Manifest(table, "csv", root, dropped, rows.given, unlisted, images, rows.findings)
 
 
-def _check_folder(folder: Path, *, key: str) -> None:
+def check_folder(folder: Path, *, key: str) -> None:
     if not folder.exists():
         raise UserError(f"{key}={folder} does not exist; give the folder of the data set")
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
@@ -146,7 +146,7 @@ def _no_table(root: Path) -> str:
     )
 
 
-def _read_list(path: Path) -> tuple[str, ...]:
+def read_list(path: Path) -> tuple[str, ...]:
     """Image names, one a line; a name that is there twice counts once."""
     names = (name.strip() for name in read_text(path).splitlines())
     return tuple(dict.fromkeys(name for name in names if name))

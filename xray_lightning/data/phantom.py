@@ -110,7 +110,7 @@ def ensure_phantoms(
 
 def _is_drawn(root: Path, spec: PhantomSpec) -> bool:
     """Whether `root` is this very data set, with all of its images."""
-    if _read_mark(root) != _mark(spec):
+    if read_mark(root) != _mark(spec):
         return False
     return sum(1 for _ in (root / "images").glob("*.png")) >= spec.images
 
@@ -119,7 +119,7 @@ def _mark(spec: PhantomSpec) -> dict[str, object]:
     return {"generator": _GENERATOR, "version": PHANTOM_VERSION, **asdict(spec)}
 
 
-def _read_mark(root: Path) -> dict[str, object]:
+def read_mark(root: Path) -> dict[str, object]:
     """The folder's phantom.json, or {} where there is none that can be read."""
     try:
         mark = json.loads((root / _MARK).read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _read_mark(root: Path) -> dict[str, object]:
 
 
 def _refuse_what_is_not_ours(root: Path) -> None:
-    if not root.exists() or _read_mark(root).get("generator") == _GENERATOR:
+    if not root.exists() or read_mark(root).get("generator") == _GENERATOR:
         return
     if not root.is_dir() or any(root.iterdir()):
         raise UserError(
