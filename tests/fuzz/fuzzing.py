@@ -85,13 +85,16 @@ def run(
             (keep / "running").write_bytes(content)
             # Ends the process if the input hangs where Python cannot interrupt.
             faulthandler.dump_traceback_later(10 * SLOWEST_ALLOWED, exit=True)
-            started = time.perf_counter()
-            try:
-                outcome = judge(path)
-            except Exception as error:  # noqa: BLE001 - that is what is looked for
-                outcome = f"FAILURE: {type(error).__name__}"
-                sys.stderr.write(f"{number}: {error!r}\n")
-            took = time.perf_counter() - started
+            for _again in range(2):  # slow only once: a busy machine, not the input
+                started = time.perf_counter()
+                try:
+                    outcome = judge(path)
+                except Exception as error:  # noqa: BLE001 - that is what is looked for
+                    outcome = f"FAILURE: {type(error).__name__}"
+                    sys.stderr.write(f"{number}: {error!r}\n")
+                took = time.perf_counter() - started
+                if took <= SLOWEST_ALLOWED:
+                    break
             faulthandler.cancel_dump_traceback_later()
             if took > SLOWEST_ALLOWED:
                 outcome = "FAILURE: slow"

@@ -186,7 +186,7 @@ def converted_once(
     """
     codes, texts = pd.factorize(cells[key])
     outcomes: list[tuple[str, T | ValueError]] = []
-    for text in texts:
+    for text in texts.tolist():
         try:
             outcomes.append((text, convert(text)))
         except ValueError as error:

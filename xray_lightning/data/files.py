@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:
     """The path of each wanted name under `folder`, and how many image files nobody wanted."""
-    return _found(folder, wanted, taken=frozenset())
+    return _found(folder, wanted, below=False)
 
 
 def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int]:
@@ -23,35 +23,41 @@ def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int
         names: without "..", and none that starts with "/". One without a slash that is not in
             `folder` itself is looked for at any depth.
     """
-    joined = {name: os.path.join(folder, name) for name in names}
-    there = {name: path for name, path in joined.items() if os.path.isfile(path)}
-    loose = frozenset(name for name in names if name not in there and "/" not in name)
-    paths, unlisted = _found(folder, loose, taken=frozenset(there.values()))
-    return there | paths, unlisted
+    paths, unlisted = _found(folder, names, below=True)
+    for name in names - paths.keys():
+        # Not seen: named unlike an image, or by another way through a link to a folder.
+        if "/" in name or not name.lower().endswith(IMAGE_SUFFIXES):
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                paths[name] = path
+    return paths, unlisted
 
 
-def _found(
-    folder: Path, wanted: frozenset[str], *, taken: frozenset[str]
-) -> tuple[dict[str, str], int]:
+def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[str, str], int]:
+    """Paths by name; with `below` by the path below `folder` first, wherever it leads."""
     paths: dict[str, str] = {}
-    unlisted = 0
+    exact: dict[str, str] = {}
+    several: dict[str, str] = {}
+    unlisted, start = 0, len(os.path.join(folder, ""))
     try:
         for name, path in _image_files(folder):
-            if path in taken:
-                continue
-            if name not in wanted:
+            if below and path[start:] in wanted:
+                exact[path[start:]] = path
+            elif name not in wanted:
                 unlisted += 1
             elif name in paths and not os.path.samefile(path, paths[name]):
-                first, second = sorted([path, paths[name]])
-                raise UserError(
-                    f"two files are named {shown(name)}: {first} and {second}; remove one, or "
-                    "give the folder to use as data.images"
-                )
+                several.setdefault(name, path)
             else:
                 paths.setdefault(name, path)
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    return paths, unlisted
+    for name in several.keys() - exact.keys():
+        first, second = sorted([several[name], paths[name]])
+        raise UserError(
+            f"two files are named {shown(name)}: {first} and {second}; remove one, or "
+            "give the folder to use as data.images"
+        )
+    return paths | exact, unlisted
 
 
 def _image_files(folder: Path) -> Iterator[tuple[str, str]]:

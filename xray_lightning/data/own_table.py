@@ -1,9 +1,10 @@
 """A table of one's own: which of its columns mean what, and its cells as the manifest's columns."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
 }
 REQUIRED = ("image", "patient")
 SEXES = {"male": "M", "female": "F"}
+
+MOST_NAMED = 20  # labels that are counted each by its name
 
 NEGATIVE, POSITIVE, UNCERTAIN, EMPTY = range(4)
 _VALUES = {
@@ -100,16 +103,21 @@ class OwnTable:
 
     def __post_init__(self) -> None:
         if not isinstance(self.columns, Mapping) or not self.columns.keys() <= GUESSES.keys():
-            raise UserError(f"data.columns has more than {', '.join(GUESSES)}: {self.columns}")
+            keys = ", ".join(GUESSES)
+            raise UserError(f"data.columns={shown(str(self.columns))} has other keys than {keys}")
         for key, title in self.columns.items():
             if title is not None and not (isinstance(title, str) and title.strip()):
-                raise UserError(f"data.columns.{key}={title} must be the title of a column")
+                raise UserError(
+                    f"data.columns.{key}={shown(str(title))} must be the title of a column"
+                )
         for key, value, known in (
             ("uncertain", self.uncertain, ("error", "negative", "positive")),
             ("empty", self.empty, ("error", "negative")),
         ):
             if value not in known:
-                raise UserError(f"data.{key}={value} is unknown; choose {', '.join(known)}")
+                raise UserError(
+                    f"data.{key}={shown(str(value))} is unknown; choose {', '.join(known)}"
+                )
 
     def find(self, root: Path) -> Path:
         """The table's file.
@@ -122,7 +130,8 @@ class OwnTable:
                 if path.is_file():
                     return path
             raise UserError(
-                f"data.table={self.file} is no file, neither as a path nor in {root}; give the CSV"
+                f"data.table={shown(str(self.file))} is no file, neither as a path nor in {root}; "
+                "give the CSV"
             )
         tables = sorted(
             path for path in root.iterdir() if path.suffix.lower() == ".csv" and path.is_file()
@@ -206,14 +215,19 @@ class OwnTable:
         if self.empty == "negative":
             count_in(dropped, "empty label (taken as negative)", cells["labels"] == "")
         rows = converted(cells, "labels", named)
-        there = frozenset[str]().union(*rows)
-        chosen = findings or tuple(name for name in FINDINGS if name in there)
-        for name in sorted(there.difference(chosen)):
-            has = np.array([name in row for row in rows])
-            if findings is None:
-                fault = f"unknown label {shown(name)}; name those to learn, as in data.findings="
-                raise fail_at(cells, int(np.argmax(has)), f"{fault}[{FINDINGS[0]},{FINDINGS[1]}]")
-            count_in(dropped, f"label {shown(name)} (not among data.findings)", has)
+        images = Counter(name for row in rows for name in row)
+        chosen = findings or tuple(name for name in FINDINGS if name in images)
+        others = sorted((-images[name], name) for name in images.keys() - set(chosen))
+        if others and findings is None:
+            unknown = {name for _, name in others}
+            first = next(place for place, row in enumerate(rows) if not unknown.isdisjoint(row))
+            name = min(unknown & rows[first])
+            fault = f"unknown label {shown(name)}; name those to learn, as in data.findings="
+            raise fail_at(cells, first, f"{fault}[{FINDINGS[0]},{FINDINGS[1]}]")
+        for count, name in others[:MOST_NAMED]:
+            dropped[f"label {shown(name)} (not among data.findings)"] = -count
+        if rest := -sum(count for count, _ in others[MOST_NAMED:]):
+            dropped["other labels (not among data.findings)"] = rest
         if not chosen:
             raise UserError(f"{cells['file'].iloc[0]}: no image has any of {', '.join(FINDINGS)}")
         return chosen, np.array([[name in row for name in chosen] for row in rows], dtype=np.uint8)
@@ -306,7 +320,7 @@ def _rows(
     for key in ("follow_up", "age", "sex", "view"):
         if key not in cells:
             cells[key] = ""
-    cells["sex"] = [SEXES.get(text.lower(), text) for text in cells["sex"]]
+    cells["sex"] = [SEXES.get(text.lower(), text) for text in cells["sex"].tolist()]
     table = pd.DataFrame(
         {
             **names(cells, dropped),
@@ -327,9 +341,9 @@ def _rows(
 
 def _image_name(text: str) -> str:
     """A file's name, or its path below the folder of the images, spelled in one way."""
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts:
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or ".." in parts:
         raise ValueError(
             "an image is named by its path below data.images (or data.root), without '..'"
         )
-    return str(path) if path.parts else ""
+    return "/".join(parts)
