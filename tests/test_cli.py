@@ -66,6 +66,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         ("evaluate",),
         ("compare",),
         ("data", "phantom"),
+        ("data", "check"),
         ("data", "cache"),
     ],
 )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_lightning.data.check.doctor import Health, check_data
+from xray_lightning.data.check.doctor import check_data
+from xray_lightning.data.check.health import Health
 from xray_lightning.data.check.remarks import KINDS
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
 from xray_lightning.errors import UserError
@@ -145,11 +146,12 @@ def test_what_reading_copes_with_is_a_note_without_the_value(
 
 def test_rows_of_one_image_are_told_apart_by_whether_they_agree(nih: Path) -> None:
     rows = rows_of(nih)
-    add(nih, rows[0], rows[1].replace("Mass", "Edema"))
+    add(nih, rows[0], rows[1].replace("Mass", "Edema"), rows[2].replace(",50,", ",,"))
     health = check_data(nih)
-    assert kinds(health) == {"conflicting_row": 1, "duplicate_row": 1}
+    assert kinds(health) == {"conflicting_row": 2, "duplicate_row": 1}
     assert names(health, "duplicate_row") == ("Data_Entry_2017.csv, line 8",)
     assert "Mass, Edema not as in Data_Entry_2017.csv, line 3" in detail(health, "conflicting_row")
+    assert "'00000002_000.png': age not as in" in detail(health, "conflicting_row")
 
 
 def test_a_patient_other_than_in_the_files_name_is_found(nih: Path) -> None:
@@ -245,9 +247,10 @@ def test_damage_to_images_is_told_by_kind(nih: Path) -> None:
     images[1].write_bytes(data[:200] + bytes([data[200] ^ 255]) + data[201:])
     images[2].write_bytes(b"")
     images[3].write_text("<!doctype html>")
-    Image.new("L", (SIZE, SIZE), 7).save(images[4])
+    for blank in images[4:]:  # all alike, and yet no duplicates
+        Image.new("L", (SIZE, SIZE), 7).save(blank)
     health = check_data(nih)
-    assert kinds(health) == {"truncated_image": 1, "unreadable_image": 3, "blank_image": 1}
+    assert kinds(health) == {"truncated_image": 1, "unreadable_image": 3, "blank_image": 2}
     assert names(health, "truncated_image") == (images[0].name,)
     assert "0 bytes" in detail(health, "unreadable_image")
     assert str(nih) not in detail(health, "unreadable_image")
@@ -405,6 +408,8 @@ def test_the_csvs_of_ai_for_medicine_are_compared_with_each_other(tmp_path: Path
         "train-test": {"patients": 1, "images": 1},
         "val-test": {"patients": 1, "images": 0},
     }
+    said = "'b.png': Atelectasis not as in train-small.csv, line 3"
+    assert detail(health, "conflicting_row") == said
     assert health.source.release == "AI for Medicine, of unknown release"
     (tmp_path / "test.csv").unlink()
     assert kinds(check_data(tmp_path))["list_missing"] == 1
@@ -456,6 +461,34 @@ def test_a_table_of_ones_own_is_looked_at_with_its_paths_and_split(tmp_path: Pat
     assert kinds(check_data(tmp_path))["file_of_two_rows"] == 2
     (tmp_path / "table.csv").write_text(text.replace("p2/a.png,2", "p2/a.png,"))
     assert "table_unreadable" in kinds(check_data(tmp_path))
+
+
+def test_a_set_that_is_broken_everywhere_is_told_of_in_whole(nih: Path) -> None:
+    images, rows = nih / "images", rows_of(nih)
+    data = (images / "00000001_000.png").read_bytes()
+    (images / "00000001_000.png").write_bytes(data[:-40])
+    (images / "00000001_001.png").write_bytes(b"GIF89a")
+    picture(images / "00000002_000.png", seed=70, mode="RGBA", size=40)
+    shutil.copy(images / "00000003_000.png", images / "00000002_001.png")
+    (images / "00000003_001.png").unlink()
+    (images / "00000003_001.png").symlink_to("gone.png")
+    (images / "loop").symlink_to(images)
+    picture(images / "unlisted.png", seed=71)
+    write(nih, [*rows, rows[0], rows[1].replace("Mass", "Edema"), "x.png,Spot,0,1,1,M,PA", "cut"])
+    (nih / "test_list.txt").write_text("00000002_001.png\n00000003_000.png\n00000002_000.png\n")
+    (nih / "BBox_List_2017.csv").write_text(
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000003_000.png,Hernia,1000,0,25,5\n"
+    )
+    expected = {
+        *("short_row", "unknown_label", "conflicting_row", "duplicate_row", "missing_file"),
+        *("unlisted_file", "odd_entry", "folder_again", "truncated_image", "unreadable_image"),
+        *("other_size", "odd_mode", "duplicate_conflict", "image_on_two_sides"),
+        *("patient_on_two_sides", "on_no_side", "box_outside", "box_without_label"),
+    }
+    health = check_data(nih)
+    assert kinds(health).keys() == expected
+    problems = [one.kind for one in health.problems]
+    assert problems == [kind for kind in KINDS if kind in expected and KINDS[kind].problem]
 
 
 def test_every_kind_of_remark_is_made_by_some_test() -> None:

@@ -78,8 +78,8 @@ def check(
 ) -> None:
     """Say what a data set is, and everything that is wrong with it.
 
-    A problem is what training refuses, or what would make its result wrong: exit code 1. A note is
-    what it copes with: 0, as for a sound set. Where it cannot look (no such folder, no table): 2.
+    A problem is what training refuses, or what would make its result wrong; a note is what it
+    copes with. Exit code 0: sound, 1: problems, 2: there is no such folder, or no table in it.
 
     Example: [bold]xray data check data/nih --json check.json[/bold]
     """

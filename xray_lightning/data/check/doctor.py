@@ -1,124 +1,25 @@
 """All that can be said of a data set, without stopping at the first fault."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from xray_lightning.data.cache_folder import threads
 from xray_lightning.data.check.boxes import check_boxes
 from xray_lightning.data.check.folder import Folder, search
-from xray_lightning.data.check.pictures import Picture, look_at
+from xray_lightning.data.check.health import Health
+from xray_lightning.data.check.pictures import look_at
 from xray_lightning.data.check.remarks import Remark, in_order, remark
 from xray_lightning.data.check.same import same_pictures
 from xray_lightning.data.check.sides import Given, SplitFound, check_split, of_column, of_file
 from xray_lightning.data.check.sides import official as official_lists
 from xray_lightning.data.check.source import Source, read_source
 from xray_lightning.data.check.views import check_pictures
-from xray_lightning.data.dialects import UNKNOWN_PATIENT
 from xray_lightning.data.download.medmnist import SPLIT
 from xray_lightning.data.manifest import check_folder
 from xray_lightning.data.own_table import OwnTable
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.progress import Display, unseen
-
-SCHEMA_VERSION = 1
-_UNKNOWN = UNKNOWN_PATIENT + ": "  # how the manifest begins a patient of its own
-
-
-@dataclass(frozen=True)
-class Health:
-    """What was found; `as_json` says what each figure is."""
-
-    root: Path
-    images: Path
-    source: Source
-    folder: Folder
-    found: int
-    pictures: Mapping[str, Picture] | None
-    boxes: int
-    splits: tuple[SplitFound, ...]
-    remarks: tuple[Remark, ...] = field(default_factory=tuple)
-
-    @property
-    def problems(self) -> tuple[Remark, ...]:
-        return tuple(one for one in self.remarks if one.problem)
-
-    @property
-    def notes(self) -> tuple[Remark, ...]:
-        return tuple(one for one in self.remarks if not one.problem)
-
-    @property
-    def counts(self) -> dict[str, int | None]:
-        """Of rows, images, patients, files and boxes, as in `as_json`."""
-        decoded = None
-        if self.pictures is not None:
-            decoded = sum(not one.fault for one in self.pictures.values())
-        table = self.source.tables.table
-        patients = {name for name in table["patient_id"] if not name.startswith(_UNKNOWN)}
-        return {
-            "rows": self.source.tables.rows,
-            "images": len(table),
-            "patients": len(patients) or None,
-            "image_files": sum(map(len, self.folder.files.values())),
-            "found": self.found,
-            "decoded": decoded,
-            "boxes": self.boxes,
-        }
-
-    @property
-    def modes(self) -> dict[str, int]:
-        """Images by format and mode, the most common first."""
-        return _counted(one.mode for one in (self.pictures or {}).values() if one.mode)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images by width and height, the most common first."""
-        readable = (one for one in (self.pictures or {}).values() if one.mode)
-        return _counted(f"{one.size[0]}x{one.size[1]}" for one in readable)
-
-    @property
-    def positives(self) -> dict[str, int]:
-        """Images of each finding."""
-        tables = self.source.tables
-        return {name: int(tables.table[name].sum()) for name in tables.findings}
-
-    def as_json(self) -> dict[str, object]:
-        """The content of --json; keys stay, new ones may come.
-
-        schema_version; root, images: the folders; dialect (nih, ai4m, csv), release, told_by;
-        sound: whether there is no problem; counts: rows read, images in them, patients (null where
-        none is known), image_files below the folder, found (images that have one), decoded (null
-        without decoding), boxes; positives by finding; modes and sizes: images by each;
-        splits: by name {sides: {side: {images, patients}}, overlaps: {"train-val": {patients,
-        images}}}; problems and notes: each kind, text, count, advice, names (all of them: images
-        mostly, lines or files; never patients) and details by name.
-        """
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "root": str(self.root),
-            "images": str(self.images),
-            "dialect": self.source.dialect,
-            "release": self.source.release,
-            "told_by": list(self.source.told_by),
-            "sound": not self.problems,
-            "counts": self.counts,
-            "positives": self.positives,
-            "modes": self.modes,
-            "sizes": self.sizes,
-            "splits": {
-                split.name: {
-                    "sides": {
-                        side: {"images": len(images), "patients": split.patients[side]}
-                        for side, images in split.sides.items()
-                    },
-                    "overlaps": split.overlaps,
-                }
-                for split in self.splits
-            },
-            "problems": [_as_json(one) for one in self.problems],
-            "notes": [_as_json(one) for one in self.notes],
-        }
 
 
 def check_data(
@@ -165,7 +66,7 @@ def check_data(
     own_table = source.dialect == "csv"
     paths = {name: folder.path_of(name, own=own_table) for name in table["image"]}
     there = {name: path for name, path in paths.items() if path}
-    remarks += _files(folder, paths)
+    remarks += _files(folder, paths, source.tables.named)
     pictures = None
     if decode:
         with progress("checking images", len(there)) as advance:
@@ -208,7 +109,7 @@ def _splits(root: Path, source: Source, split: str | None) -> dict[str, tuple[Gi
     raise UserError(f"--split {split} is neither a split of {root} ({there}) nor a file")
 
 
-def _files(folder: Folder, paths: Mapping[str, str]) -> list[Remark]:
+def _files(folder: Folder, paths: Mapping[str, str], named: Set[str]) -> list[Remark]:
     """What is wrong with the files, and between them and the rows."""
     odd = folder.odd_names()
     missing = [name for name, path in paths.items() if not path]
@@ -225,25 +126,10 @@ def _files(folder: Folder, paths: Mapping[str, str]) -> list[Remark]:
     unlisted = [
         name
         for name, files in folder.files.items()
-        if name not in paths and not used.intersection(files)
+        if name not in paths and name not in named and not used.intersection(files)
     ]
     remarks = remark("missing_file", {name: instead.get(name, "") for name in missing})
     remarks += remark("file_of_two_rows", shared)
     remarks += remark("two_files", several) + remark("unlisted_file", unlisted)
     remarks += remark("folder_unreadable", folder.unreadable)
     return remarks + remark("odd_entry", folder.odd) + remark("folder_again", folder.again)
-
-
-def _counted(values: object) -> dict[str, int]:
-    return dict(Counter(values).most_common())  # type: ignore[call-overload]
-
-
-def _as_json(one: Remark) -> dict[str, object]:
-    return {
-        "kind": one.kind,
-        "text": one.text,
-        "count": one.count,
-        "advice": one.advice,
-        "names": list(one.names),
-        "details": {name: text for name, text in one.details.items() if text},
-    }

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xray_lightning.data.check.doctor import Health
+from xray_lightning.data.check.health import Health
 from xray_lightning.data.check.remarks import Remark
 from xray_lightning.errors import printable
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xray_lightning.data.cells import shown
 from xray_lightning.data.check.remarks import remark
+from xray_lightning.data.check.rows import NIH_NAME
 from xray_lightning.data.check.tables import Tables, read_ai4m, read_nih, read_own
 from xray_lightning.data.dialects import MAX_AGE
 from xray_lightning.data.download.medmnist import TABLE as CHESTMNIST
@@ -84,6 +85,10 @@ def _nih(root: Path, paths: list[Path]) -> Source:
         return Source("nih", release, ("phantom.json", path.name), tables)
     if path.name == CHESTMNIST:
         return Source("nih", "ChestMNIST (MedMNIST v2)", (path.name,), tables)
+    if not tables.table["image"].astype(object).str.match(NIH_NAME).any():
+        how = f"{path.name}, none of whose images has a name of NIH's"
+        release = "a table in the layout of NIH ChestX-ray14"
+        return Source("nih", release, (how,), tables, one_size=False)
     release, how = _nih_release(path, tables)
     told_by = (how, f"{tables.rows:,} of NIH's {NIH_IMAGES:,} rows")
     return Source("nih", f"NIH ChestX-ray14, {release}", told_by, tables, nih=True)
