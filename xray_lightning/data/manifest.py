@@ -123,7 +123,6 @@ def _own_manifest(
     rows = own.read(own.find(root), findings=findings, dropped=dropped)
     paths, unlisted = find_named(images or root, frozenset(named := rows.table["image"].tolist()))
     rows.table["path"] = pd.Series([paths.get(name, "") for name in named], dtype=object)
-    rows.refuse_a_file_of_two_rows()
     table = rows.table[[*FACTS, *rows.findings]]
     return Manifest(table, "csv", root, dropped, rows.given, unlisted, images, rows.findings)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_lightning.data.cells import fail_at, header_of, read_cells, shown, where
+from xray_lightning.data.cells import fail_at, header_of, read_cells, shown
 from xray_lightning.data.dialects import converted, count_in, names, one_row_an_image, persons
 from xray_lightning.errors import UserError
 from xray_lightning.findings import ALIASES, FINDINGS, folded, names_in
@@ -47,7 +47,7 @@ _VALUES = {
 _TAKEN_AS = {"negative": NEGATIVE, "positive": POSITIVE}
 
 
-@dataclass
+@dataclass(frozen=True)
 class OwnRows:
     """What a table says: `table` as `dialects.nih_rows` returns it, of these findings.
 
@@ -58,22 +58,6 @@ class OwnRows:
     table: pd.DataFrame
     findings: tuple[str, ...]
     given: dict[str, tuple[str, ...]]
-
-    def refuse_a_file_of_two_rows(self) -> None:
-        """Refuse names such as a.png and p1/a.png that lead to one file.
-
-        Raises:
-            UserError: the first two, with their lines.
-        """
-        found = self.table[self.table["path"] != ""].reset_index(drop=True)
-        twice = np.flatnonzero(found["path"].duplicated())
-        if len(twice):
-            second = int(twice[0])
-            path = found["path"].iloc[second]
-            first = int(np.flatnonzero(found["path"] == path)[0])
-            raise fail_at(
-                found, second, f"{path} is the image of {where(found, first)} already; keep one row"
-            )
 
 
 @dataclass(frozen=True)
