@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_images_come_out_as_they_went_in_and_the_whole_archive_is_told(tmp_path: Path) -> None:
-    images = {f"images/{place}.png": os.urandom(512 * place) for place in range(5)}
+    noise = random.Random(0)
+    images = {f"images/{place}.png": noise.randbytes(512 * place) for place in range(5)}
     folder = member("images", b"", type=tarfile.DIRTYPE)
     path = archive(tmp_path / "a.tar.gz", folder, *(member(*item) for item in images.items()))
     told: list[int] = []
@@ -177,16 +179,16 @@ def flipped(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [cut, cut_inside, wrong_header, flipped, lambda _: b"", lambda _: b"<html>"]
 )
-def test_a_damaged_archive_is_refused_and_leaves_whole_images_only(
+def test_a_damaged_archive_is_refused_and_nothing_of_it_stays(
     damage: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
-    images = {f"{place}.png": os.urandom(4096) for place in range(8)}
+    noise = random.Random(0)
+    images = {f"{place}.png": noise.randbytes(4096) for place in range(8)}
     path = archive(tmp_path / "a.tar.gz", *(member(*item) for item in images.items()))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunFailedError, match="damaged archive"):
         unpacked(path)
-    for name, content in files(tmp_path / "in").items():
-        assert name.endswith(".part") or content == images[Path(name).name]
+    assert files(tmp_path / "in") == {}
 
 
 def test_headers_of_headers_of_headers_end_in_one_line(tmp_path: Path) -> None:

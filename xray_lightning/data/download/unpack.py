@@ -42,7 +42,8 @@ def unpack_images(
     """Unpack a tar.gz into `folder`, each file whole under its name or not there at all.
 
     Every file is written under another name and renamed, so a kill leaves no half image; running
-    again writes all of them again. Owners, modes and times of the archive are not taken over.
+    again writes all of them again. Of a damaged archive nothing stays: gzip's checksum comes last,
+    so any of its images may be wrong. Owners, modes and times of the archive are not taken over.
 
     Args:
         archive: the tar.gz.
@@ -54,12 +55,15 @@ def unpack_images(
         RunFailedError: a member that is no plain file or folder, or has an absolute path or `..`;
             more than `most` bytes; a damaged archive; no image; a full disk.
     """
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unpacked = _unpack(archive, folder, most=most, advance=advance)
+        unpacked = _unpack(archive, folder, written, most=most, advance=advance)
     except _RefusedError as error:
         raise RunFailedError(f"{archive}: {error}; not unpacked any further") from error
     except DAMAGE as error:
+        for path in written:
+            path.unlink(missing_ok=True)
         raise RunFailedError(f"{archive}: damaged archive: {error}") from error
     except OSError as error:
         where = error.filename or folder
@@ -71,7 +75,14 @@ def unpack_images(
     return unpacked
 
 
-def _unpack(archive: Path, folder: Path, *, most: int, advance: Callable[[int], None]) -> Unpacked:
+def _unpack(
+    archive: Path,
+    folder: Path,
+    written: list[Path],
+    *,
+    most: int,
+    advance: Callable[[int], None],
+) -> Unpacked:
     names: set[str] = set()
     images = size = read = 0
     with archive.open("rb") as packed, gzip.open(packed) as unzipped:
@@ -79,7 +90,7 @@ def _unpack(archive: Path, folder: Path, *, most: int, advance: Callable[[int], 
         with tarfile.open(fileobj=cast(IO[bytes], content), mode="r:") as tar:
             for member in tar:
                 if (path := _place(member, folder, names)) is not None:
-                    _write(tar, member, path)
+                    _write(tar, member, path, written)
                     images += path.name.lower().endswith(IMAGE_SUFFIXES)
                     size += member.size
                 advance(packed.tell() - read)
@@ -165,12 +176,13 @@ def _kind(member: tarfile.TarInfo) -> str:
     return "a FIFO" if member.isfifo() else "something else"
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, written: list[Path]) -> None:
     source = tar.extractfile(member)
     if source is None:
         raise _RefusedError(f"{shown(member.name)} has no content")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
+    written.append(partial)
     partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
     with source, partial.open("xb") as stream:
         left = member.size
@@ -180,3 +192,4 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     if left:
         raise tarfile.ReadError(f"{shown(member.name)} ends too soon")
     os.replace(partial, path)
+    written[-1] = path
