@@ -10,12 +10,13 @@ import pytest
 from conftest import REPOSITORY, environment
 
 PACKAGE = REPOSITORY / "xray_lightning"
-# `atomic` and `progress` know nothing of X-rays: whole files, and long work shown.
+# `atomic`, `progress` and `page` know nothing of X-rays: whole files, long work shown, HTML.
 ORDER = (
     "errors",
     "findings",
     "atomic",
     "progress",
+    "page",
     "data",
     "models",
     "training",

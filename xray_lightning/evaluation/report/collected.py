@@ -17,7 +17,6 @@ from xray_lightning.evaluation.runs import (
 )
 from xray_lightning.training.results import FILE_NAME as RESULTS
 
-NOTICE = "Research software, not a medical device."
 _NAMED = 5  # as many damaged files are named; the rest are counted
 
 

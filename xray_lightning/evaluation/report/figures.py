@@ -1,8 +1,6 @@
 """Loss curves as PNG: the paper's Figures 3-7, with the validation loss that it leaves out."""
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -10,13 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xray_lightning.evaluation.record import Run
+from xray_lightning.page.png import COLOURS, INK, dress, png
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; black and yellow left out.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _STYLES = ("-", "--", ":")
 _LEGEND_ROWS = 18  # as many as fit beside the axes
 _LONGEST_LABEL, _LONGEST_TITLE = 40, 66  # characters that leave room for the axes
-_INK, _GRID = "#333333", "#DDDDDD"
 
 
 def has_losses(run: Run) -> bool:
@@ -28,12 +24,12 @@ def loss_curve(run: Run, *, title: str) -> bytes:
     """The training and validation loss of one run by epoch, as PNG bytes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, run, "train", label="training", colour=_COLOURS[0], style="-")
-    _draw(axes, run, "val", label="validation", colour=_COLOURS[1], style="-")
+    _draw(axes, run, "train", label="training", colour=COLOURS[0], style="-")
+    _draw(axes, run, "val", label="validation", colour=COLOURS[1], style="-")
     _dress(axes, title)
-    axes.set_ylabel("loss", color=_INK)
-    axes.legend(frameon=False, labelcolor=_INK)
-    return _png(figure)
+    axes.set_ylabel("loss", color=INK)
+    axes.legend(frameon=False, labelcolor=INK)
+    return png(figure)
 
 
 def loss_overview(runs: Sequence[Run], *, labels: Sequence[str]) -> bytes:
@@ -41,15 +37,15 @@ def loss_overview(runs: Sequence[Run], *, labels: Sequence[str]) -> bytes:
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     train, val = figure.subplots(1, 2, sharey=True, sharex=True)
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        colour = _COLOURS[index % len(_COLOURS)]
-        style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+        colour = COLOURS[index % len(COLOURS)]
+        style = _STYLES[index // len(COLOURS) % len(_STYLES)]
         for axes, which in ((train, "train"), (val, "val")):
             _draw(axes, run, which, label=label, colour=colour, style=style)
     _dress(train, "Training loss")
     _dress(val, "Validation loss")
-    train.set_ylabel("loss", color=_INK)
+    train.set_ylabel("loss", color=INK)
     _outside_legend(figure, train)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw(axes: Axes, run: Run, which: str, *, label: str, colour: str, style: str) -> None:
@@ -63,16 +59,9 @@ def _draw(axes: Axes, run: Run, which: str, *, label: str, colour: str, style: s
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(
-        _shortened(title, _LONGEST_TITLE), loc="left", fontsize=11, color=_INK, parse_math=False
-    )
-    axes.set_xlabel("epoch", color=_INK)
+    dress(axes, _shortened(title, _LONGEST_TITLE))
+    axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
-    axes.tick_params(colors=_INK)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _shortened(text: str, length: int) -> str:
@@ -87,17 +76,8 @@ def _outside_legend(figure: Figure, axes: Axes) -> None:
         labels[:_LEGEND_ROWS],
         loc="outside right upper",
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=INK,
         title=f"(first {_LEGEND_ROWS} of {len(handles)})" if left_out > 0 else None,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a "$" in a run's name is no formula
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A run's name may be written in letters that the font lacks: boxes are good enough.
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.published import PAPER
-from xray_lightning.evaluation.report.collected import NOTICE, Report, damaged_line
+from xray_lightning.evaluation.report.collected import Report, damaged_line
 from xray_lightning.evaluation.report.paper_study import of_paper
 from xray_lightning.evaluation.report.table import Table
+from xray_lightning.page.frame import NOTICE
 
 
 def markdown(

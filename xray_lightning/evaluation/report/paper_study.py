@@ -16,10 +16,10 @@ from xray_lightning.evaluation.report.table import (
     Table,
     auroc_cell,
     duration,
-    percent,
     precision_cell,
 )
 from xray_lightning.findings import FINDINGS
+from xray_lightning.page.frame import percent
 
 
 def of_paper(run: Run) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from xray_lightning.evaluation.record import Run, TestMetrics
+from xray_lightning.page.frame import decimal
 
 NONE = "-"
 
@@ -45,16 +46,6 @@ def precision_cell(run: Run | None) -> tuple[str, ...]:
     if run.precision_asked in (None, run.precision_used):
         return (run.precision_used,)
     return (run.precision_used, f"asked {run.precision_asked}")
-
-
-def percent(value: float | None) -> str:
-    """0.8612 as "86.12 %"."""
-    return NONE if value is None else f"{value:.2%}".replace("%", " %")
-
-
-def decimal(value: float | None) -> str:
-    """0.8126 as "0.813"."""
-    return NONE if value is None else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:

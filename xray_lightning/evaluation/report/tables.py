@@ -11,13 +11,12 @@ from xray_lightning.evaluation.report.table import (
     Column,
     Table,
     auroc_cell,
-    decimal,
     duration,
-    percent,
     precision_cell,
 )
 from xray_lightning.evaluation.seeds import SeedSummary, Spread, summarise_seeds
 from xray_lightning.findings import FINDINGS
+from xray_lightning.page.frame import decimal, percent
 
 
 def tables_of(runs: Sequence[Run]) -> list[Table]:

@@ -7,8 +7,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from xray_lightning.errors import printable
-from xray_lightning.evaluation.report.collected import NOTICE, Report, damaged_line
+from xray_lightning.evaluation.report.collected import Report, damaged_line
 from xray_lightning.evaluation.report.table import Table
+from xray_lightning.page.frame import NOTICE
 
 _WIDEST_NUMBER = len("0.812-0.850")
 _WIDEST_WORD = len("patient_random")

@@ -1,6 +1,5 @@
 """The mistakes that a model was surest of, as pictures: where its errors, or the labels', show."""
 
-import base64
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from PIL import Image
 from xray_lightning.data.files import find_named
 from xray_lightning.data.images import decode_gray
 from xray_lightning.errors import UserError
+from xray_lightning.page.frame import data_uri
 
 MOST = 6  # of each kind
 MOST_PER_FINDING = 2  # so that one finding does not fill all places
@@ -136,4 +136,4 @@ def _data_uri(path: str) -> str:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), kind="image/jpeg")

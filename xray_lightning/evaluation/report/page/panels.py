@@ -17,7 +17,8 @@ from xray_lightning.evaluation.record import (
 )
 from xray_lightning.evaluation.report.page import plots
 from xray_lightning.evaluation.report.page.curves import precision_recall_curve, roc_curve, thinned
-from xray_lightning.evaluation.report.table import decimal, duration
+from xray_lightning.evaluation.report.table import duration
+from xray_lightning.page.frame import decimal
 
 
 @dataclass(frozen=True)

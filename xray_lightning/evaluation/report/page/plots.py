@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import Bin, Interval
 from xray_lightning.evaluation.report.page.curves import Curve
-from xray_lightning.evaluation.report.page.svg import (
+from xray_lightning.page.svg import (
     INK,
     MUTED,
     PAPER,

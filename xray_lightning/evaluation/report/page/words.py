@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.evaluation.record import FindingMetrics, Run, Subgroup, TestMetrics, Timing
 from xray_lightning.evaluation.report.notes import NO_BETTER, beats_baseline
-from xray_lightning.evaluation.report.table import decimal
 from xray_lightning.evaluation.report.tables import on_published_split
+from xray_lightning.page.frame import decimal
 
 OLDER = "not in results.json: an older version wrote it"
 RULES = {
