@@ -41,6 +41,10 @@ DAMAGE = (
 )
 
 
+# Of 16 bits; 65535 / 257 = 255, with no remainder.
+_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
+
 class UnreadableImageError(UserError):
     """An image file that cannot be decoded; the message names the file and the cause."""
 
@@ -164,9 +168,10 @@ def _open(path: Path, data: bytes) -> ImageFile.ImageFile:
 def _gray(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):
-        wide: npt.NDArray[np.uint32] = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        # 65535 / 257 = 255, with no remainder.
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        wide: npt.NDArray[np.integer] = np.asarray(image)
+        if wide.dtype != np.uint16:  # mode I, of 32 bits
+            wide = np.clip(wide, 0, 65535).astype(np.uint16)
+        return Image.fromarray(_EIGHT_BITS[wide])
     # Pillow would warn of palette transparency, which is dropped as all alpha is.
     image.info.pop("transparency", None)
     return image if image.mode == "L" else image.convert("L")

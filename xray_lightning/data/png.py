@@ -6,14 +6,22 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 try:
-    isal_zlib: Any = import_module("isal.isal_zlib")  # its stubs make `error` no exception type
-except ImportError:  # no wheel for this platform: Pillow inflates by itself, which takes longer
-    isal_zlib = None
+    inflate: Any = import_module("isal.isal_zlib")  # its stubs make `error` no exception type
+except ImportError:  # no wheel for this platform; the same with zlib takes longer
+    inflate = zlib
 
 START = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type (PNG specification, section 11.2.1)
 MOST = 64 * 2**20  # bytes inflated ahead of Pillow: three times a large radiograph's 4,300 x 4,300
+DENSEST = 1032  # bytes that one of deflate's may stand for (zlib's technical details)
+PASSES = (  # of Adam7: first column, first row, steps between them (section 8.2)
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 BLOCK = 65_535  # bytes in a stored block of deflate (RFC 1951, section 3.2.4)
+
+
+FEWER = "it holds fewer pixels than it states"
 
 
 class Chunk(NamedTuple):
@@ -60,29 +68,37 @@ def inflated(data: bytes, chunks: list[Chunk]) -> bytes:
         data: a file that `checked_chunks` has passed, and whose size has been looked at.
 
     Returns:
-        The new file, or the one given: where ISA-L is missing, and for all that is out of the
-        ordinary (interlaced, animated, huge, damaged), of which Pillow is the judge.
+        The new file, or the one given for all that is out of the ordinary (interlaced, animated,
+        huge, damaged), of which Pillow is the judge.
+
+    Raises:
+        ValueError: it holds fewer pixels than it states, which Pillow would leave black.
     """
     pixels = [chunk for chunk in chunks if chunk.name == b"IDAT"]
     names = {chunk.name for chunk in chunks}
     together = pixels and sum(chunk.end - chunk.start for chunk in pixels) == (
         pixels[-1].end - pixels[0].start
     )
-    if isal_zlib is None or not together or b"acTL" in names:
+    if not together or b"acTL" in names:
         return data
     width, height, depth, colour, *_, interlace = struct.unpack_from(">IIBBBBB", data, 16)
-    if interlace or colour not in CHANNELS:
+    if colour not in CHANNELS:
         return data
-    size = height * (1 + (width * CHANNELS[colour] * depth + 7) // 8)  # a filter byte to each row
-    if size > MOST:
-        return data
+    size = _size(width, height, CHANNELS[colour] * depth, interlaced=bool(interlace))
     view = memoryview(data)
     packed = b"".join([view[chunk.start + 8 : chunk.end - 4] for chunk in pixels])
-    inflater = isal_zlib.decompressobj()
+    if size > DENSEST * len(packed):
+        raise ValueError(f"{len(packed)} bytes cannot hold {width} x {height} pixels")
+    if interlace or size > MOST:
+        _check_length(packed, size)
+        return data
+    inflater = inflate.decompressobj()
     try:
         raw = inflater.decompress(packed, size + 1)
-    except isal_zlib.error:
+    except inflate.error:
         return data
+    if inflater.eof and len(raw) < size:
+        raise ValueError(FEWER)
     if len(raw) != size or not inflater.eof:
         return data
     body = b"IDAT" + _stored(raw)
@@ -97,6 +113,33 @@ def inflated(data: bytes, chunks: list[Chunk]) -> bytes:
     )
 
 
+def _size(width: int, height: int, bits: int, *, interlaced: bool) -> int:
+    """Bytes of an image's rows, a filter byte to each."""
+    size = 0
+    for left, top, across, down in PASSES if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0 and rows > 0:
+            size += rows * (1 + (columns * bits + 7) // 8)
+    return size
+
+
+def _check_length(packed: bytes, size: int) -> None:
+    """Refuse a whole stream of fewer bytes than `size`, without holding them."""
+    inflater = zlib.decompressobj()
+    held = 0
+    try:
+        while held < size and not inflater.eof:
+            part = inflater.decompress(packed, 2**20)
+            packed = inflater.unconsumed_tail
+            held += len(part)
+            if not part and not packed:
+                return  # cut short, as Pillow will say
+    except zlib.error:
+        return
+    if held < size:
+        raise ValueError(FEWER)
+
+
 def _stored(raw: bytes) -> bytes:
     """A zlib stream of stored blocks; zlib's own level 0 copies and sums at half the speed."""
     view = memoryview(raw)
@@ -105,5 +148,5 @@ def _stored(raw: bytes) -> bytes:
         part = view[start : start + BLOCK]
         last = start + BLOCK >= len(raw)
         parts += [struct.pack("<BHH", last, len(part), BLOCK - len(part)), part]
-    parts.append(struct.pack(">I", isal_zlib.adler32(raw)))
+    parts.append(struct.pack(">I", inflate.adler32(raw)))
     return b"".join(parts)
