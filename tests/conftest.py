@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
 
@@ -22,12 +23,32 @@ COMPILED = REPOSITORY / ".pytest_cache" / "compiled"  # bytecode, where the call
 IMAGES = 80  # enough for every finding to be there, few enough for a run of seconds
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Fill a folder of this name in one of the test processes, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.done").exists():
+                folder.mkdir()
+                fill(folder)
+                (shared / f"{name}.done").touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def phantoms(once: Once) -> Path:
     """A folder of 80 phantoms of 64 x 64 pixels in the NIH layout."""
-    root = tmp_path_factory.mktemp("data") / "phantoms"
-    ensure_phantoms(root, PhantomSpec(images=IMAGES, size=64, seed=7))
-    return root
+    spec = PhantomSpec(images=IMAGES, size=64, seed=7)
+    return once("phantoms", lambda folder: ensure_phantoms(folder, spec))
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,7 @@ SMALL = (
 )
 
 Train = Callable[..., Ended]
+Xray = Callable[..., tuple[int, str, str]]
 
 # Threads that wait for each other do not spin: with busy neighbours that costs most of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -125,6 +147,28 @@ def train(tmp_path: Path, small: list[str]) -> Train:
             timeout=timeout,
         )
         return Ended(done.returncode, done.stdout, done.stderr, tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def xray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Xray:
+    """The `xray` command in this process, in tmp_path: its exit code, stdout and stderr."""
+    from xray_lightning import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XRAY_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["xray", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
 
     return run
 

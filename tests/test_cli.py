@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import Xray
 
 SAMPLE = Path(__file__).parent / "results_sample.json"
 
@@ -17,7 +18,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "100", **variables}
 
 
-def xray(
+def process(
     *arguments: str | Path, folder: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -70,23 +71,22 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         ("data", "cache"),
     ],
 )
-def test_every_command_shows_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
-    done = xray(*command, "--help", folder=tmp_path)
-    assert done.returncode == 0
-    assert f"Example: xray {' '.join(command)}" in done.stdout
+def test_every_command_shows_an_example(xray: Xray, command: tuple[str, ...]) -> None:
+    code, out, _ = xray(*command, "--help")
+    assert code == 0
+    assert f"Example: xray {' '.join(command)}" in out
 
 
 def test_report_without_a_run_shows_the_newest_and_says_where_it_wrote(run: Path) -> None:
-    done = xray("report", folder=run.parents[1])
+    done = process("report", folder=run.parents[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert "phantom_resnet18" in done.stdout
     assert "Written: runs/first/report.md" in done.stdout
     assert (run / "report.md").is_file()
 
 
-def test_report_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
-    done = xray("report", run, "--out", tmp_path / "out", folder=tmp_path)
-    assert done.returncode == 0
+def test_report_writes_where_it_is_told(run: Path, xray: Xray, tmp_path: Path) -> None:
+    assert xray("report", run, "--out", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "figures" / "loss.png").is_file()
     assert not (run / "report.md").exists()
 
@@ -94,7 +94,7 @@ def test_report_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
 def test_report_prints_where_the_terminal_knows_only_ascii(run: Path) -> None:
     results = run / "results.json"
     results.write_text(results.read_text().replace("phantom_resnet18", "胸部"), encoding="utf-8")
-    done = xray("report", folder=run.parents[1], PYTHONIOENCODING="ascii")
+    done = process("report", folder=run.parents[1], PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.831" in done.stdout
 
@@ -115,69 +115,70 @@ def test_report_prints_where_the_terminal_knows_only_ascii(run: Path) -> None:
     ],
 )
 def test_an_error_of_the_caller_is_one_line_and_exit_code_2(
-    tmp_path: Path, arguments: tuple[str, ...]
+    xray: Xray, arguments: tuple[str, ...]
 ) -> None:
-    done = xray(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("xray: error: ")
-    assert done.stderr.count("\n") == 1
+    code, out, err = xray(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("xray: error: ")
+    assert err.count("\n") == 1
 
 
 def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
-    done = xray("report", "absent", folder=tmp_path, XRAY_DEBUG="1")
+    done = process("report", "absent", folder=tmp_path, XRAY_DEBUG="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
 
-def test_damaged_results_alone_are_named_and_exit_with_2(run: Path) -> None:
+def test_damaged_results_alone_are_named_and_exit_with_2(run: Path, xray: Xray) -> None:
     (run / "results.json").write_text('{"schema_version": 1')
-    done = xray("report", "runs", folder=run.parents[1])
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "runs/first/results.json: not complete JSON" in done.stderr
+    code, _, err = xray("report", "runs")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "runs/first/results.json: not complete JSON" in err
 
 
 @pytest.mark.parametrize("arguments", [("--bogus",), ("report", "--bogus"), ("nonsense",)])
-def test_an_unknown_option_or_command_exits_with_2(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    done = xray(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_an_unknown_option_or_command_exits_with_2(xray: Xray, arguments: tuple[str, ...]) -> None:
+    code, _, err = xray(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
 
 
-def test_phantoms_are_drawn_once(tmp_path: Path) -> None:
+def test_phantoms_are_drawn_once(tmp_path: Path, xray: Xray) -> None:
     arguments = ("data", "phantom", "ph", "--images", "12", "--size", "48", "--seed", "3")
-    first = xray(*arguments, folder=tmp_path)
-    assert (first.returncode, first.stderr) == (0, "")
-    assert "Drawn: 12 phantoms of 48 x 48 pixels in ph" in first.stdout
+    code, out, err = xray(*arguments)
+    assert (code, err) == (0, "")
+    assert "Drawn: 12 phantoms of 48 x 48 pixels in ph" in out
     assert len(list((tmp_path / "ph" / "images").glob("*.png"))) == 12
-    assert "Already there" in xray(*arguments, folder=tmp_path).stdout
+    assert "Already there" in xray(*arguments)[1]
 
 
-def test_a_cache_is_built_ahead_found_again_and_verified(phantoms: Path, tmp_path: Path) -> None:
-    arguments = ("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache")
-    first = xray(*arguments, folder=tmp_path)
-    assert (first.returncode, first.stderr) == (0, "")
+CACHE = ("--image-size", "32", "--cache-dir", "cache")
+
+
+def test_a_cache_is_built_ahead_found_again_and_verified(
+    phantoms: Path, tmp_path: Path, xray: Xray
+) -> None:
+    arguments = ("data", "cache", phantoms, *CACHE)
+    code, out, err = xray(*arguments)
+    assert (code, err) == (0, "")
     (folder,) = (tmp_path / "cache").iterdir()
     there = f"80 images of 32 x 32 pixels in cache/{folder.name}"
-    assert f"Built: {there}: 80 decoded, 0 copied from another cache, 0 kept; " in first.stdout
-    assert first.stdout.rstrip().endswith(" images/s")
-    assert xray(*arguments, folder=tmp_path).stdout == f"Already there: {there}\n"
-    verified = xray(*arguments, "--verify", folder=tmp_path)
-    assert verified.stdout == f"Already there: {there}; every checksum is right\n"
+    assert f"Built: {there}: 80 decoded, 0 copied from another cache, 0 kept; " in out
+    assert out.rstrip().endswith(" images/s")
+    assert xray(*arguments)[1] == f"Already there: {there}\n"
+    assert xray(*arguments, "--verify")[1] == f"Already there: {there}; every checksum is right\n"
 
 
 def test_fault_45_verifying_names_damage_in_one_line_and_mends_it(
     phantoms: Path, tmp_path: Path
 ) -> None:
-    arguments = ("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache")
-    xray(*arguments, folder=tmp_path)
+    arguments = ("data", "cache", phantoms, *CACHE)
+    process(*arguments, folder=tmp_path)
     (pixels,) = tmp_path.glob("cache/*/pixels.npy")
     whole = pixels.read_bytes()
     pixels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    done = xray(*arguments, "--verify", folder=tmp_path)
+    done = process(*arguments, "--verify", folder=tmp_path)
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
     assert "pixels.npy is damaged in 1 of 2 chunks looked at" in done.stderr
@@ -185,10 +186,12 @@ def test_fault_45_verifying_names_damage_in_one_line_and_mends_it(
     assert pixels.read_bytes() == whole
 
 
-def test_a_run_finds_the_cache_that_was_built_ahead(phantoms: Path, tmp_path: Path) -> None:
+def test_a_run_finds_the_cache_that_was_built_ahead(
+    phantoms: Path, tmp_path: Path, xray: Xray
+) -> None:
     from xray_lightning.data.datamodule import XrayDataModule
 
-    xray("data", "cache", phantoms, "--image-size", "32", "--cache-dir", "cache", folder=tmp_path)
+    xray("data", "cache", phantoms, *CACHE)
     (folder,) = (tmp_path / "cache").iterdir()
     data = XrayDataModule(
         name="phantom", root=str(phantoms), image_size=32, cache_dir=str(tmp_path / "cache")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, Train
+from conftest import REPOSITORY, SMALL, Train, Xray
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from xray_lightning import cli
 from xray_lightning.errors import EXIT_USER_ERROR
 from xray_lightning.training.checkpoints import read_checkpoint
 
 FINDINGS = ["Effusion", "Rib Fracture", "Nodule/Mass"]
-Xray = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +37,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"File": image, **person, **dict(zip(FINDINGS, labels, strict=True))})
     pd.DataFrame(rows).to_csv(root / "films.csv", index=False)
     return root
-
-
-@pytest.fixture
-def xray(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Xray:
-    """The `xray` command in this process: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["xray", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def options(films: Path, *further: str) -> list[str]:

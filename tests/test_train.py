@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, Ended, Train, environment
+from conftest import REPOSITORY, SMALL, Ended, Once, Train, environment
 from jsonschema import Draft202012Validator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,19 +90,24 @@ def call(server: subprocess.Popen[str], small: list[str], tmp_path: Path) -> Cal
     return run
 
 
-@pytest.fixture(scope="module")
-def first(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+@pytest.fixture(scope="session")
+def first(phantoms: Path, once: Once) -> Ended:
     """A run of the defaults but for its size, on the session's phantoms."""
-    folder = tmp_path_factory.mktemp("first")
-    done = subprocess.run(
-        [sys.executable, str(TRAIN_PY), *first_options(phantoms, folder)],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr, folder)
+
+    def fill(folder: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, str(TRAIN_PY), *first_options(phantoms, folder)],
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        told = {"exit_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        (folder / "ended.json").write_text(json.dumps(told))
+
+    folder = once("first", fill)
+    return Ended(**json.loads((folder / "ended.json").read_text()), folder=folder)
 
 
 def first_options(phantoms: Path, folder: Path) -> list[str]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, SMALL, environment
-from filelock import FileLock
+from conftest import REPOSITORY, SMALL, Once, environment
 
 from xray_lightning import cli
 from xray_lightning.evaluation.prediction_file import read_predictions
@@ -26,23 +25,20 @@ Xray = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
-def pair(phantoms: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder with the runs of seeds 0 and 1 under runs/, trained once for all test processes."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "pair"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "trained").exists():
-            folder.mkdir()
-            shutil.copytree(phantoms, folder / "phantoms")
-            command = [sys.executable, str(REPOSITORY / "train.py"), "-m", *SMALL, "seed=0,1"]
-            command += ["data.root=phantoms", "data.phantom=null", "data.cache_dir=cache"]
-            command += ["data.val_fraction=0.4"]  # enough to fit operating points to
-            command += ["hydra.sweep.dir=runs", "hydra.sweep.subdir=${hydra.job.num}"]
-            subprocess.run(
-                command, cwd=folder, env=environment(), check=True, capture_output=True, timeout=240
-            )
-            (folder / "trained").touch()
-    return folder
+def pair(phantoms: Path, once: Once) -> Path:
+    """A folder with the runs of seeds 0 and 1 under runs/."""
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(phantoms, folder / "phantoms")
+        command = [sys.executable, str(REPOSITORY / "train.py"), "-m", *SMALL, "seed=0,1"]
+        command += ["data.root=phantoms", "data.phantom=null", "data.cache_dir=cache"]
+        command += ["data.val_fraction=0.4"]  # enough to fit operating points to
+        command += ["hydra.sweep.dir=runs", "hydra.sweep.subdir=${hydra.job.num}"]
+        subprocess.run(
+            command, cwd=folder, env=environment(), check=True, capture_output=True, timeout=240
+        )
+
+    return once("pair", fill)
 
 
 @pytest.fixture

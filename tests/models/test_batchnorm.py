@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import Once
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -98,11 +99,10 @@ def on_rank(rank: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="session")
+def ranks(once: Once) -> list[dict[str, Any]]:
     """What each of two Gloo ranks answered, by task."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(on_rank, args=(folder,), nprocs=2)
+    folder = once("ranks", lambda folder: mp.spawn(on_rank, args=(folder,), nprocs=2))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -122,8 +122,15 @@ def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
     assert {line.split()[1:][1] for line in steps(tmp_path)} == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize("strategy", ["single", *RANKS])
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("strategy", "number", "exit_code"),
+    [
+        ("single", signal.SIGTERM, 143),
+        ("single", signal.SIGINT, 130),
+        ("mpi", signal.SIGTERM, 143),
+        ("ddp", signal.SIGINT, 130),
+    ],
+)
 def test_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
     strategy: str,
     number: signal.Signals,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, Train
+from conftest import Train
 from lightning.pytorch import seed_everything
 
 from xray_lightning.models.backbones import build_backbone
@@ -54,12 +54,12 @@ def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_bat
     train: Train,
 ) -> None:
     options = (*EXACT, "data.batch_size=15")  # equal shares would be easier: these are 8 and 7
-    for arm in (
-        ("strategy=single", "name=alone"),
-        ("strategy=mpi", "strategy.processes=2", "strategy.sync_batchnorm=true", "name=ranks"),
-    ):
-        ended = train(*options, *arm)
-        assert ended.exit_code == 0, ended.stderr
+    fitted = train(*options, "strategy=single", "name=alone")
+    assert fitted.exit_code == 0, fitted.stderr
+    # Ranks that a multirun starts, which leaves the folder of its only job.
+    ended = train("-m", *options, "strategy=mpi", "strategy.sync_batchnorm=true", "name=ranks")
+    assert ended.exit_code == 0, ended.stderr
+    assert [result["environment"]["world_size"] for result in ended.results] == [1, 2]
     alone, ranks = (weights(run) for run in sorted(ended.runs, key=lambda run: run.name[-5:]))
     seed_everything(0, verbose=False)
     fresh = build_backbone(arch="resnet18").state_dict()
@@ -73,16 +73,22 @@ def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_bat
 def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions_and_metrics(
     train: Train,
 ) -> None:
-    fitted = train("stages=[fit]", "name=fit")
+    fitted = train("name=test1")
     assert fitted.exit_code == 0, fitted.stderr
     checkpoint = fitted.runs[0] / "checkpoints" / "best.ckpt"
     test = ("stages=[test]", f"ckpt_path={checkpoint}", "data.batch_size=7")
-    for ended in (
-        train(*test, "name=test1"),
-        train(*test, "name=test2", "strategy=ddp", "strategy.processes=2"),
-        train(*test, "name=test3", "strategy=mpi", "strategy.processes=3"),
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "--no-python")
+    mpirun = ("mpirun", "-n", "3")
+    # Ranks that the user has started: they share one run folder, and rank 0 alone speaks.
+    for name, ended in (
+        ("test2", train(*test, "name=test2", "strategy=ddp", before=torchrun)),
+        ("test3", train(*test, "name=test3", "strategy=mpi", before=mpirun)),
     ):
         assert ended.exit_code == 0, ended.stderr
+        (run,) = (run for run in (ended.folder / "runs").iterdir() if run.name.endswith(name))
+        assert (run / ".hydra" / "overrides.yaml").is_file()
+        assert ended.stdout.count("macro over") == 1
+    assert "MPI" in json.loads((run / "results.json").read_text())["environment"]["mpi"]
     one, two, three = sorted(
         (run for run in ended.runs if run.name[-5:-1] == "test"), key=lambda run: run.name[-1]
     )
@@ -95,7 +101,7 @@ def test_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions_and_m
                 if key.startswith("prob_"):
                     assert float(other[key]) == pytest.approx(float(row[key]), abs=1e-5)
     worlds = [result["environment"]["world_size"] for result in ended.results]
-    assert sorted(worlds) == [1, 1, 2, 3]
+    assert sorted(worlds) == [1, 2, 3]
     figures = flat(metrics(one))
     assert figures["per_finding.Effusion.auroc"] is not None
     for run in (two, three):
@@ -122,31 +128,3 @@ def test_a_callers_mistake_that_ranks_meet_keeps_its_line_and_exit_code(train: T
     assert "data.root=absent does not exist" in ended.error
     (result,) = ended.results
     assert (result["status"], ended.error.endswith(result["reason"])) == ("failed", True)
-
-
-def test_mpirun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
-    ended: Ended = train("strategy=mpi", before=("mpirun", "-n", "2"))
-    assert ended.exit_code == 0, ended.stderr
-    assert len(ended.runs) == 1
-    assert len(list((ended.folder / "runs").iterdir())) == 1
-    (result,) = ended.results
-    assert result["status"] == "finished"
-    assert result["environment"]["world_size"] == 2
-    assert "MPI" in result["environment"]["mpi"]
-    assert ended.stdout.count("macro over") == 1  # rank 0 alone speaks
-    assert (ended.runs[0] / ".hydra" / "overrides.yaml").is_file()
-
-
-def test_torchrun_may_start_the_ranks_itself_and_they_share_one_run_folder(train: Train) -> None:
-    before = ("torchrun", "--standalone", "--nproc-per-node=2", "--no-python")
-    ended = train("strategy=ddp", before=before)
-    assert ended.exit_code == 0, ended.stderr
-    assert len(ended.runs) == 1
-    assert ended.results[0]["environment"]["world_size"] == 2
-
-
-def test_a_multirun_starts_ranks_for_each_of_its_jobs(train: Train) -> None:
-    ended = train("-m", "strategy=single,mpi", "stages=[fit]")
-    assert ended.exit_code == 0, ended.stderr
-    found = [(r["status"], r["environment"]["world_size"]) for r in ended.results]
-    assert found == [("finished", 1), ("finished", 2)]
