@@ -123,6 +123,8 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             run(build(cfg, folder, record, started=started))
             if WORLD.rank == 0:
                 record.end("finished")
+                if record.content["metrics"]["test"] is not None:
+                    describe(folder)
                 if cfg.report:
                     draw_report(folder)
         else:
@@ -135,6 +137,16 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
         return settle(error, cfg, folder)
+
+
+def describe(folder: Path) -> None:
+    """Write model_card.md; one that cannot be written does not undo a run that is done."""
+    from xray_lightning.deploy.about.card import write_card
+
+    try:
+        log.info("card:    %s", write_card(folder))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
+        log.warning("model_card.md could not be written: %s", one_line(error))
 
 
 def draw_report(folder: Path) -> None:

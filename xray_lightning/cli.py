@@ -7,8 +7,9 @@ import typer
 
 from xray_lightning.commands import data
 from xray_lightning.commands.bench import bench
-from xray_lightning.commands.deploy import predict
+from xray_lightning.commands.deploy import info, predict
 from xray_lightning.commands.judge import compare, evaluate, report
+from xray_lightning.commands.output import FilesOrStdout
 from xray_lightning.errors import XrayError, one_line
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for command in (predict, report, evaluate, compare, bench):
     app.command()(command)
+app.command(cls=FilesOrStdout)(info)
 app.add_typer(data.app, name="data")
 
 

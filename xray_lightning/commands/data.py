@@ -1,13 +1,18 @@
 """`xray data`: get, draw, check and prepare the images that training reads."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
-from xray_lightning.commands.output import STDOUT, check_json, print_json, write_json
+from xray_lightning.commands.output import (
+    STDOUT,
+    FilesOrStdout,
+    check_json,
+    print_json,
+    write_json,
+)
 from xray_lightning.errors import EXIT_RUN_FAILED, check_whole
 from xray_lightning.progress import display
 
@@ -39,21 +44,7 @@ def phantom(
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class _JsonToStdout(TyperCommand):
-    """Lets --json stand without a file, for stdout."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        bare = [
-            place
-            for place, word in enumerate(args)
-            if word == "--json" and (place + 1 == len(args) or args[place + 1].startswith("--"))
-        ]
-        for place in reversed(bare):
-            args = [*args[: place + 1], STDOUT, *args[place + 1 :]]
-        return super().parse_args(ctx, args)
-
-
-@app.command(cls=_JsonToStdout)
+@app.command(cls=FilesOrStdout)
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
     images: Annotated[

@@ -1,4 +1,4 @@
-"""`xray predict`: a trained model put to use."""
+"""`xray predict` and `info`: a trained model put to use, and what is known of it."""
 
 import os
 import sys
@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.errors import check_whole, printable
+from xray_lightning.commands.output import (
+    STDOUT,
+    check_json,
+    print_json,
+    write_json,
+    write_text,
+)
+from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.progress import display, unseen
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
@@ -70,3 +77,55 @@ def predict(
     lines = [done.note, done.summary() if out is None else f"Written: {out}: {done.summary()}"]
     for line in filter(None, lines):
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def info(
+    path: Annotated[
+        Path, typer.Argument(metavar="CKPT|RUN", help="A checkpoint (.ckpt), or a run folder.")
+    ],
+    json: Annotated[
+        Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(metavar="[FILE]", help="Write the model card, or print it without FILE."),
+    ] = None,
+) -> None:
+    """Say what a model is: trained on what, how good, for what use, and with which limits.
+
+    A checkpoint knows its findings, its input and its operating points; the rest is in results.json
+    of its run, and is told where that lies beside it and is of the same run. Of a run folder it is
+    the best checkpoint, or the one that the run has tested.
+
+    The model card, model_card.md, is Markdown with the head that model hubs read. A run that was
+    tested has one in its folder; --card makes that of an older run.
+
+    Example: [bold]xray info runs/a/checkpoints/best.ckpt --json info.json[/bold]
+    """
+    if json is not None and card is not None:
+        raise UserError("--json and --card: give one of them")
+    option, file = ("--json", json) if card is None else ("--card", card)
+    to_stdout = str(file) == STDOUT
+    check_json(None if to_stdout else file, option=option)
+    from xray_lightning.deploy.about.known import look
+
+    known = look(path)
+    if card is not None:
+        from xray_lightning.deploy.about.card import card as card_of
+
+        text = card_of(known)
+        if to_stdout:
+            sys.stdout.write(text)
+        else:
+            write_text(card, text, Console(), option=option)
+        return
+    from xray_lightning.deploy.about.facts import as_plain
+
+    if json is not None and to_stdout:
+        print_json(as_plain(known))
+        return
+    if json is None:
+        from xray_lightning.deploy.about.shown import show
+
+        show(known, Console())
+    write_json(json, as_plain(known), Console())

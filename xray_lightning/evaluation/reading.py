@@ -58,7 +58,7 @@ def run_of(folder: Path, results: Json) -> Run:
         precision_used=_text(environment["precision_used"]),
         versions={
             key: str(environment[key])
-            for key in ("python", "torch", "lightning", "mpi")
+            for key in ("python", "torch", "lightning", "xray_lightning", "mpi")
             if environment.get(key) is not None
         },
         timing=_timing(results["timing"]),

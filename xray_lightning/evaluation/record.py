@@ -204,6 +204,15 @@ class Run:
         return tuple(dict.fromkeys(name for side in self.sides for name in side.positives))
 
     @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, whose checkpoint was kept, if it is kept by the validation AUROC."""
+        monitor = self.settings.get("callbacks.best.monitor", "val/auroc_macro")
+        known = [e for e in self.history if e.val_auroc is not None]
+        if monitor != "val/auroc_macro" or not known:
+            return None
+        return max(known, key=lambda e: (e.val_auroc or 0.0, -e.number)).number + 1
+
+    @property
     def images(self) -> dict[str, int]:
         """Images by side of the split."""
         return {side.name: side.images for side in self.sides}

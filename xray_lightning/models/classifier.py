@@ -16,11 +16,10 @@ from torchmetrics.functional.classification import multilabel_auroc
 from xray_lightning.data.batches import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
-from xray_lightning.findings import FINDINGS, check_findings, differing
+from xray_lightning.findings import FINDINGS
+from xray_lightning.models.checkpoint import CHECKPOINT_SCHEMA, check_checkpoint
 from xray_lightning.models.graph import StepGraph
 from xray_lightning.models.losses import FindingsLoss
-
-CHECKPOINT_SCHEMA = 1
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -291,28 +290,3 @@ def finding_auroc(outputs: Outputs) -> Tensor:
         )
         auroc[columns] = values[: len(columns)]
     return auroc
-
-
-def check_checkpoint(
-    checkpoint: Mapping[str, Any], *, findings: Sequence[str] | None = None
-) -> None:
-    """Refuse a checkpoint of another kind, schema, or list of findings.
-
-    Args:
-        checkpoint: its content.
-        findings: those it must have, in this order; None for whatever it has.
-
-    Raises:
-        UserError: one line that shows what was expected beside what was found.
-    """
-    described = checkpoint.get("xray")
-    if not isinstance(described, Mapping):
-        raise UserError("the checkpoint was not written by xray-lightning: it has no `xray` entry")
-    if described.get("schema_version") != CHECKPOINT_SCHEMA:
-        raise UserError(
-            f"the checkpoint has schema_version {described.get('schema_version')}, and this "
-            f"version reads {CHECKPOINT_SCHEMA}"
-        )
-    own = check_findings(described.get("findings"), what="the checkpoint's findings")
-    if findings is not None and own != tuple(findings):
-        raise UserError(f"the checkpoint's findings, {differing(own, findings)}")

@@ -1,7 +1,6 @@
-"""Checkpoints that are whole or absent, and that load without running code."""
+"""Checkpoints that are whole or absent, and that fit the run that goes on from them."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,11 +12,17 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from xray_lightning.atomic import replacing
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.models.classifier import check_checkpoint
+from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.training.results import differences
 
-BEST = "best.ckpt"
-LAST = "last.ckpt"
+__all__ = [
+    "BEST",
+    "LAST",
+    "AtomicCheckpointIO",
+    "LastCheckpoint",
+    "check_same",
+    "read_checkpoint",
+]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -73,41 +78,6 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
             saved = monotonic()
             self._due = saved + (saved - start) * (1 / self.most_time - 1)
-
-
-def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dict[str, Any]:
-    """A checkpoint of this project, its tensors on the CPU; nothing in it is executed.
-
-    Args:
-        path: the file.
-        findings: those it must have, in this order; None for whatever it has.
-
-    Raises:
-        UserError: it is missing, damaged, holds more than plain values, or is another project's;
-            or it has other findings.
-    """
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder; give the path of a .ckpt file in it")
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange pickles: the errors below say it
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file fails in as many ways as pickle and zip know.
-    except Exception as error:
-        lines = str(error).splitlines() or ["it holds nothing"]
-        raise UserError(
-            f"checkpoint {path} is damaged, or holds more than weights and plain values, and is "
-            f"not loaded ({lines[0]}); use another one, such as {BEST} or {LAST} of the same run"
-        ) from error
-    if not isinstance(checkpoint, Mapping):
-        raise UserError(f"checkpoint {path} holds no state")
-    try:
-        check_checkpoint(checkpoint, findings=findings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return dict(checkpoint)
 
 
 def check_same(path: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -203,12 +203,17 @@ def kept_warnings(kept: list[str]) -> Iterator[None]:
 def bare_environment() -> dict[str, Any]:
     """The `environment` block before a device is chosen, without importing torch."""
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
+    try:
+        own = version("xray-lightning")
+    except PackageNotFoundError:  # a checkout that was never installed: git_commit tells
+        own = None
     return {
         "python": platform.python_version(),
         "torch": version("torch"),
         "lightning": version("lightning"),
+        "xray_lightning": own,
         "device": None,
         "accelerator": None,
         "world_size": None,

@@ -23,28 +23,37 @@ def markdown(
     paper = f"The paper: {PAPER}." if any(map(of_paper, report.runs)) else ""
     parts = ["# Report", NOTICE, paper]
     for table in [*report.tables, *further]:
-        lines = [
-            _pipe_row(column.heading.replace("\n", " ") for column in table.columns),
-            _pipe_row("---:" if column.number else "---" for column in table.columns),
-        ]
-        lines += [
-            _pipe_row(", ".join(_escaped(line) for line in cell if line) for cell in row)
-            for row in table.rows
-        ]
-        notes = "\n".join(f"- {_escaped(note)}" for note in table.notes)
-        parts += [f"## {table.title}", "\n".join(lines), notes]
-    parts.append(_escaped(damaged_line(report)))
+        parts += [f"## {table.title}", pipe_table(table), bullets(table.notes)]
+    parts.append(escaped(damaged_line(report)))
     if figures:
         parts.append("## Loss curves")
-        parts += [f"![{_escaped(caption)}](figures/{name})" for caption, name in figures]
+        parts += [f"![{escaped(caption)}](figures/{name})" for caption, name in figures]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pipe_table(table: Table) -> str:
+    """The columns and rows of a table, without its title and notes."""
+    lines = [
+        _pipe_row(column.heading.replace("\n", " ") for column in table.columns),
+        _pipe_row("---:" if column.number else "---" for column in table.columns),
+    ]
+    lines += [
+        _pipe_row(", ".join(escaped(line) for line in cell if line) for cell in row)
+        for row in table.rows
+    ]
+    return "\n".join(lines)
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A list, each sentence as it is."""
+    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
 
 
 def _pipe_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` so that Markdown shows it as it is: no link, emphasis, table cell or HTML."""
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", printable(text))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)

@@ -20,7 +20,7 @@ _STATE_STYLES = {"run on ": "yellow", "skipped": "yellow", "failed": "red", "int
 def print_report(report: Report, console: Console) -> None:
     """Print the tables and their notes, as wide as the console."""
     for table in report.tables:
-        console.print(_rich_table(table, room=console.width))
+        console.print(rich_table(table, room=console.width))
         for note in table.notes:
             console.print(Text(printable(note), style="dim"))
         console.print()
@@ -29,7 +29,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(NOTICE, style="italic"))
 
 
-def _rich_table(table: Table, *, room: int) -> RichTable:
+def rich_table(table: Table, *, room: int) -> RichTable:
+    """A table for a terminal of `room` columns."""
     rich = RichTable(
         title=table.title,
         title_justify="left",

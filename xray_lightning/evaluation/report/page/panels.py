@@ -184,18 +184,9 @@ def grouped(groups: Sequence[Subgroup]) -> list[tuple[str, list[Subgroup]]]:
     ]
 
 
-def best_epoch(run: Run) -> int | None:
-    """The epoch, from 1, whose checkpoint was kept, if it is kept by the validation AUROC."""
-    monitor = run.settings.get("callbacks.best.monitor", "val/auroc_macro")
-    known = [e for e in run.history if e.val_auroc is not None]
-    if monitor != "val/auroc_macro" or not known:
-        return None
-    return max(known, key=lambda e: (e.val_auroc or 0.0, -e.number)).number + 1
-
-
 def training_panels(run: Run) -> list[Panel]:
     """Loss, learning rate and validation AUROC by epoch, as far as they were recorded."""
-    best = best_epoch(run)
+    best = run.best_epoch
     panels: list[Panel] = []
     losses = [
         line

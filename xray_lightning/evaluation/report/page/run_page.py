@@ -58,7 +58,7 @@ def run_page(run: Run) -> str:
         subgroups_plot=panels.subgroup_panel(test) if test else None,
         grouped=panels.grouped(test.subgroups or ()) if test else [],
         training=panels.training_panels(run),
-        best_epoch=panels.best_epoch(run),
+        best_epoch=run.best_epoch,
         shares=shares,
         time_plot=panels.time_panel(shares),
         paper=PAPER,

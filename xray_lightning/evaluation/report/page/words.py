@@ -45,12 +45,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Input", f"{size} x {size} px, {normalised}" if size else "-"),
         ("Device", f"{run.device or 'none was chosen'}{accelerator}{ranks}"),
         ("Strategy", run.strategy or "-"),
-        ("Precision", _precision(run)),
+        ("Precision", precision_of(run)),
         ("Seed", "-" if run.seed is None else str(run.seed)),
     ]
 
 
-def _precision(run: Run) -> str:
+def precision_of(run: Run) -> str:
+    """What it ran in, and what it was asked to where that differs."""
     if run.precision_used is None:
         return "-"
     if run.precision_asked in (None, run.precision_used):

@@ -1,0 +1,1 @@
+"""What is known of a model: on the terminal, as JSON, and as a model card."""

@@ -1,0 +1,232 @@
+"""What a model is and what it was trained on, as terms and values, and as plain values for JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from xray_lightning.deploy.about.known import Known
+from xray_lightning.deploy.about.tables import count, plain
+from xray_lightning.deploy.about.use import (
+    INTENDED,
+    OUT_OF_SCOPE,
+    data_set,
+    last_parts,
+    limits,
+    without_folders,
+)
+from xray_lightning.evaluation.record import Run
+from xray_lightning.evaluation.report.collected import NOTICE
+from xray_lightning.evaluation.report.page import words
+from xray_lightning.evaluation.report.table import NONE
+
+SCHEMA_VERSION = 1
+Facts = list[tuple[str, str]]
+
+
+def name_of(known: Known) -> str:
+    """The run's name, else the file's."""
+    if known.run is not None:
+        return known.run.name
+    return "" if known.checkpoint is None else known.checkpoint.path.name
+
+
+def model_facts(known: Known) -> Facts:
+    """What the model is."""
+    facts, run = known.checkpoint, known.run
+    findings = ", ".join(map(plain, known.findings))
+    said = [
+        ("Backbone", _backbone(known)),
+        ("Findings", f"{len(known.findings)}: {findings}" if findings else NONE),
+        ("Input", _input(known)),
+        ("Precision", NONE if run is None else words.precision_of(run)),
+    ]
+    if facts is not None:
+        saved = [] if facts.epoch is None else [f"epoch {facts.epoch}"]
+        saved += [] if facts.steps is None else [f"{facts.steps:,} steps"]
+        saved.append(f"schema {facts.schema_version}")
+        said.append(("Checkpoint", f"{facts.path.name}: {', '.join(saved)}"))
+        said.append(("Fitted", _fitted(known)))
+    return said
+
+
+def training_facts(known: Known) -> Facts:
+    """What it was trained on, and how long."""
+    run = known.run
+    if run is None:
+        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        return [("Split hash", digest or NONE), ("Else", "not in the checkpoint")]
+    full = data_set(run).name
+    data = run.data or NONE
+    said = [
+        ("Data", data if full in (data, "not recorded") else f"{data} ({full})"),
+        ("Split", split_of(run)),
+        ("Split hash", run.split_sha256 or NONE),
+    ]
+    said += [(f"Images, {side.name}", _side(side.images, side.patients)) for side in run.sides]
+    seed = NONE if run.seed is None else str(run.seed)
+    if known.tested_only:
+        return [*said, ("Seed, epochs", "not known: the run tested another run's checkpoint")]
+    return [*said, ("Seed", seed), ("Epochs", _epochs(known, run)), ("Device", _device(run))]
+
+
+def version_facts(known: Known) -> Facts:
+    """What it was made with."""
+    said = [(name, version) for name, version in versions(known).items() if version is not None]
+    return [(_VERSIONS.get(name, name), version) for name, version in said]
+
+
+_VERSIONS = {"xray_lightning": "xray-lightning", "git_commit": "Git commit"}
+
+
+def versions(known: Known) -> dict[str, str | None]:
+    """What it was made with, by name; None for what was not recorded."""
+    named: dict[str, str | None] = dict.fromkeys(("python", "torch", "lightning", "xray_lightning"))
+    if known.checkpoint is not None:
+        named["lightning"] = known.checkpoint.lightning
+    if known.run is not None:
+        named |= known.run.versions
+    return {**named, "git_commit": None if known.run is None else known.run.git_commit}
+
+
+def as_plain(known: Known) -> dict[str, object]:
+    """All that is known, in plain values.
+
+    Keys: schema_version; name; status and reason of the run; link: how it is known that run and
+    checkpoint belong together; model; checkpoint; training; metrics: metrics.test of results.json,
+    as it is there; metrics_unknown: why there are none; operating_points and calibration of the
+    checkpoint; versions; notice, intended_use, out_of_scope, limits: sentences. What is not known
+    is null.
+    """
+    facts, run = known.checkpoint, known.run
+    points = calibration = checkpoint = None
+    if facts is not None:
+        points = None if facts.points is None else facts.points.to_plain()
+        calibration = None if facts.calibration is None else facts.calibration.to_plain()
+        checkpoint = {
+            "path": str(facts.path),
+            "schema_version": facts.schema_version,
+            "epoch": facts.epoch,
+            "steps": facts.steps,
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name_of(known),
+        "status": None if run is None else run.status,
+        "reason": None if run is None else run.reason,
+        "link": known.link,
+        "model": _model(known),
+        "checkpoint": checkpoint,
+        "training": _training(known),
+        "metrics": known.metrics,
+        "metrics_unknown": known.untested,
+        "operating_points": points,
+        "calibration": calibration,
+        "versions": versions(known),
+        "notice": NOTICE,
+        "intended_use": INTENDED,
+        "out_of_scope": list(OUT_OF_SCOPE),
+        "limits": limits(known),
+    }
+
+
+def _model(known: Known) -> dict[str, object]:
+    facts, run = known.checkpoint, known.run
+    settings: Mapping[str, Any] = {} if run is None else run.settings
+    from_run = {
+        "arch": settings.get("model.arch"),
+        "hidden": settings.get("model.hidden"),
+        "dropout": settings.get("model.dropout"),
+        "parameters": None,
+        "image_size": settings.get("data.image_size"),
+        "normalize": settings.get("data.normalize"),
+    }
+    own: dict[str, object] = from_run
+    if facts is not None:
+        own = {key: getattr(facts, key) for key in from_run} | {"hidden": list(facts.hidden)}
+    return own | {
+        "findings": list(known.findings),
+        "precision_asked": None if run is None else run.precision_asked,
+        "precision_used": None if run is None else run.precision_used,
+    }
+
+
+def _training(known: Known) -> dict[str, object]:
+    run = known.run
+    if run is None:
+        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
+    trained = not known.tested_only
+    values = {
+        "data": run.data or None,
+        "split": last_parts(run.split) or None,
+        "split_sha256": run.split_sha256,
+        "images": run.images,
+        "patients": {side.name: side.patients for side in run.sides},
+        "positives": {side.name: side.positives for side in run.sides},
+        "patient_overlap": run.overlap,
+        "dropped": run.dropped,
+        "seed": run.seed if trained else None,
+        "epochs": len(run.history) if trained else None,
+        "best_epoch": known.best_epoch,
+        "device": run.device,
+        "world_size": run.world_size,
+        "strategy": run.strategy,
+        "seconds": run.timing.fit,
+        "command": without_folders(run.command),
+    }
+    return values
+
+
+_TRAINING = (
+    *("data", "split", "split_sha256", "images", "patients", "positives", "patient_overlap"),
+    *("dropped", "seed", "epochs", "best_epoch", "device", "world_size", "strategy", "seconds"),
+    "command",
+)
+
+
+def split_of(run: Run) -> str:
+    """The split's name, or the file that it was read from."""
+    return last_parts(run.split) or NONE
+
+
+def _backbone(known: Known) -> str:
+    facts = known.checkpoint
+    if facts is None:
+        return known.run.model if known.run and known.run.model else NONE
+    layers = f" + FC layers {', '.join(map(str, facts.hidden))}" if facts.hidden else ""
+    return f"{facts.arch or 'not recorded'}{layers}, {facts.parameters:,} parameters"
+
+
+def _input(known: Known) -> str:
+    model = _model(known)
+    size, normalize = model["image_size"], model["normalize"]
+    return f"{size} x {size} px, gray, normalised {normalize}" if size else NONE
+
+
+def _fitted(known: Known) -> str:
+    facts = known.checkpoint
+    if facts is None or (facts.points is None and facts.calibration is None):
+        return "no operating points, no calibration"
+    said = []
+    if facts.points is not None:
+        target = "" if facts.points.target is None else f" {facts.points.target:g}"
+        images = words.counted(facts.points.images, "validation image")
+        said.append(f"operating points by {facts.points.rule}{target} on {images}")
+    if facts.calibration is not None:
+        images = words.counted(facts.calibration.images, "validation image")
+        said.append(f"calibration by {facts.calibration.method} on {images}")
+    return "; ".join(said)
+
+
+def _side(images: int, patients: int | None) -> str:
+    people = "" if patients is None else f" of {words.counted(patients, 'patient')}"
+    return f"{count(images)}{people}"
+
+
+def _epochs(known: Known, run: Run) -> str:
+    best = "" if known.best_epoch is None else f", the best on validation {known.best_epoch}"
+    return f"{len(run.history)}{best}"
+
+
+def _device(run: Run) -> str:
+    ranks = f", {run.world_size} ranks" if run.world_size and run.world_size > 1 else ""
+    return f"{run.device or NONE}{ranks}"
