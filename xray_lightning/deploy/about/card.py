@@ -1,6 +1,8 @@
 """model_card.md: a model as people and model hubs read it, with nothing that no run recorded."""
 
+import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from xray_lightning.atomic import write_atomically
@@ -8,11 +10,13 @@ from xray_lightning.deploy.about.facts import (
     Facts,
     model_facts,
     name_of,
+    split_of,
     training_facts,
     version_facts,
 )
 from xray_lightning.deploy.about.front_matter import front_matter
 from xray_lightning.deploy.about.known import Known, of_run
+from xray_lightning.deploy.about.paths import without_folders
 from xray_lightning.deploy.about.tables import (
     findings_table,
     fitted_table,
@@ -26,8 +30,8 @@ from xray_lightning.deploy.about.use import (
     OUT_OF_SCOPE,
     data_set,
     limits,
-    without_folders,
 )
+from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.markdown import bullets, escaped, pipe_table
@@ -71,7 +75,7 @@ def card(known: Known) -> str:
         *_evaluation(known),
         *_operating_points(known),
         "## Limits and biases",
-        bullets(limits(known)),
+        bullets(limits(known, of_data=False)) or "None is known.",
         "## How to use",
         _usage(known),
         "## Reproduce",
@@ -82,10 +86,6 @@ def card(known: Known) -> str:
 
 def _public(run: Run) -> Run:
     """The run with no folder of the machine in its name of the split."""
-    from dataclasses import replace
-
-    from xray_lightning.deploy.about.facts import split_of
-
     return replace(run, split=split_of(run))
 
 
@@ -142,23 +142,27 @@ def _operating_points(known: Known) -> list[str]:
 
 
 def _usage(known: Known) -> str:
-    name = known.checkpoint.path.name if known.checkpoint else BEST
-    path = f"checkpoints/{name}"
+    path = f"checkpoints/{BEST}" if known.checkpoint is None else _near(known.checkpoint.path)
     return "\n".join(
         [
             "```python",
             "from xray_lightning import load_model",
             "",
-            f"model = load_model({path!r})",
+            f"model = load_model({json.dumps(path)})",
             'found = model.predict(["a.png", "b.png"])  # or uint8 arrays (H, W)',
             "print(model.findings, found.probabilities, found.decisions)",
             "```",
             "",
             "```bash",
-            f"xray predict {shlex.quote(path)} images/ --out predictions.csv",
+            f"xray predict {shlex.quote(printable(path))} images/ --out predictions.csv",
             "```",
         ]
     )
+
+
+def _near(path: Path) -> str:
+    """A checkpoint as it is called from its run folder, or beside it where it is in none."""
+    return f"checkpoints/{path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def _reproduce(known: Known) -> list[str]:
@@ -166,12 +170,8 @@ def _reproduce(known: Known) -> list[str]:
     command = without_folders(run.command) if run is not None else ""
     shown = ["No command is known."]
     if command:
-        shown = [_fenced(command), "Folders of the machine that it ran on are left out as `...`."]
+        shown = [
+            f"    {printable(command)}",
+            "Folders of the machine that it ran on are left out as `...`.",
+        ]
     return [*shown, _facts(version_facts(known)), escaped(known.link)]
-
-
-def _fenced(text: str) -> str:
-    """A block of code that nothing in it can end."""
-    from xray_lightning.errors import printable
-
-    return f"    {printable(text)}"

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from xray_lightning.deploy.about.known import Known
+from xray_lightning.deploy.about.paths import last_parts, without_folders
 from xray_lightning.deploy.about.tables import count, plain
 from xray_lightning.deploy.about.use import (
     INTENDED,
     OUT_OF_SCOPE,
     data_set,
-    last_parts,
     limits,
-    without_folders,
 )
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.collected import NOTICE
@@ -65,7 +64,14 @@ def training_facts(known: Known) -> Facts:
     seed = NONE if run.seed is None else str(run.seed)
     if known.tested_only:
         return [*said, ("Seed, epochs", "not known: the run tested another run's checkpoint")]
-    return [*said, ("Seed", seed), ("Epochs", _epochs(known, run)), ("Device", _device(run))]
+    return [
+        *said,
+        ("Start", _start(run)),
+        ("Recipe", _recipe(run)),
+        ("Seed", seed),
+        ("Epochs", _epochs(known, run)),
+        ("Device", _device(run)),
+    ]
 
 
 def version_facts(known: Known) -> Facts:
@@ -155,7 +161,7 @@ def _training(known: Known) -> dict[str, object]:
         digest = known.checkpoint.split_sha256 if known.checkpoint else None
         return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
     trained = not known.tested_only
-    values = {
+    return {
         "data": run.data or None,
         "split": last_parts(run.split) or None,
         "split_sha256": run.split_sha256,
@@ -173,7 +179,6 @@ def _training(known: Known) -> dict[str, object]:
         "seconds": run.timing.fit,
         "command": without_folders(run.command),
     }
-    return values
 
 
 _TRAINING = (
@@ -225,6 +230,31 @@ def _side(images: int, patients: int | None) -> str:
 def _epochs(known: Known, run: Run) -> str:
     best = "" if known.best_epoch is None else f", the best on validation {known.best_epoch}"
     return f"{len(run.history)}{best}"
+
+
+def _start(run: Run) -> str:
+    """The weights that training began with."""
+    if (path := run.settings.get("model.weights_path")) is not None:
+        return f"weights of {last_parts(str(path))}"
+    pretrained = run.settings.get("model.pretrained")
+    names = {True: "torchvision's ImageNet weights", False: "random weights"}
+    return names.get(pretrained, NONE) if isinstance(pretrained, bool) else NONE
+
+
+def _recipe(run: Run) -> str:
+    """The parts of the training by their names in the configuration."""
+    named = {
+        key: str(run.settings.get(f"{key}._target_", "")).rpartition(".")[2]
+        for key in ("loss", "optimizer", "augment")
+    }
+    rate, batch = run.settings.get("optimizer.lr"), run.settings.get("data.batch_size")
+    parts = [
+        named["loss"],
+        named["optimizer"] + ("" if rate is None else f" at {rate}"),
+        "" if batch is None else f"{batch} images a step",
+        f"augmented by {named['augment']}" if named["augment"] else "not augmented",
+    ]
+    return ", ".join(filter(None, parts)) if named["loss"] else NONE
 
 
 def _device(run: Run) -> str:

@@ -7,7 +7,7 @@ its weights, and the Hub takes identifiers of its own data sets alone.
 
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from xray_lightning.deploy.about.facts import name_of, split_of
 from xray_lightning.deploy.about.known import Known
@@ -70,8 +70,8 @@ def metrics_of(test: TestMetrics) -> list[Metric]:
         _metric(
             "accuracy",
             test.label_accuracy,
-            f"Label accuracy at 0.5 (always answering 'no finding': {percent(test.always_negative)})",
-            None,
+            f"Label accuracy at 0.5; always negative: {percent(test.always_negative)}",
+            test.label_accuracy_ci95,
         ),
     ]
     found += [

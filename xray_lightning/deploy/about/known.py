@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.deploy.about.checkpoint import CheckpointFacts, facts_of
+from xray_lightning.deploy.about.paths import last_parts
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.record import Run, TestMetrics
 from xray_lightning.evaluation.report.page import words
@@ -91,13 +92,9 @@ def of_run(folder: Path) -> Known:
     named = run.settings.get("ckpt_path")
     path = folder / "checkpoints" / BEST if named is None else Path(str(named))
     if not path.is_file():
-        missing = (
-            f"{path} is not there"
-            if named is None
-            else f"the run tested {path}, which is not there"
-        )
+        missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
         untested = None if run.test else words.no_test(run)
-        return Known(None, run, results, f"No checkpoint: {missing}.", untested)
+        return Known(None, run, results, f"No checkpoint: {missing} is not there.", untested)
     return _joined(facts_of(path), run, results)
 
 
@@ -109,13 +106,13 @@ def of_checkpoint(path: Path) -> Known:
     """
     facts = facts_of(path)
     folder = path.absolute().parent.parent
-    beside = folder / RESULTS
-    if not beside.is_file():
-        return _alone(facts, f"The checkpoint lies in no run folder: there is no {beside}.")
+    if not (folder / RESULTS).is_file():
+        told = f"the folder above its own has no {RESULTS}"
+        return _alone(facts, f"The checkpoint lies in no run folder: {told}.")
     try:
         run, results = _read(folder)
     except DamagedResultsError as error:
-        return _alone(facts, printable(f"{beside} cannot be read: {error}."))
+        return _alone(facts, printable(f"The run's {RESULTS} cannot be read: {error}."))
     known = _joined(facts, run, results)
     if known.checkpoint is None:  # another run's
         return _alone(facts, known.link)
@@ -149,7 +146,7 @@ def _joined(facts: CheckpointFacts, run: Run, results: Mapping[str, Any]) -> Kno
         if facts.points is None:
             reason = "The run's test is at operating points, and this checkpoint has none"
             return replace(known, untested=f"{reason}: it is not the one that was tested.")
-        return replace(known, link=f"{alike}, and so is each operating point to its last digit.")
+        return replace(known, link=f"{alike}, and so is every operating point, to its last digit.")
     if best is not None and facts.epoch == best:
         return replace(known, link=f"{alike}, and its epoch is the run's best.")
     return known

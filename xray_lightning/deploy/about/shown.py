@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import TestMetrics
 from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.page import words
-from xray_lightning.evaluation.report.table import Table
+from xray_lightning.evaluation.report.table import Table, decimal
 from xray_lightning.evaluation.report.terminal import rich_table
 
 _STYLES = {"finished": "green", "running": "yellow", "skipped": "yellow"}
@@ -53,8 +52,7 @@ def _show_test(test: TestMetrics, console: Console) -> None:
         _show_table(table, console)
     console.print(Text(words.operating_point(test), style="dim"))
     if (calibrated := words.calibrated_label(test)) is not None and test.calibrated is not None:
-        brier = f"{test.calibrated.brier_macro:.3f}" if test.calibrated.brier_macro else "-"
-        text = f"Brier score once {calibrated}: {brier}."
+        text = f"Brier score once {calibrated}: {decimal(test.calibrated.brier_macro)}."
         console.print(Text(text, style="dim"))
 
 
@@ -67,11 +65,11 @@ def _show_table(table: Table, console: Console) -> None:
 def _show_facts(heading: str, facts: Facts, console: Console) -> None:
     _show_heading(heading, console)
     grid = RichTable.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True, min_width=14)
+    grid.add_column(style="dim", no_wrap=True, min_width=13)
     grid.add_column(overflow="fold")
     for term, value in facts:
         grid.add_row(Text(term), Text(printable(value)))
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(grid)
 
 
 def _show_sentences(heading: str, sentences: Iterable[str], console: Console) -> None:
@@ -81,7 +79,7 @@ def _show_sentences(heading: str, sentences: Iterable[str], console: Console) ->
     grid.add_column(overflow="fold")
     for sentence in sentences:
         grid.add_row(Text("-"), Text(printable(sentence)))
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(grid)
 
 
 def _show_heading(heading: str, console: Console) -> None:

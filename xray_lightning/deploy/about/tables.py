@@ -36,42 +36,48 @@ def positives_table(run: Run) -> Table:
 def headline_table(test: TestMetrics) -> Table:
     """The figures over all findings, beside what needs no model."""
     columns = (
-        Column("Test"),
+        Column("Over all findings"),
         Column("This model", number=True),
         Column("95 % interval", number=True),
-        Column("Without a model", number=True),
+        Column("Without a model"),
     )
-    chance = decimal(words.chance_precision(test))
     rows = [
-        _row("AUROC, macro", decimal(test.auroc), between(test.auroc_ci95), "0.500"),
+        _row("AUROC, macro", decimal(test.auroc), between(test.auroc_ci95), "0.500, chance"),
         _row(
             "Average precision, macro",
             decimal(test.average_precision),
             between(test.average_precision_ci95),
-            chance,
+            f"{decimal(words.chance_precision(test))}, mean prevalence",
         ),
         _row(
             "Label accuracy at 0.5",
             percent(test.label_accuracy),
             between(test.label_accuracy_ci95, percentages=True),
-            percent(test.always_negative),
-        ),
-        _row(
-            "Brier score, macro *",
-            decimal(test.brier),
-            between(test.brier_ci95),
-            decimal(test.prevalence_brier),
+            f"{percent(test.always_negative)}, always negative",
         ),
     ]
+    if test.brier is not None:
+        guessed = decimal(test.prevalence_brier)
+        rows.append(
+            _row(
+                "Brier score, macro *",
+                decimal(test.brier),
+                between(test.brier_ci95),
+                f"{guessed}, train prevalence",
+            )
+        )
     patients = f" of {words.counted(test.patients, 'patient')}" if test.patients else ""
-    notes = (
+    notes = [
         f"{words.counted(test.images, 'test image')}{patients}; macro AUROC over "
         f"{test.auroc_findings} of {words.counted(len(test.per_finding), 'finding')}. Intervals by "
         "bootstrap over patients.",
-        "Without a model: chance; the mean prevalence; always answering 'no finding'; always "
-        "answering the training prevalence. * Less is better.",
-    )
-    return Table("Test", columns, tuple(rows), notes)
+    ]
+    if test.prevalence_accuracy is not None:
+        guessed = percent(test.prevalence_accuracy)
+        notes.append(f"Label accuracy of always answering the training prevalence: {guessed}.")
+    if test.brier is not None:
+        notes.append("* Less is better.")
+    return Table("Test", columns, tuple(rows), tuple(notes))
 
 
 def findings_table(test: TestMetrics, *, wide: bool) -> Table:

@@ -4,8 +4,6 @@ Beside sentences that hold of every model, each says only what the run has recor
 have published of its data.
 """
 
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -78,12 +76,19 @@ def data_set(run: Run) -> DataSet:
     return DATA_SETS.get(run.data) or DataSet(run.data or "not recorded", _UNTOLD)
 
 
-def limits(known: Known) -> list[str]:
-    """What to know before using the model, or believing its figures, one sentence or two each."""
+def limits(known: Known, *, of_data: bool = True) -> list[str]:
+    """What to know before using the model, or believing its figures, one sentence or two each.
+
+    Args:
+        known: the model.
+        of_data: whether what is known of its data set is to be said here, too.
+    """
     run, test = known.run, known.test
     said = []
     if run is not None:
-        said += [data_set(run).told, *words.notes(replace(run, warnings=())), *_rare(run)]
+        said += [data_set(run).told] if of_data else []
+        # Warnings may name files, and files may name patients.
+        said += [*words.notes(replace(run, warnings=())), *_rare(run)]
     if test is not None:
         verdict = words.verdict(test)
         said += [
@@ -135,27 +140,3 @@ def _size(known: Known) -> int | None:
         return known.checkpoint.image_size
     size = known.run.settings.get("data.image_size") if known.run else None
     return size if isinstance(size, int) else None
-
-
-# An absolute path within a word of a command line, up to what ends it in an override.
-_ABSOLUTE = re.compile(r"(?:(?<=[=,\[{('\":])|^)(?:~[^/\\]*|[A-Za-z]:)?[/\\][^,\]})'\"]*")
-
-
-def without_folders(command: str) -> str:
-    """A command line whose absolute paths keep their last part alone: `data.root=.../nih`.
-
-    The folders above say who the user is and how a machine is laid out, and nothing of the model.
-    """
-    try:
-        return shlex.join(map(last_parts, shlex.split(command)))
-    except ValueError:  # an open quotation mark
-        return "not shown: it cannot be split"
-
-
-def last_parts(word: str) -> str:
-    """A word of a command line with the last part of each absolute path in it."""
-    return _ABSOLUTE.sub(_last_part, word)
-
-
-def _last_part(path: re.Match[str]) -> str:
-    return ".../" + re.split(r"[/\\]", path[0].rstrip("/\\"))[-1]
