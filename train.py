@@ -132,6 +132,8 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         if not LAUNCHED and WORLD.rank == 0:
             log.info("results: %s", folder / "results.json")
             log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
+            if (folder / "model_card.md").exists():
+                log.info("card:    %s", folder / "model_card.md")
             if (folder / "report.html").exists():
                 log.info("report:  %s", folder / "report.html")
         return 0
@@ -144,7 +146,7 @@ def describe(folder: Path) -> None:
     from xray_lightning.deploy.about.card import write_card
 
     try:
-        log.info("card:    %s", write_card(folder))
+        write_card(folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
         log.warning("model_card.md could not be written: %s", one_line(error))
 

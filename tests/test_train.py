@@ -151,6 +151,7 @@ def test_a_run_leaves_its_folder_and_says_where_it_is(first: Ended) -> None:
         "checkpoints/last.ckpt",
         "predictions_val.csv",
         "predictions_test.csv",
+        "model_card.md",
         "train.log",
         ".hydra/config.yaml",
         ".hydra/overrides.yaml",

@@ -74,7 +74,7 @@ def facts_of(path: Path) -> CheckpointFacts:
         arch=_text(model.get("arch")),
         hidden=_widths(model.get("hidden")),
         dropout=_fraction(model.get("dropout")),
-        parameters=_parameters(checkpoint.get("state_dict"), source=path),
+        parameters=parameters_in(checkpoint.get("state_dict"), source=path),
         image_size=_whole(described.get("image_size")),
         normalize=_text(described.get("normalize")),
         split_sha256=_text(described.get("split_sha256")),
@@ -83,8 +83,12 @@ def facts_of(path: Path) -> CheckpointFacts:
     )
 
 
-def _parameters(state: Any, *, source: Path) -> int:
-    """Numbers in the backbone's weights."""
+def parameters_in(state: Any, *, source: Path) -> int:
+    """How many numbers of the backbone training has set.
+
+    Raises:
+        UserError: the state is none.
+    """
     if not isinstance(state, Mapping):
         raise UserError(f"{source}: the checkpoint holds no weights")
     return sum(

@@ -52,7 +52,7 @@ def training_facts(known: Known) -> Facts:
     run = known.run
     if run is None:
         digest = known.checkpoint.split_sha256 if known.checkpoint else None
-        return [("Split hash", digest or NONE), ("Else", "not in the checkpoint")]
+        return [("Split hash", digest or NONE), ("All else", "not in the checkpoint")]
     full = data_set(run).name
     data = run.data or NONE
     said = [
@@ -66,7 +66,7 @@ def training_facts(known: Known) -> Facts:
         return [*said, ("Seed, epochs", "not known: the run tested another run's checkpoint")]
     return [
         *said,
-        ("Start", _start(run)),
+        ("First weights", _start(run)),
         ("Recipe", _recipe(run)),
         ("Seed", seed),
         ("Epochs", _epochs(known, run)),

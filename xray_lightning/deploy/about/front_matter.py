@@ -15,7 +15,7 @@ from xray_lightning.deploy.about.tables import between, plain
 from xray_lightning.deploy.about.use import data_set
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import Interval, Run, TestMetrics
-from xray_lightning.evaluation.report.table import percent
+from xray_lightning.evaluation.report.table import decimal
 
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
 TASK = "image-classification"
@@ -70,7 +70,7 @@ def metrics_of(test: TestMetrics) -> list[Metric]:
         _metric(
             "accuracy",
             test.label_accuracy,
-            f"Label accuracy at 0.5; always negative: {percent(test.always_negative)}",
+            f"Label accuracy at 0.5; always negative {decimal(test.always_negative)}",
             test.label_accuracy_ci95,
         ),
     ]

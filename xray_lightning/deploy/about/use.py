@@ -17,7 +17,7 @@ INTENDED = (
 )
 OUT_OF_SCOPE = (
     "Anything that touches a patient: diagnosis, triage, screening, second reading, ruling out.",
-    "Images unlike those it was trained on: it answers all the same. xray predict flags some.",
+    "Images unlike those it was trained on: it answers all the same (xray predict flags some).",
     "Findings that are not in its list: an image without any of them is not a healthy one.",
     "Taking a probability for a person's risk: it follows how frequent a finding is in the "
     "training images.",
