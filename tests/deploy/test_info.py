@@ -270,7 +270,7 @@ def test_what_cannot_be_read_is_one_line_and_nothing_in_it_runs(
 
 
 def test_a_run_without_a_checkpoint_or_a_test_says_what_there_is(
-    tmp_path: Path, xray: Xray
+    best: Path, tmp_path: Path, xray: Xray
 ) -> None:
     kept = results(status="running", history=[])
     kept["metrics"] = {"test": None}
@@ -281,6 +281,10 @@ def test_a_run_without_a_checkpoint_or_a_test_says_what_there_is(
     assert "running" in text
     assert "This run has not come to its test yet." in text
     assert "No checkpoint: checkpoints/best.ckpt is not there." in text
+    (folder / "checkpoints").mkdir()
+    shutil.copy(best, folder / "checkpoints" / "last.ckpt")
+    assert "last.ckpt: epoch 3" in xray("info", folder)[1]
+    shutil.rmtree(folder / "checkpoints")
     kept |= {"status": "failed", "reason": "the disk is full", "data": None}
     write(folder, kept)
     assert "failed before its test: the disk is full" in " ".join(xray("info", folder)[1].split())

@@ -16,6 +16,7 @@ from xray_lightning.deploy.about.facts import as_plain
 from xray_lightning.deploy.about.known import look
 from xray_lightning.deploy.about.paths import without_folders
 from xray_lightning.errors import printable
+from xray_lightning.evaluation.report.markdown import escaped
 
 NAMES = [
     "plain",
@@ -25,6 +26,7 @@ NAMES = [
     "---",
     "x\n---\nlicense: mit",
     "{{a}} #b",
+    "<b>[x](y)|`",
     "胸部 \u2028\x00",
 ]
 
@@ -76,8 +78,8 @@ def test_the_head_is_whole_yaml_whatever_the_run_is_called(name: str, run: Path)
     head, body = written(run, name=name)
     assert head["model-index"][0]["name"] == printable(name)
     assert "license" not in head
-    assert body.startswith("\n# ")
-    assert body.count("\n# ") == 1
+    assert body.startswith(f"\n# {escaped(name)}\n\n**")
+    assert not any(mark in body.splitlines()[1] for mark in ("<b>", "[x]("))
 
 
 def test_the_body_has_every_section_and_the_figures_of_results_json(run: Path) -> None:

@@ -16,6 +16,7 @@ from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.page import words
 from xray_lightning.evaluation.report.table import NONE
+from xray_lightning.training.results import finite
 
 SCHEMA_VERSION = 1
 Facts = list[tuple[str, str]]
@@ -113,7 +114,7 @@ def as_plain(known: Known) -> dict[str, object]:
             "epoch": facts.epoch,
             "steps": facts.steps,
         }
-    return {
+    content: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "name": name_of(known),
         "status": None if run is None else run.status,
@@ -132,6 +133,7 @@ def as_plain(known: Known) -> dict[str, object]:
         "out_of_scope": list(OUT_OF_SCOPE),
         "limits": limits(known),
     }
+    return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
 
 
 def _model(known: Known) -> dict[str, object]:

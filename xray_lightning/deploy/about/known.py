@@ -12,7 +12,7 @@ from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.record import Run, TestMetrics
 from xray_lightning.evaluation.report.page import words
 from xray_lightning.evaluation.runs import DamagedResultsError, read_run
-from xray_lightning.models.checkpoint import BEST
+from xray_lightning.models.checkpoint import BEST, LAST
 from xray_lightning.training.results import FILE_NAME as RESULTS
 
 
@@ -80,7 +80,7 @@ def look(path: Path) -> Known:
 
 
 def of_run(folder: Path) -> Known:
-    """The model of a run: its best checkpoint, or the one that it has tested.
+    """The model of a run: its best checkpoint or else its last, or the one that it has tested.
 
     Raises:
         UserError: results.json or the checkpoint cannot be read.
@@ -90,7 +90,7 @@ def of_run(folder: Path) -> Known:
     except DamagedResultsError as error:
         raise UserError(printable(f"{folder / RESULTS}: {error}")) from error
     named = run.settings.get("ckpt_path")
-    path = folder / "checkpoints" / BEST if named is None else Path(str(named))
+    path = _kept(folder, tested=run.test is not None) if named is None else Path(str(named))
     if not path.is_file():
         missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
         untested = None if run.test else words.no_test(run)
@@ -117,6 +117,12 @@ def of_checkpoint(path: Path) -> Known:
     if known.checkpoint is None:  # another run's
         return _alone(facts, known.link)
     return known
+
+
+def _kept(folder: Path, *, tested: bool) -> Path:
+    """The checkpoint that a run is known by: the best, or before the first is kept, the last."""
+    best, last = (folder / "checkpoints" / name for name in (BEST, LAST))
+    return last if not tested and last.is_file() and not best.is_file() else best
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
