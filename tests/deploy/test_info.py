@@ -155,6 +155,10 @@ def other_model(content: Results) -> None:
     content["config"]["model"]["arch"] = "resnet50"
 
 
+def other_findings(content: Results) -> None:
+    del content["metrics"]["test"]["per_finding"]["Hernia"]
+
+
 def other_size(content: Results) -> None:
     content["config"]["data"]["image_size"] = 64
 
@@ -165,6 +169,7 @@ def other_size(content: Results) -> None:
         (other_cuts, "other operating points"),
         (other_split, "another split"),
         (other_model, "another model"),
+        (other_findings, "other findings"),
         (other_size, "another image size"),
     ],
 )

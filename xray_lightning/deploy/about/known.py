@@ -162,7 +162,6 @@ def _differing(facts: CheckpointFacts, run: Run) -> list[str]:
     """In what a checkpoint and a run contradict each other; what one does not say is nothing."""
     hidden = run.settings.get("model.hidden")
     pairs = [
-        ("findings", facts.findings, run.findings or None),
         ("split", facts.split_sha256, run.split_sha256),
         ("model", facts.arch, run.settings.get("model.arch")),
         ("model", None if facts.arch is None else list(facts.hidden), hidden),
@@ -170,10 +169,14 @@ def _differing(facts: CheckpointFacts, run: Run) -> list[str]:
         ("normalisation", facts.normalize, run.settings.get("data.normalize")),
     ]
     found = [
-        f"another {name}" if name != "findings" else "other findings"
+        f"another {name}"
         for name, own, theirs in pairs
         if own is not None and theirs is not None and own != theirs
     ]
+    # A test has them all, in order; counts of the data may leave some out.
+    alike = facts.findings == run.findings if run.test else {*run.findings} <= {*facts.findings}
+    if not alike:
+        found.append("other findings")
     if facts.points is not None and run.test is not None and run.test.operating_point is not None:
         cuts = {row.finding: row.threshold for row in run.test.per_finding}
         if facts.points.cuts != cuts:
