@@ -119,7 +119,7 @@ def info(
         else:
             write_text(card, text, Console(), option=option)
         return
-    from xray_lightning.deploy.about.facts import as_plain
+    from xray_lightning.deploy.about.plain import as_plain
 
     if json is not None and to_stdout:
         print_json(as_plain(known))

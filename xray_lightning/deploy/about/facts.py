@@ -1,24 +1,13 @@
-"""What a model is and what it was trained on, as terms and values, and as plain values for JSON."""
-
-from collections.abc import Mapping
-from typing import Any
+"""What a model is and what it was trained on, as terms and values."""
 
 from xray_lightning.deploy.about.known import Known
-from xray_lightning.deploy.about.paths import last_parts, without_folders
+from xray_lightning.deploy.about.paths import last_parts
 from xray_lightning.deploy.about.tables import count, plain
-from xray_lightning.deploy.about.use import (
-    INTENDED,
-    OUT_OF_SCOPE,
-    data_set,
-    limits,
-)
+from xray_lightning.deploy.about.use import data_set
 from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.page import words
 from xray_lightning.evaluation.report.table import NONE
-from xray_lightning.training.results import finite
 
-SCHEMA_VERSION = 1
 Facts = list[tuple[str, str]]
 
 
@@ -94,102 +83,6 @@ def versions(known: Known) -> dict[str, str | None]:
     return {**named, "git_commit": None if known.run is None else known.run.git_commit}
 
 
-def as_plain(known: Known) -> dict[str, object]:
-    """All that is known, in plain values.
-
-    Keys: schema_version; name; status and reason of the run; link: how it is known that run and
-    checkpoint belong together; model; checkpoint; training; metrics: metrics.test of results.json,
-    as it is there; metrics_unknown: why there are none; operating_points and calibration of the
-    checkpoint; versions; notice, intended_use, out_of_scope, limits: sentences. What is not known
-    is null.
-    """
-    facts, run = known.checkpoint, known.run
-    points = calibration = checkpoint = None
-    if facts is not None:
-        points = None if facts.points is None else facts.points.to_plain()
-        calibration = None if facts.calibration is None else facts.calibration.to_plain()
-        checkpoint = {
-            "path": str(facts.path),
-            "schema_version": facts.schema_version,
-            "epoch": facts.epoch,
-            "steps": facts.steps,
-        }
-    content: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
-        "name": name_of(known),
-        "status": None if run is None else run.status,
-        "reason": None if run is None else run.reason,
-        "link": known.link,
-        "model": _model(known),
-        "checkpoint": checkpoint,
-        "training": _training(known),
-        "metrics": known.metrics,
-        "metrics_unknown": known.untested,
-        "operating_points": points,
-        "calibration": calibration,
-        "versions": versions(known),
-        "notice": NOTICE,
-        "intended_use": INTENDED,
-        "out_of_scope": list(OUT_OF_SCOPE),
-        "limits": limits(known),
-    }
-    return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
-
-
-def _model(known: Known) -> dict[str, object]:
-    facts, run = known.checkpoint, known.run
-    settings: Mapping[str, Any] = {} if run is None else run.settings
-    from_run = {
-        "arch": settings.get("model.arch"),
-        "hidden": settings.get("model.hidden"),
-        "dropout": settings.get("model.dropout"),
-        "parameters": None,
-        "image_size": settings.get("data.image_size"),
-        "normalize": settings.get("data.normalize"),
-    }
-    own: dict[str, object] = from_run
-    if facts is not None:
-        own = {key: getattr(facts, key) for key in from_run} | {"hidden": list(facts.hidden)}
-    return own | {
-        "findings": list(known.findings),
-        "precision_asked": None if run is None else run.precision_asked,
-        "precision_used": None if run is None else run.precision_used,
-    }
-
-
-def _training(known: Known) -> dict[str, object]:
-    run = known.run
-    if run is None:
-        digest = known.checkpoint.split_sha256 if known.checkpoint else None
-        return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
-    trained = not known.tested_only
-    return {
-        "data": run.data or None,
-        "split": last_parts(run.split) or None,
-        "split_sha256": run.split_sha256,
-        "images": run.images,
-        "patients": {side.name: side.patients for side in run.sides},
-        "positives": {side.name: side.positives for side in run.sides},
-        "patient_overlap": run.overlap,
-        "dropped": run.dropped,
-        "seed": run.seed if trained else None,
-        "epochs": len(run.history) if trained else None,
-        "best_epoch": known.best_epoch,
-        "device": run.device,
-        "world_size": run.world_size,
-        "strategy": run.strategy,
-        "seconds": run.timing.fit,
-        "command": without_folders(run.command),
-    }
-
-
-_TRAINING = (
-    *("data", "split", "split_sha256", "images", "patients", "positives", "patient_overlap"),
-    *("dropped", "seed", "epochs", "best_epoch", "device", "world_size", "strategy", "seconds"),
-    "command",
-)
-
-
 def split_of(run: Run) -> str:
     """The split's name, or the file that it was read from."""
     return last_parts(run.split) or NONE
@@ -204,9 +97,8 @@ def _backbone(known: Known) -> str:
 
 
 def _input(known: Known) -> str:
-    model = _model(known)
-    size, normalize = model["image_size"], model["normalize"]
-    return f"{size} x {size} px, gray, normalised {normalize}" if size else NONE
+    size = known.image_size
+    return f"{size} x {size} px, gray, normalised {known.normalize}" if size else NONE
 
 
 def _fitted(known: Known) -> str:

@@ -52,6 +52,22 @@ class Known:
         return () if self.run is None else self.run.findings
 
     @property
+    def image_size(self) -> int | None:
+        """The side of the images inside the model, in pixels."""
+        if self.checkpoint is not None:
+            return self.checkpoint.image_size
+        size = self.run.settings.get("data.image_size") if self.run else None
+        return size if isinstance(size, int) else None
+
+    @property
+    def normalize(self) -> str | None:
+        """How its pixels are normalised."""
+        if self.checkpoint is not None:
+            return self.checkpoint.normalize
+        value = self.run.settings.get("data.normalize") if self.run else None
+        return None if value is None else str(value)
+
+    @property
     def tested_only(self) -> bool:
         """Whether the run has tested a checkpoint that another run has trained."""
         return self.run is not None and self.run.settings.get("ckpt_path") is not None

@@ -100,8 +100,7 @@ def limits(known: Known, *, of_data: bool = True) -> list[str]:
             *_few(test),
             *_flagged(test),
         ]
-    size = _size(known)
-    if size is not None:
+    if (size := known.image_size) is not None:
         said.append(f"It sees {size} x {size} pixels: smaller signs are lost.")
     if known.checkpoint is not None and known.checkpoint.points is not None:
         images = words.counted(known.checkpoint.points.images, "validation image")
@@ -133,10 +132,3 @@ def _flagged(test: TestMetrics) -> list[str]:
     if not flagged:
         return []
     return [f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."]
-
-
-def _size(known: Known) -> int | None:
-    if known.checkpoint is not None:
-        return known.checkpoint.image_size
-    size = known.run.settings.get("data.image_size") if known.run else None
-    return size if isinstance(size, int) else None
