@@ -33,11 +33,11 @@ from xray_lightning.deploy.about.use import (
 )
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.markdown import bullets, escaped, pipe_table
 from xray_lightning.evaluation.report.page import words
 from xray_lightning.evaluation.report.table import Table
 from xray_lightning.models.checkpoint import BEST
+from xray_lightning.page.frame import NOTICE
 
 FILE_NAME = "model_card.md"
 _LICENCE = "not recorded for the weights; the code of xray-lightning is under Apache-2.0"

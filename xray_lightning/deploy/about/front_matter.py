@@ -7,7 +7,7 @@ its weights, and the Hub takes identifiers of its own data sets alone.
 
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from xray_lightning.deploy.about.facts import name_of, split_of
 from xray_lightning.deploy.about.known import Known
@@ -15,7 +15,7 @@ from xray_lightning.deploy.about.tables import between, plain
 from xray_lightning.deploy.about.use import data_set
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import Interval, Run, TestMetrics
-from xray_lightning.evaluation.report.table import decimal
+from xray_lightning.page.frame import decimal
 
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
 TASK = "image-classification"

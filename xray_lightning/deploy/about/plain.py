@@ -7,7 +7,7 @@ from xray_lightning.deploy.about.facts import name_of, versions
 from xray_lightning.deploy.about.known import Known
 from xray_lightning.deploy.about.paths import last_parts, without_folders
 from xray_lightning.deploy.about.use import INTENDED, OUT_OF_SCOPE, limits
-from xray_lightning.evaluation.report.collected import NOTICE
+from xray_lightning.page.frame import NOTICE
 from xray_lightning.training.results import finite
 
 SCHEMA_VERSION = 1

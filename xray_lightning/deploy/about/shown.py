@@ -18,10 +18,10 @@ from xray_lightning.deploy.about.tables import findings_table, headline_table
 from xray_lightning.deploy.about.use import INTENDED, OUT_OF_SCOPE, limits
 from xray_lightning.errors import printable
 from xray_lightning.evaluation.record import TestMetrics
-from xray_lightning.evaluation.report.collected import NOTICE
 from xray_lightning.evaluation.report.page import words
-from xray_lightning.evaluation.report.table import Table, decimal
+from xray_lightning.evaluation.report.table import Table
 from xray_lightning.evaluation.report.terminal import rich_table
+from xray_lightning.page.frame import NOTICE, decimal
 
 _STYLES = {"finished": "green", "running": "yellow", "skipped": "yellow"}
 

@@ -3,7 +3,8 @@
 from xray_lightning.deploy.about.checkpoint import CheckpointFacts
 from xray_lightning.evaluation.record import Interval, Run, Subgroup, TestMetrics
 from xray_lightning.evaluation.report.page import words
-from xray_lightning.evaluation.report.table import NONE, Column, Table, decimal, percent
+from xray_lightning.evaluation.report.table import NONE, Column, Table
+from xray_lightning.page.frame import decimal, percent
 
 Row = tuple[tuple[str, ...], ...]
 
