@@ -1,7 +1,7 @@
 """`xray data`: get, draw, check and prepare the images that training reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,8 +13,11 @@ from xray_lightning.commands.output import (
     print_json,
     write_json,
 )
-from xray_lightning.errors import EXIT_RUN_FAILED, check_whole
+from xray_lightning.errors import EXIT_RUN_FAILED, UserError, check_whole
 from xray_lightning.progress import display
+
+if TYPE_CHECKING:
+    from xray_lightning.data.manifest import Manifest
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
@@ -77,14 +80,11 @@ def check(
     from xray_lightning.data.check.doctor import check_data
     from xray_lightning.data.check.shown import show_health
     from xray_lightning.data.own_table import OwnTable
-    from xray_lightning.findings import check_findings
 
     to_stdout = json is not None and str(json) == STDOUT
     file = None if to_stdout else json
     check_json(file)
-    named = None
-    if findings is not None:
-        named = check_findings([name.strip() for name in findings.split(",")], what="--findings")
+    named = _findings(findings)
     own = None
     if table is not None or named is not None:
         own = OwnTable(file=table, uncertain="negative", empty="negative")
@@ -150,6 +150,107 @@ def cache(
     else:
         text = f"Already there: {text}{'; every checksum is right' if verify else ''}"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("export-folders")
+def export_folders(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="As data.split; by default the one that DIR brings along.")
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="As data.split_seed.")] = 0,
+    mode: Annotated[str, typer.Option(help="copy, hardlink or symlink.")] = "copy",
+    missing: Annotated[str, typer.Option(help="As data.missing: error, or skip.")] = "error",
+    allow_patient_overlap: Annotated[
+        bool, typer.Option("--allow-patient-overlap", help="As data.allow_patient_overlap.")
+    ] = False,
+    table: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
+    ] = None,
+    findings: Annotated[
+        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
+    ] = None,
+    uncertain: Annotated[
+        str, typer.Option(help="What -1 means in it: error, negative, positive.")
+    ] = "error",
+    empty: Annotated[str, typer.Option(help="What an empty cell means: error, negative.")] = (
+        "error"
+    ),
+) -> None:
+    """Sort the images of a split into folders train, val and test, with their tables.
+
+    The same command goes on after a fault, and a finished folder is left as it is. NIH's and AI
+    for Medicine's tables become the three CSVs of AI for Medicine, for data=ai4m; a table of one's
+    own becomes one with a column split, for data=csv.
+
+    Example: [bold]xray data export-folders data/nih data/folders --mode hardlink[/bold]
+    """
+    from xray_lightning.data.export_folders import export_folders as export
+    from xray_lightning.data.splits import make_split, own_split
+    from xray_lightning.data.usable import usable_split
+
+    manifest = _manifest(
+        folder, images=images, table=table, findings=findings, uncertain=uncertain, empty=empty
+    )
+    split = split or own_split(manifest)
+    if split is None:
+        raise UserError(f"{folder} brings no split along; give --split patient_random, or a CSV")
+    usable = usable_split(
+        manifest,
+        make_split(manifest, split, seed=split_seed),
+        missing=missing,
+        allow_patient_overlap=allow_patient_overlap,
+    )
+    done = export(manifest, usable.split, out, mode=mode, progress=display)
+    total = sum(done.images.values())
+    sides = ", ".join(f"{count:,} {side}" for side, count in done.images.items())
+    lines = [f"{total:,} images in {out} ({sides}): {done.new:,} new, {total - done.new:,} there"]
+    if skipped := sum(usable.skipped.values()):
+        lines.append(f"Left out: {skipped:,} rows without a file")
+    options = [f"data={done.dialect}", f"data.root={out}"]
+    if done.dialect == "csv":
+        options.append("data.split=column")
+        if findings is not None:
+            options.append(f"'data.findings=[{findings}]'")
+    if usable.patient_overlap:
+        options.append("data.allow_patient_overlap=true")
+    lines.append(f"Train on it: uv run train.py {' '.join(options)}")
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _manifest(
+    folder: Path,
+    *,
+    images: Path | None,
+    table: str | None,
+    findings: str | None,
+    uncertain: str,
+    empty: str,
+) -> "Manifest":
+    """The rows of a data set; where there is no known table, of one's own."""
+    from xray_lightning.data.manifest import check_folder, holds_known_table, read_manifest
+    from xray_lightning.data.own_table import OwnTable
+
+    check_folder(folder, key="DIR")
+    named = _findings(findings)
+    own = None
+    if table is not None or not holds_known_table(folder):
+        own = OwnTable(file=table, uncertain=uncertain, empty=empty)
+    return read_manifest(folder, images=images, findings=named, own=own)
+
+
+def _findings(names: str | None) -> tuple[str, ...] | None:
+    """The findings that an option names."""
+    from xray_lightning.findings import check_findings
+
+    if names is None:
+        return None
+    return check_findings([name.strip() for name in names.split(",")], what="--findings")
 
 
 @download.command()

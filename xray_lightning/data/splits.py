@@ -63,6 +63,15 @@ class Split:
         write_atomically(path, text.getvalue())
 
 
+def own_split(manifest: Manifest) -> str | None:
+    """The name of the split that a data set brings along; None where it brings none."""
+    if set(NIH_LISTS) <= manifest.given.keys() and manifest.dialect == "nih":
+        return "official"
+    if set(AI4M_TABLES) <= manifest.given.keys() and manifest.dialect == "ai4m":
+        return "ai4m"
+    return "column" if manifest.dialect == "csv" and manifest.given else None
+
+
 def make_split(
     manifest: Manifest,
     name: str,

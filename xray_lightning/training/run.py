@@ -18,7 +18,7 @@ from rich.console import Console
 
 from xray_lightning.atomic import write_atomically
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.data.explore import render_split_table, split_table
+from xray_lightning.data.split_table import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal

@@ -1,0 +1,203 @@
+"""The paper's layout of a data set: a folder of images for each side, and the CSVs of them.
+
+What is exported trains again: as `data=ai4m` where it was NIH's or AI for Medicine's with all 14
+findings, else as `data=csv` with `data.split=column`.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from xray_lightning.atomic import check_writable, write_atomically
+from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.data.download.folder import Free, check_room, free_bytes, noted
+from xray_lightning.data.manifest import AI4M_TABLES, Manifest
+from xray_lightning.data.place_files import MODES, Placing, remaining_bytes
+from xray_lightning.data.splits import SIDES, Split
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.findings import FINDINGS
+from xray_lightning.progress import Display, unseen
+
+RECORD = "export.json"  # of what, how, and whether it is finished
+OWN_TABLE = "images.csv"
+_STATE = ".export"  # the lock, and the file that is being written
+_GENERATOR = "xray-lightning export-folders"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has left.
+
+    Attributes:
+        images: files of each side.
+        new: how many of all were not there before.
+        dialect: what the folder is read as, `ai4m` or `csv`.
+    """
+
+    images: dict[str, int]
+    new: int
+    dialect: str
+
+
+def export_folders(
+    manifest: Manifest,
+    split: Split,
+    out: Path,
+    *,
+    mode: str = "copy",
+    progress: Display = unseen,
+    free: Free = free_bytes,
+) -> Exported:
+    """Put each side's images into OUT/train, OUT/val and OUT/test, and their tables into OUT.
+
+    A file is whole or not there, and the tables come last: a folder that was left unfinished is
+    no data set yet, and the same export goes on where it was.
+
+    Args:
+        manifest: whose images.
+        split: its rows, of which every one has a file.
+        out: a new or empty folder, or one that this export has begun.
+        mode: `copy`, `hardlink` or `symlink`. A copy of an image on two sides is one file with two
+            names.
+        progress: display for the images.
+        free: how many bytes may still be written into a folder.
+
+    Raises:
+        UserError: OUT is another's, or inside the source, or cannot be written, or the files
+            cannot be linked.
+        RunFailedError: the disk is full or fails.
+    """
+    if mode not in MODES:
+        raise UserError(f"--mode {mode} is unknown; choose {', '.join(MODES)}")
+    check_writable(out, key="OUT")
+    _refuse_inside(out, manifest)
+    tables = _tables(manifest, split)
+    job = _job(split, mode, tables)
+    finished = _check_out(out, job)
+    path_of = dict(zip(manifest.table["image"], manifest.table["path"], strict=True))
+    files = {
+        out / side / image: Path(path_of[image]).resolve()
+        for side in SIDES
+        for image in split.sides[side]
+    }
+    with _working_in(out) as state:
+        _refuse_same_names(files, state)
+        if mode == "copy":
+            check_room(out, remaining_bytes(files), free=free)
+        if not finished:
+            _write(out / RECORD, _record(job, finished=False))
+        placing = Placing(mode, state / "part")
+        with progress(f"export ({mode})", len(files)) as advance:
+            for target, source in files.items():
+                placing.place(source, target)
+                advance(1)
+        for name, text in tables.items():
+            if not (finished and (out / name).is_file()):
+                _write(out / name, text)
+        _write(out / RECORD, _record(job, finished=True))
+    dialect = "csv" if OWN_TABLE in tables else "ai4m"
+    return Exported({side: len(split.sides[side]) for side in SIDES}, placing.new, dialect)
+
+
+def _tables(manifest: Manifest, split: Split) -> dict[str, str]:
+    """The CSVs by their names."""
+    rows = manifest.table.set_index("image", drop=False)
+    parts = {side: rows.loc[list(split.sides[side])] for side in SIDES}
+    findings = list(manifest.findings)
+    if manifest.dialect != "csv" and set(findings) == set(FINDINGS):
+        titles = {"image": "Image", "patient_id": "PatientId"}
+        return {
+            AI4M_TABLES[side]: _csv(part[[*titles, *findings]].rename(columns=titles))
+            for side, part in parts.items()
+        }
+    for side, part in parts.items():
+        parts[side] = part.assign(image=f"{side}/" + part["image"], split=side)
+    titles = {"patient_id": "patient", "follow_up": "follow-up"}
+    columns = ["image", "patient_id", "split", "follow_up", "age", "sex", "view", *findings]
+    return {OWN_TABLE: _csv(pd.concat(parts.values())[columns].rename(columns=titles))}
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, lineterminator="\n"))
+
+
+def _job(split: Split, mode: str, tables: Mapping[str, str]) -> dict[str, object]:
+    """What tells one export from another."""
+    return {
+        "generator": _GENERATOR,
+        "split": split.name,
+        "split_sha256": split.sha256,
+        "mode": mode,
+        "tables_sha256": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()
+        },
+    }
+
+
+def _record(job: Mapping[str, object], *, finished: bool) -> str:
+    return json.dumps({**job, "finished": finished}, indent=1) + "\n"
+
+
+def _check_out(out: Path, job: Mapping[str, object]) -> bool:
+    """Whether the export is finished already; refuses a folder that holds anything else."""
+    there = noted(out / RECORD)
+    if {key: there.get(key) for key in job} == job:
+        return bool(there.get("finished"))
+    if there.get("generator") == _GENERATOR:
+        raise UserError(
+            f"{out} holds another export (split {there.get('split')}, {there.get('mode')}, or "
+            "other rows); give another folder, or remove this one"
+        )
+    if out.is_dir() and any(path.name != _STATE for path in out.iterdir()):
+        raise UserError(f"{out} is not empty; give a new folder")
+    return False
+
+
+def _refuse_inside(out: Path, manifest: Manifest) -> None:
+    """Two files of one name in a data set's folder would make it unreadable."""
+    for folder in (manifest.images or manifest.root, manifest.root):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{out} is inside {folder}, which is read; give a folder outside of it")
+
+
+def _refuse_same_names(files: Mapping[Path, Path], state: Path) -> None:
+    """Names that differ in case alone, where the file system takes them for one."""
+    if not state.with_name(state.name.upper()).exists():
+        return
+    most, count = Counter(str(path).casefold() for path in files).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images are named {most} here, where case is no difference")
+
+
+@contextmanager
+def _working_in(out: Path) -> Iterator[Path]:
+    """Make OUT and its sides, and hold it; yields where to keep what is on its way."""
+    state = out / _STATE
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with FileLock(state / "lock", timeout=0):
+            try:
+                yield state
+            finally:
+                shutil.rmtree(state)  # also the lock's file, while it is held
+    except Timeout as error:
+        raise UserError(f"{out}: another export works in it; wait for it") from error
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise RunFailedError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
