@@ -70,6 +70,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         ("data", "phantom"),
         ("data", "check"),
         ("data", "cache"),
+        ("data", "explore"),
         ("data", "export-folders"),
     ],
 )

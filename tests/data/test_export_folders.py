@@ -93,7 +93,7 @@ def test_an_image_on_two_sides_is_exported_twice_and_can_be_read(
     options = ["--missing", "skip", "--allow-patient-overlap", "--mode", mode]
     text = export(root, out, *options)
     assert "4 images" in text
-    assert "Left out: 1 rows without a file" in text
+    assert "Left out: 1 row without a file" in text
     assert "data.allow_patient_overlap=true" in text
     assert (out / "train" / "b.png").read_bytes() == (out / "val" / "b.png").read_bytes()
     copy = read_manifest(out)

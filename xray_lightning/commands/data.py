@@ -152,6 +152,75 @@ def cache(
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def explore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the page and figures go.")] = Path(
+        "explore"
+    ),
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="As data.split; by default the one that DIR brings along.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The one to show with its gray levels.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Measure so many images, drawn at random, not all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    table: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
+    ] = None,
+    findings: Annotated[
+        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+) -> None:
+    """Show what a data set holds, as figures and one page: images, exposure, findings, patients.
+
+    In a table of one's own, -1 and empty cells count as negative here.
+
+    Example: [bold]xray data explore data/nih --out explore/nih[/bold]
+    """
+    from xray_lightning.data.explore.explorer import explore_data
+    from xray_lightning.data.explore.gray import Exposure
+    from xray_lightning.data.splits import make_split, own_split
+
+    manifest = _manifest(
+        folder,
+        images=images,
+        table=table,
+        findings=findings,
+        uncertain="negative",
+        empty="negative",
+    )
+    split = split or own_split(manifest)
+    found = explore_data(
+        manifest,
+        None if split is None else make_split(manifest, split),
+        out,
+        image=image,
+        sample=sample,
+        seed=seed,
+        jobs=jobs,
+        progress=display,
+    )
+    console = Console()
+    measured = len(found.read.levels)
+    kinds = ", ".join(f"{len(found.read.of(kind)):,} {kind.value}" for kind in Exposure)
+    lines = [f"{measured:,} images measured: {kinds}"] if measured else []
+    if found.missing:
+        lines.append(f"Rows without an image file: {found.missing:,}")
+    if found.read.unreadable:
+        lines.append(f"Images that cannot be read: {len(found.read.unreadable):,}, named there")
+    lines.append(f"Written: {found.page}, with exposure.csv and {found.figures} figures beside it")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command("export-folders")
 def export_folders(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
@@ -210,7 +279,7 @@ def export_folders(
     sides = ", ".join(f"{count:,} {side}" for side, count in done.images.items())
     lines = [f"{total:,} images in {out} ({sides}): {done.new:,} new, {total - done.new:,} there"]
     if skipped := sum(usable.skipped.values()):
-        lines.append(f"Left out: {skipped:,} rows without a file")
+        lines.append(f"Left out: {skipped:,} row{'s' * (skipped != 1)} without a file")
     options = [f"data={done.dialect}", f"data.root={out}"]
     if done.dialect == "csv":
         options.append("data.split=column")

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from PIL import JpegImagePlugin, PngImagePlugin
 
 from xray_lightning.data import dicom, png
 from xray_lightning.data.images import DAMAGE, JPEG_START, UnreadableImageError, decode_gray
+from xray_lightning.data.in_threads import in_threads
 from xray_lightning.progress import Advance
 
 PLAIN_MODES = ("PNG L", "JPEG L", "DICOM MONOCHROME1", "DICOM MONOCHROME2")
@@ -45,25 +44,12 @@ class Picture:
 
 
 def look_at(paths: Iterable[str], *, jobs: int, advance: Advance) -> dict[str, Picture]:
-    """Decode these files in threads, a few ahead of the one that is waited for."""
+    """Decode these files, in threads."""
+    there = list(paths)
     pictures: dict[str, Picture] = {}
-    waiting: deque[tuple[str, Future[Picture]]] = deque()
-
-    def finish() -> None:
-        path, future = waiting.popleft()
-        pictures[path] = future.result()
+    for path, picture in zip(there, in_threads(_look, there, jobs=jobs), strict=True):
+        pictures[path] = picture
         advance(1)
-
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="check")
-    try:
-        for path in paths:
-            waiting.append((path, pool.submit(_look, path)))
-            if len(waiting) > 4 * jobs:
-                finish()
-        while waiting:
-            finish()
-    finally:
-        pool.shutdown(cancel_futures=True)
     return pictures
 
 
