@@ -1,84 +1,40 @@
-"""`load_model`: a checkpoint, or several averaged, that answers to image files and arrays."""
+"""`load_model`: a model, or several averaged, that answers to image files and arrays."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from xray_lightning.data.batches import Batch
 from xray_lightning.deploy.ahead import Decoded, decoded_batches
+from xray_lightning.deploy.predictions import Prediction, Predictions
 from xray_lightning.deploy.preprocess import Picture, Preprocessing
 from xray_lightning.errors import UserError, check_whole
+from xray_lightning.evaluation.alike import AVERAGES, Described
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.ensemble import (
-    AVERAGES,
-    Member,
-    average,
-    member_logits,
-    read_members,
-)
 from xray_lightning.evaluation.fitted import fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints
-from xray_lightning.training.devices import choose_accelerator, choose_precision
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
 
 BATCH = 32  # images a batch: more is no faster on a CPU
+EXPORTED = ".onnx"  # any other file is taken for a checkpoint
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model answers to one image. Arrays follow the order of the model's `findings`.
+class Network(Protocol):
+    """What turns pixels into probabilities: of one file, or of several averaged."""
 
-    Attributes:
-        image: its path, or `array 0` and so on.
-        reason: why the image cannot be read; None where it can. Then all that follows is empty.
-        flags: rules of `deploy.guard` that find it unlike a training image.
-        probabilities: as the model gives them, float32 (F,).
-        calibrated: the same, calibrated, float64 (F,); None of a model without calibration.
-        decisions: whether a finding's probability reaches its operating point, bool (F,); None of
-            a model without operating points.
-    """
+    @property
+    def members(self) -> Sequence[Described]: ...
 
-    image: str
-    reason: str | None = None
-    flags: tuple[str, ...] = ()
-    probabilities: npt.NDArray[np.float32] | None = None
-    calibrated: npt.NDArray[np.float64] | None = None
-    decisions: npt.NDArray[np.bool_] | None = None
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Of images (B, 1, S, S): float32 (B, F)."""
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model answers to N images, for F findings.
-
-    Attributes:
-        findings: the F findings, in the order of all columns.
-        images: the N images: paths, or `array 0` and so on.
-        flags: of each image, the rules of `deploy.guard` that find it unlike a training image.
-        probabilities: as the model gives them, float32 (N, F).
-        calibrated: the same, calibrated, float64 (N, F); None of a model without calibration.
-        operating_points: by finding, from which raw probability on it is called present; None of
-            a model without.
-        decisions: whether it is called present, bool (N, F); None of a model without.
-    """
-
-    findings: tuple[str, ...]
-    images: tuple[str, ...]
-    flags: tuple[tuple[str, ...], ...]
-    probabilities: npt.NDArray[np.float32]
-    calibrated: npt.NDArray[np.float64] | None
-    operating_points: dict[str, float] | None
-    decisions: npt.NDArray[np.bool_] | None
-
-    def __len__(self) -> int:
-        return len(self.images)
+    def prepare(self) -> None:
+        """Set the switches of the whole process that make it fast, where there are any."""
 
 
 class Model:
@@ -90,22 +46,15 @@ class Model:
         operating_points: by finding, from which raw probability on it is called present. None of
             a checkpoint that has none, and of several: averaged answers need points of their own.
         why_undecided: why there are no operating points, in one line; None where there are.
+        network: what computes.
     """
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        *,
-        device: str,
-        precision: str,
-        average: str,
-        batch_size: int,
-    ) -> None:
-        self._members = members
-        self._device, self._precision = torch.device(device), precision
-        self._average, self._batch_size = average, batch_size
-        self.findings = _findings(members)
-        self.image_size = members[0].model.image_size
+    def __init__(self, network: Network, *, batch_size: int = BATCH) -> None:
+        members = network.members
+        first = members[0]
+        self.network, self._batch_size = network, batch_size
+        self.findings: tuple[str, ...] = tuple(map(str, first.described["findings"]))
+        self.image_size: int = first.described["image_size"]
         self._read = Preprocessing(self.image_size)
         self._calibration: Calibration | None = None
         self.operating_points: dict[str, float] | None = None
@@ -114,10 +63,10 @@ class Model:
             "own: no decisions, and probabilities that are not calibrated"
         )
         if len(members) == 1:
-            points, self._calibration = _fitted(members[0])
+            points, self._calibration = _fitted(first)
             self.operating_points = None if points is None else dict(points.cuts)
             self.why_undecided = (
-                f"{members[0].path} has no operating points, which are fitted when its run is "
+                f"{first.path} has no operating points, which are fitted when its run is "
                 "tested: no decisions"
                 if points is None
                 else None
@@ -186,7 +135,7 @@ class Model:
 
     def _answer(self, batch: Sequence[Decoded[tuple[str, Image]]]) -> Iterator[Prediction]:
         pixels = [one.picture.pixels for one in batch if one.picture is not None]
-        probabilities = self._probabilities(np.stack(pixels)[:, None]) if pixels else None
+        probabilities = self.network.probabilities(np.stack(pixels)[:, None]) if pixels else None
         calibrated, decisions = self._judged(probabilities)
         rows = count()
         for one in batch:
@@ -202,20 +151,6 @@ class Model:
                 calibrated=None if calibrated is None else calibrated[row],
                 decisions=None if decisions is None else decisions[row],
             )
-
-    def _probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Of images (B, 1, S, S): float32 (B, F)."""
-        rows = torch.arange(len(pixels))
-        unknown = torch.empty(len(pixels), 0)  # what is really there
-        logits = member_logits(
-            self._members,
-            [Batch(torch.from_numpy(pixels), unknown, rows, rows, 1.0)],
-            images=len(pixels),
-            device=self._device,
-            precision=self._precision,
-            advance=lambda done: None,
-        )
-        return average(logits, of=self._average)
 
     def _judged(
         self, probabilities: npt.NDArray[np.float32] | None
@@ -238,51 +173,57 @@ def load_model(
     average: str = "probabilities",
     batch_size: int = BATCH,
 ) -> Model:
-    """Load a model from its checkpoint alone; nothing in the file is executed.
+    """Load a model from its file alone; nothing in the file is executed.
 
         model = load_model("runs/first/checkpoints/best.ckpt")
         found = model.predict(["a.png", "b.jpg"])
         found.probabilities[0, found.findings.index("Effusion")]
 
     Args:
-        checkpoint: a .ckpt file, or several that are averaged.
+        checkpoint: a .ckpt file, or an .onnx file that `xray export` has written, which needs
+            onnxruntime and no torch; or several of one kind that are averaged.
         device: `auto`, `cpu` or `cuda`.
-        precision: `32-true`, `bf16-mixed` or `16-mixed` (on a CPU, as bf16-mixed).
+        precision: `32-true`, `bf16-mixed` or `16-mixed` (on a CPU, as bf16-mixed). An .onnx file
+            computes as it was exported.
         average: what several checkpoints average: `probabilities` or `logits`.
         batch_size: images at once.
 
     Raises:
-        UserError: a checkpoint that cannot be read, several that were not trained alike, or a
-            device that is not there.
+        UserError: a file that cannot be read, several that were not trained alike or are of both
+            kinds, or a device that is not there.
     """
     check_whole("batch_size", batch_size, least=1)
     if average not in AVERAGES:
         raise UserError(f"average={average} is unknown; choose one of {', '.join(AVERAGES)}")
-    accelerator = choose_accelerator(device)
-    chosen = choose_precision(precision, accelerator=accelerator)
     if isinstance(checkpoint, str | os.PathLike):
         checkpoint = [checkpoint]
     paths = [Path(path) for path in checkpoint]
     if not paths:
-        raise UserError("no checkpoint; give the path of a .ckpt file")
-    members = read_members(paths)
-    return Model(
-        members, device=accelerator, precision=chosen, average=average, batch_size=batch_size
-    )
+        raise UserError("no checkpoint; give the path of a .ckpt or .onnx file")
+    options: Any = {"device": device, "precision": precision, "average": average}
+    network: Network
+    if all(map(is_exported, paths)):
+        from xray_lightning.deploy.onnx_network import OnnxNetwork
+
+        network = OnnxNetwork.load(paths, **options)
+    elif any(map(is_exported, paths)):
+        raise UserError(
+            "checkpoints and exported models together cannot be averaged; give .ckpt files alone, "
+            "or .onnx files alone"
+        )
+    else:
+        from xray_lightning.deploy.torch_network import TorchNetwork
+
+        network = TorchNetwork.load(paths, **options)
+    return Model(network, batch_size=batch_size)
 
 
-def _findings(members: Sequence[Member]) -> tuple[str, ...]:
-    first = members[0]
-    findings = tuple(map(str, first.described["findings"]))
-    for member in members[1:]:
-        if tuple(member.described["findings"]) != findings:
-            raise UserError(
-                f"{first.path} and {member.path} tell of other findings, and cannot be averaged"
-            )
-    return findings
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether a model's file is an exported one, by its name."""
+    return os.fspath(path).lower().endswith(EXPORTED)
 
 
-def _fitted(member: Member) -> tuple[OperatingPoints | None, Calibration | None]:
+def _fitted(member: Described) -> tuple[OperatingPoints | None, Calibration | None]:
     try:
         return fitted_of(member.described)
     except UserError as error:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from xray_lightning.data.cache_build import DISK_FULL
 from xray_lightning.deploy.inputs import Inputs, find_inputs
-from xray_lightning.deploy.model import Model, load_model
+from xray_lightning.deploy.model import EXPORTED, Model, load_model
 from xray_lightning.deploy.rows import check_out, written
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.progress import Display, unseen
-from xray_lightning.training.devices import choose_accelerator
-from xray_lightning.training.speed import Speed
 
-CHECKPOINT = ".ckpt"
+MODELS = (".ckpt", EXPORTED)
 
 
 @dataclass(frozen=True)
@@ -55,36 +53,35 @@ class Predicted:
 
 
 def predict(arguments: Sequence[str], options: Options, *, progress: Display = unseen) -> Predicted:
-    """Predict every file that the arguments name, with the checkpoints among them.
+    """Predict every file that the arguments name, with the models among them.
 
     Args:
-        arguments: at least one name that ends in .ckpt, and files, folders, patterns or CSVs; see
-            `inputs.find_inputs`.
+        arguments: at least one name that ends in .ckpt or .onnx, and files, folders, patterns or
+            CSVs; see `inputs.find_inputs`.
 
     Raises:
-        UserError: nothing to predict, a checkpoint that cannot be read, or a place that cannot be
+        UserError: nothing to predict, a model that cannot be read, or a place that cannot be
             written to.
         RunFailedError: an answer that is no number, or a full disk; no file is left.
     """
-    checkpoints = [name for name in arguments if name.lower().endswith(CHECKPOINT)]
-    named = [name for name in arguments if not name.lower().endswith(CHECKPOINT)]
+    checkpoints = [name for name in arguments if name.lower().endswith(MODELS)]
+    named = [name for name in arguments if not name.lower().endswith(MODELS)]
     if not checkpoints:
-        raise UserError("no checkpoint is given: the path of a model, which ends in .ckpt")
+        raise UserError("no checkpoint is given: the path of a model, which ends in .ckpt or .onnx")
     if not named:
         raise UserError("nothing to predict; give images, folders, patterns or a CSV")
     if options.out is not None:
         check_out(options.out)
         _refuse_inputs(options.out, arguments)
     inputs = find_inputs(named, images=options.images, leave_out=options.out)
-    accelerator = choose_accelerator(options.accelerator)
     model = load_model(
         checkpoints,
-        device=accelerator,
+        device=options.accelerator,
         precision=options.precision,
         average=options.average,
         batch_size=options.batch_size,
     )
-    Speed().prepare(accelerator=accelerator, local_ranks=1)
+    model.network.prepare()
     try:
         return _predict(model, inputs, options.out, progress)
     except BrokenPipeError:

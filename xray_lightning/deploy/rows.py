@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from xray_lightning.atomic import check_writable, replacing
-from xray_lightning.deploy.model import Model, Prediction
+from xray_lightning.deploy.model import Model
+from xray_lightning.deploy.predictions import Prediction
 from xray_lightning.errors import UserError, printable
 
 Write = Callable[[Prediction], None]

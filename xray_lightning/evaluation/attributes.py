@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from xray_lightning.evaluation.bootstrap import Integers
+from xray_lightning.evaluation.arrays import Integers
 
 log = logging.getLogger(__name__)
 

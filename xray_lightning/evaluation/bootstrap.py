@@ -23,9 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
+from xray_lightning.evaluation.arrays import Bools, Floats, Integers
 
 NAN = float("nan")
 

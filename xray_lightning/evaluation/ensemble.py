@@ -13,15 +13,13 @@ import torch
 
 from xray_lightning.data.batches import Batch
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.alike import AVERAGES, check_alike
 from xray_lightning.models.restore import RestoredModel, restore
 from xray_lightning.progress import Advance
 from xray_lightning.training.checkpoints import read_checkpoint
 
 Array = npt.NDArray[np.float32]
 
-AVERAGES = ("probabilities", "logits")
-# What members must have been trained with alike.
-AGREED = ("findings", "split_sha256", "image_size", "normalize")
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -61,21 +59,7 @@ def read_members(paths: Sequence[Path]) -> list[Member]:
             split, image size or normalisation than the first.
     """
     members = [Member.read(path) for path in paths]
-    first = members[0]
-    seen = {first.sha256: first.path}
-    for member in members[1:]:
-        if member.sha256 in seen:
-            raise UserError(
-                f"{member.path} and {seen[member.sha256]} are the same checkpoint; give each once"
-            )
-        seen[member.sha256] = member.path
-        for key in AGREED:
-            was, now = first.described.get(key), member.described.get(key)
-            if was != now:
-                raise UserError(
-                    f"checkpoints that were not trained alike cannot be averaged: {key} is {was} "
-                    f"in {first.path} and {now} in {member.path}"
-                )
+    check_alike(members)
     return members
 
 

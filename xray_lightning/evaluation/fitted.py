@@ -9,7 +9,6 @@ from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.plain import AGAIN
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.checkpoint import read_checkpoint
 
 
 def describe_best(
@@ -24,7 +23,8 @@ def describe_best(
         UserError: no checkpoint of this project.
         RunFailedError: it cannot be written; the old one is untouched.
     """
-    # Lightning takes seconds to import, which reading alone should not cost.
+    # What reads the fitted values of an exported model imports neither torch nor Lightning.
+    from xray_lightning.models.checkpoint import read_checkpoint
     from xray_lightning.training.checkpoints import AtomicCheckpointIO
 
     checkpoint = read_checkpoint(path)

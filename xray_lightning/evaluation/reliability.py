@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from xray_lightning.evaluation.bootstrap import Bools, Floats
+from xray_lightning.evaluation.arrays import Bools, Floats
 
 # As many bins of equal width as Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 # The error depends on their number: compare it only with one of 15 bins.

@@ -14,10 +14,11 @@ from xray_lightning.atomic import check_writable, write_atomically
 from xray_lightning.data.cache_build import DISK_FULL
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.alike import AGREED, AVERAGES
 from xray_lightning.evaluation.answers import Answers, SidePredictions
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.comparison import SCORES, gain
-from xray_lightning.evaluation.ensemble import AGREED, AVERAGES, Member, read_members
+from xray_lightning.evaluation.ensemble import Member, read_members
 from xray_lightning.evaluation.fitted import fitted_of
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.provenance import Provenance

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.bootstrap import Bools, Floats, Integers
+from xray_lightning.evaluation.arrays import Bools, Floats, Integers
 
 # What the columns of a finding start with.
 PROBABILITY, LABEL = "prob_", "label_"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.bootstrap import Bools, Floats
+from xray_lightning.evaluation.arrays import Bools, Floats
 from xray_lightning.evaluation.plain import by_finding, count, entry, reasons
 from xray_lightning.evaluation.validation import SAME_SCORE, Validation, one_sided
 from xray_lightning.findings import FINDINGS

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.bootstrap import Bools, Floats
+from xray_lightning.evaluation.arrays import Bools, Floats
 from xray_lightning.evaluation.scored_images import LABEL, PROBABILITY, findings_of
 
 SIDE = "val"
