@@ -64,6 +64,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     [
         ("predict",),
         ("info",),
+        ("export",),
         ("report",),
         ("evaluate",),
         ("compare",),

@@ -1,4 +1,4 @@
-"""`xray predict` and `info`: a trained model put to use, and what is known of it."""
+"""`xray predict`, `export` and `info`: a trained model put to use, and what is known of it."""
 
 import os
 import sys
@@ -77,6 +77,41 @@ def predict(
     lines = [done.note, done.summary() if out is None else f"Written: {out}: {done.summary()}"]
     for line in filter(None, lines):
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (.ckpt).")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: a .onnx or .pt2 file.")],
+    format: Annotated[str, typer.Option(help="onnx, or torch-export.")] = "onnx",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Images to compare on: files, folders or patterns."),
+    ] = None,
+) -> None:
+    """Write a model as one graph that other programs run, from uint8 pixels to probabilities.
+
+    Normalisation is in the graph, any number of images goes in at once, and the file says its
+    findings, operating points, calibration, split and how images are to be prepared. Its answers
+    are compared with torch's first, on up to 200 of --images, or on phantoms; where they differ by
+    more than 1e-4, nothing is written.
+
+    xray predict takes the .onnx file in the place of a checkpoint, without torch.
+
+    Example: [bold]xray export runs/a/checkpoints/best.ckpt --out a.onnx --images data/nih[/bold]
+    """
+    from xray_lightning.deploy.export import export as export_model
+
+    done = export_model(checkpoint, out, format=format, images=images or (), progress=display)
+    what = "images" if done.real else "phantoms (give --images to compare on real ones)"
+    lines = [
+        f"Compared with torch on {done.images} {what}: probabilities differ by at most "
+        f"{done.probabilities:.1e}, logits by {done.logits:.1e}"
+    ]
+    if done.unreadable:
+        lines.append(f"Files that are no readable images, and left out: {done.unreadable:,}")
+    lines.append(f"Written: {done.out}, {done.size / 1e6:.1f} MB")
+    for line in lines:
+        Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def info(

@@ -7,9 +7,9 @@ from typing import Any
 from xray_lightning.data.images import DECODER_VERSION
 from xray_lightning.errors import UserError
 from xray_lightning.findings import check_findings
+from xray_lightning.page.frame import NOTICE
 
 SCHEMA_VERSION = 1
-NOTICE = "Research software, not a medical device."
 IMAGES, PROBABILITIES, LOGITS = "images", "probabilities", "logits"  # names in the graph
 
 # What is text as it is; every other value of an ONNX file's metadata is JSON.
