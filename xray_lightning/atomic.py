@@ -24,35 +24,6 @@ def check_writable(folder: Path, *, key: str) -> None:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file beside `path`, empty at first, that takes its place at the end of the block.
-
-    For what writes by name, or is checked before it gets its own.
-
-    Args:
-        path: in a folder that exists.
-
-    Raises:
-        OSError: it cannot be written; the old file is untouched, and nothing is left beside it,
-            as after any other exception in the block.
-    """
-    # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
-    handle, partial = tempfile.mkstemp(
-        prefix=f".{path.name[:40]}.", suffix=path.suffix[:40], dir=path.parent
-    )
-    os.close(handle)
-    try:
-        yield Path(partial)
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)  # mkstemp gives a file that only its owner may read
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream beside the file that takes its place at the end: a kill leaves the old or the new.
 
@@ -63,8 +34,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written; the old file is untouched, and nothing is left beside it,
             as after any other exception in the block.
     """
-    with beside(path) as partial, partial.open("wb") as stream:
-        yield stream
+    # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
+    # It has no ending: what a kill leaves must not be taken for a checkpoint or a table.
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(partial, 0o644)  # mkstemp gives a file that only its owner may read
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
