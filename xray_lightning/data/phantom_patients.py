@@ -94,7 +94,8 @@ def _draw_findings(rng: np.random.Generator) -> set[str]:
     if rng.random() < 0.45:
         return set()
     weights = np.array([_WEIGHTS[name] for name in FINDINGS])
-    first = str(rng.choice(FINDINGS, p=weights / weights.sum()))
+    # A number, not a name: while numpy makes an array of names it may swallow a Ctrl-C.
+    first = FINDINGS[int(rng.choice(len(FINDINGS), p=weights / weights.sum()))]
     likely = _COMPANIONS.get(first, {})
     chances = rng.random(len(FINDINGS))
     further = {n for n, c in zip(FINDINGS, chances, strict=True) if c < likely.get(n, _ALSO)}
