@@ -120,12 +120,20 @@ class Model:
         """
         return self._answers(images, stop=False)
 
+    def decoded(self, images: Iterable[Image]) -> Iterator[list[Decoded[tuple[str, Image]]]]:
+        """The images as the model takes them, a batch at a time, each with its name.
+
+        Raises:
+            UserError: an array of another shape or type.
+        """
+        return decoded_batches(_named(images), self._picture, size=self._batch_size)
+
     def _answers(self, images: Iterable[Image], *, stop: bool) -> Iterator[Prediction]:
-        for batch in decoded_batches(_named(images), self._picture, size=self._batch_size):
+        for batch in self.decoded(images):
             for decoded in batch:
                 if stop and decoded.error is not None:
                     raise decoded.error
-            yield from self._answer(batch)
+            yield from self.answer(batch)
 
     def _picture(self, source: tuple[str, Image]) -> Picture:
         _, image = source
@@ -133,7 +141,12 @@ class Model:
             return self._read.file(os.fspath(image))
         return self._read.array(image)
 
-    def _answer(self, batch: Sequence[Decoded[tuple[str, Image]]]) -> Iterator[Prediction]:
+    def answer(self, batch: Sequence[Decoded[tuple[str, Image]]]) -> Iterator[Prediction]:
+        """Answer to each image of a batch of `decoded`, to those that cannot be read with why.
+
+        Raises:
+            RunFailedError: an answer that is no number.
+        """
         pixels = [one.picture.pixels for one in batch if one.picture is not None]
         probabilities = self.network.probabilities(np.stack(pixels)[:, None]) if pixels else None
         calibrated, decisions = self._judged(probabilities)

@@ -6,24 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xray_lightning.data.cells import Titles, read_cells, shown
+from xray_lightning.data.boxes import FILE, GRID, PLACE, TITLES
+from xray_lightning.data.cells import read_cells, shown
 from xray_lightning.data.check.remarks import Remark, remark
 from xray_lightning.errors import UserError
 from xray_lightning.findings import canonical
-
-FILE = "BBox_List_2017.csv"
-GRID = 1024  # NIH's boxes are on the grid of its images, whatever size a copy has
-
-# The title `Bbox [x,y,w,h]` stands unquoted in the file, and so in four cells.
-_TITLES: Titles = {
-    "image": ("Image Index",),
-    "finding": ("Finding Label",),
-    "x": ("Bbox [x",),
-    "y": ("y",),
-    "width": ("w",),
-    "height": ("h]",),
-}
-_PLACE = ("x", "y", "width", "height")
 
 
 def check_boxes(root: Path, table: pd.DataFrame) -> tuple[int, list[Remark]]:
@@ -38,7 +25,7 @@ def check_boxes(root: Path, table: pd.DataFrame) -> tuple[int, list[Remark]]:
         return 0, []
     short: list[int] = []
     try:
-        boxes = read_cells(path, _TITLES, required=tuple(_TITLES), short=short)
+        boxes = read_cells(path, TITLES, required=tuple(TITLES), short=short)
     except UserError as error:
         return 0, remark("table_unreadable", {path.name: str(error)})
     boxes["name"] = [
@@ -47,7 +34,7 @@ def check_boxes(root: Path, table: pd.DataFrame) -> tuple[int, list[Remark]]:
             boxes["image"], boxes["finding"], boxes["line"], strict=True
         )
     ]
-    numbers = np.array([[_number(text) for text in boxes[key]] for key in _PLACE]).T  # (N, 4)
+    numbers = np.array([[_number(text) for text in boxes[key]] for key in PLACE]).T  # (N, 4)
     unreadable = np.isnan(numbers).any(axis=1)
     start, size = numbers[:, :2], numbers[:, 2:]
     outside = (start < 0).any(axis=1) | (size <= 0).any(axis=1)
@@ -55,7 +42,7 @@ def check_boxes(root: Path, table: pd.DataFrame) -> tuple[int, list[Remark]]:
     remarks = remark("short_row", [f"{path.name}, line {line}" for line in short])
     remarks += remark("box_unreadable", boxes["name"][unreadable])
     remarks += remark("box_outside", boxes["name"][outside & ~unreadable])
-    repeated = boxes.duplicated(["image", "finding", *_PLACE])
+    repeated = boxes.duplicated(["image", "finding", *PLACE])
     remarks += remark("box_repeated", boxes["name"][repeated])
     return len(boxes) + len(short), remarks + _beside_the_table(boxes, table)
 

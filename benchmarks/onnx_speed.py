@@ -1,0 +1,145 @@
+"""onnxruntime beside torch: the same models, how far their answers lie apart, and how fast.
+
+    python benchmarks/onnx_speed.py --data data/nih/images --json benchmarks/onnx_speed.json \
+        runs/resnet18/checkpoints/best.ckpt runs/densenet121/checkpoints/best.ckpt
+
+Each checkpoint is exported as `xray export` does it and compared with torch on up to 200 images.
+Then both answer to the same batches, in turns, as `xray predict` makes them: forward passes alone,
+and nothing is decoded meanwhile.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xray_lightning.atomic import write_atomically
+from xray_lightning.benchmark.machine import installed, record
+from xray_lightning.data.images import read_gray
+from xray_lightning.deploy.export import export
+from xray_lightning.deploy.inputs import find_inputs
+from xray_lightning.deploy.model import Model, load_model
+
+ARMS = ("torch", "onnxruntime")
+
+
+def main() -> None:
+    options = arguments()
+    paths = find_inputs([str(options.data)]).paths[: options.images]
+    measured = [measure(checkpoint, paths, options) for checkpoint in options.checkpoints]
+    text = json.dumps(result(measured, options), indent=2) + "\n"
+    sys.stdout.write(text)
+    if options.json:
+        write_atomically(options.json, text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of images")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Parity and speed of one checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model.onnx"
+        parity = export(checkpoint, out, format="onnx", images=paths)
+        models = {
+            "torch": load_model(checkpoint, device="cpu"),
+            "onnxruntime": load_model(out, device="cpu"),
+        }
+    described = models["torch"].network.members[0].described
+    size = described["image_size"]
+    pixels = np.stack([read_gray(path, size) for path in paths])[:, None]
+    models["torch"].network.prepare()
+    name = described["model"]["arch"] + ("_mlp" if described["model"].get("hidden") else "")
+    turns = take_turns(models, pixels, name=name, options=options)
+    ratios = [turn["onnxruntime"] / turn["torch"] for turn in turns]
+    return {
+        "model": name,
+        "image_size": size,
+        "images": parity.images,
+        "largest_difference": {
+            "probabilities": parity.probabilities,
+            "logits": parity.logits,
+        },
+        "images_per_second": {arm: spread([turn[arm] for turn in turns]) for arm in ARMS},
+        "onnxruntime_to_torch": spread(ratios),
+        "turns": turns,
+    }
+
+
+def take_turns(
+    models: dict[str, Model], pixels: npt.NDArray[np.uint8], *, name: str, options: Any
+) -> list[dict[str, float]]:
+    """Images a second of each arm in each turn; every second turn backwards, the first unused."""
+    turns = []
+    for turn in range(-1, options.repeats):
+        rates: dict[str, float] = {}
+        for arm in ARMS[:: -1 if turn % 2 else 1]:
+            start = perf_counter()
+            for first in range(0, len(pixels), options.batch):
+                models[arm].network.probabilities(pixels[first : first + options.batch])
+            rates[arm] = len(pixels) / (perf_counter() - start)
+        if turn >= 0:
+            turns.append(rates)
+            shown = ", ".join(f"{arm} {rates[arm]:.1f}" for arm in ARMS)
+            sys.stderr.write(f"{name}, turn {turn}: {shown}, load {os.getloadavg()[0]:.1f}\n")
+    return turns
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(values),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    rows = [
+        [
+            one["model"],
+            f"{one['largest_difference']['probabilities']:.1e}",
+            f"{one['largest_difference']['logits']:.1e}",
+            *(f"{one['images_per_second'][arm]['median']:.1f}" for arm in ARMS),
+            "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**one["onnxruntime_to_torch"]),
+        ]
+        for one in measured
+    ]
+    size = measured[0]["image_size"]
+    table = {
+        "title": f"onnxruntime and torch on a CPU: float32, {size} px, batch {options.batch}",
+        "columns": [
+            "model",
+            "probabilities apart",
+            "logits apart",
+            *(f"{arm}, images/s" for arm in ARMS),
+            "onnxruntime to torch",
+        ],
+        "rows": rows,
+        "notes": [
+            f"Largest differences on {measured[0]['images']} images; {options.repeats} turns of "
+            "each arm in alternating order, ratios within a turn.",
+            f"onnxruntime {installed('onnxruntime')}, onnx {installed('onnx')}; torch with "
+            "channels-last convolutions, as xray predict runs it.",
+        ],
+    }
+    return record("onnx_speed", table=table) | {"models": measured}
+
+
+if __name__ == "__main__":
+    main()
