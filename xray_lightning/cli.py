@@ -8,6 +8,7 @@ import typer
 from xray_lightning.commands import data
 from xray_lightning.commands.bench import bench
 from xray_lightning.commands.deploy import export, info, predict
+from xray_lightning.commands.explain import explain
 from xray_lightning.commands.judge import compare, evaluate, report
 from xray_lightning.commands.output import FilesOrStdout
 from xray_lightning.errors import XrayError, one_line
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for command in (predict, export, report, evaluate, compare, bench):
     app.command()(command)
+app.command(cls=FilesOrStdout)(explain)
 app.command(cls=FilesOrStdout)(info)
 app.add_typer(data.app, name="data")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from xray_lightning.commands.options import findings_of
 from xray_lightning.commands.output import (
     STDOUT,
     FilesOrStdout,
@@ -84,7 +85,7 @@ def check(
     to_stdout = json is not None and str(json) == STDOUT
     file = None if to_stdout else json
     check_json(file)
-    named = _findings(findings)
+    named = findings_of(findings)
     own = None
     if table is not None or named is not None:
         own = OwnTable(file=table, uncertain="negative", empty="negative")
@@ -306,20 +307,11 @@ def _manifest(
     from xray_lightning.data.own_table import OwnTable
 
     check_folder(folder, key="DIR")
-    named = _findings(findings)
+    named = findings_of(findings)
     own = None
     if table is not None or not holds_known_table(folder):
         own = OwnTable(file=table, uncertain=uncertain, empty=empty)
     return read_manifest(folder, images=images, findings=named, own=own)
-
-
-def _findings(names: str | None) -> tuple[str, ...] | None:
-    """The findings that an option names."""
-    from xray_lightning.findings import check_findings
-
-    if names is None:
-        return None
-    return check_findings([name.strip() for name in names.split(",")], what="--findings")
 
 
 @download.command()

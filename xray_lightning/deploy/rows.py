@@ -149,12 +149,13 @@ def _csv(stream: TextIO, model: Model) -> Write:
     writer.writerow(flat(Prediction(""), model))
 
     def write(prediction: Prediction) -> None:
-        writer.writerow(_cell(value) for value in flat(prediction, model).values())
+        writer.writerow(cell(value) for value in flat(prediction, model).values())
 
     return write
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a CSV has it: nothing for None, 1 and 0 for a decision."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -56,7 +56,7 @@ class Explainer:
         if method not in METHODS:
             raise UserError(f"--method {method} is unknown; choose one of {', '.join(METHODS)}")
         if is_exported(checkpoint):
-            raise UserError(f"{checkpoint}: an exported model has no gradients; give its checkpoint")
+            raise UserError(f"{checkpoint}: an exported model has no gradients; give the .ckpt")
         captum()
         network = TorchNetwork.load(
             [checkpoint], device=device, precision="32-true", average="probabilities"
@@ -119,6 +119,8 @@ METHODS: dict[str, Callable[[RestoredModel, Tensor, int], Tensor]] = {
     "layercam": layercam,
     "gradcam": gradcam,
 }
+# What people call them.
+NAMES = {"layercam": "LayerCAM of all stages", "gradcam": "Grad-CAM of the last stage"}
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
