@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import browsing
 import pytest
 from filelock import FileLock
 
@@ -171,6 +172,20 @@ def xray(
         return int(ended.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser; skips where the machine has none."""
+    with browsing.started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Any]:
+    """A function that opens a page in a window of its own, at some width and colour scheme."""
+    with browsing.windows(browser) as open_page:
+        yield open_page
 
 
 def tiny_classifier(**further: Any) -> "Classifier":

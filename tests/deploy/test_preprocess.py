@@ -1,4 +1,4 @@
-"""One preprocessing: training, evaluation and prediction see the same numbers of the same file."""
+"""One preprocessing: all that reads an image sees the same numbers of the same file."""
 
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from xray_lightning.data.cache import open_cache
 from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
+from xray_lightning.deploy.explain.explained import Choice, explain_each
+from xray_lightning.deploy.explain.maps import Explainer
+from xray_lightning.deploy.export import export
 from xray_lightning.deploy.model import load_model
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import UserError
@@ -30,8 +33,8 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-def test_training_evaluation_and_prediction_agree_on_the_same_files(
-    normalize: str, tmp_path: Path
+def test_training_evaluation_prediction_explanation_and_export_agree_on_the_same_files(
+    normalize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "images").mkdir()
     paths = files(tmp_path / "images")
@@ -49,6 +52,27 @@ def test_training_evaluation_and_prediction_agree_on_the_same_files(
     with torch.inference_mode():
         evaluated = member.model(pixels).sigmoid().numpy()
     assert np.array_equal(load_model(path, device="cpu").predict(paths).probabilities, evaluated)
+
+    pytest.importorskip("captum", reason="needs the extra explain")
+    asked: list[np.ndarray] = []
+
+    def keep(self: Explainer, batch: np.ndarray, finding: int) -> np.ndarray:
+        asked.append(batch)
+        return np.zeros((len(batch), SIDE, SIDE), dtype=np.float32)
+
+    monkeypatch.setattr(Explainer, "maps", keep)
+    explainer = Explainer.load(path, method="layercam", device="cpu")
+    for one in explain_each(explainer, paths, Choice(("Mass",)), boxes={}):
+        assert one.prediction.probabilities is not None
+        place = paths.index(one.prediction.image)
+        assert np.array_equal(one.prediction.probabilities, evaluated[place])
+    assert np.array_equal(np.concatenate(asked), trained_on[:, None])
+
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    done = export(path, tmp_path / "one.onnx", format="onnx", images=paths)
+    assert done.images == len(paths)
+    exported = load_model(tmp_path / "one.onnx", device="cpu").predict(paths).probabilities
+    np.testing.assert_allclose(exported, evaluated, atol=1e-6)
 
 
 def test_an_array_is_taken_as_its_file_is(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.arrays import Bools, Floats, Integers
 from xray_lightning.evaluation.bootstrap import resampled
+from xray_lightning.evaluation.undefined import FEW_WITH, NO_SPREAD
 from xray_lightning.progress import Display, unseen
 
 LEVELS = (0.25, 0.5, 0.75)  # of a map's largest value, from which on a pixel is marked
+LEAST_PATIENTS = 10  # for an interval, as of the other scores
 PLACE = ["left", "top", "right", "bottom"]
 
 
@@ -26,21 +28,23 @@ class Score:
 
     Attributes:
         value: of the maps.
-        ci95: by resampling patients.
+        ci95: by resampling patients; None with the reason `why`.
         chance: what a point at random, or a map at random, would get on average.
         another: what the maps of other patients with the same finding get, of these boxes. What a
             map gains over it comes from the image, not from where such findings usually lie.
     """
 
     value: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
     chance: float
     another: float
+    why: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "value": self.value,
-            "ci95": list(self.ci95),
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            **({} if self.why is None else {"ci95_undefined": self.why}),
             "chance": self.chance,
             "another_patient": None if np.isnan(self.another) else self.another,
         }
@@ -283,13 +287,30 @@ def _scores(
             ]
         )
         others = [*beside.tolist(), [_known_mean(column) for column in beside.T]]
+        counts = [*(len(set(patients[f])) for f in outcomes), len(everyone)]
         found[measure] = {
-            name: Score(float(value), (low, high), *one)
-            for name, value, (low, high), one in zip(
-                (*outcomes, MACRO), values, ends, others, strict=True
+            name: _score(float(value), (low, high), *one, patients=count)
+            for name, value, (low, high), one, count in zip(
+                (*outcomes, MACRO), values, ends, others, counts, strict=True
             )
         }
     return found
+
+
+def _score(
+    value: float,
+    ends: tuple[float, float],
+    chance: float,
+    another: float,
+    *,
+    patients: int,
+) -> Score:
+    why = None
+    if patients < LEAST_PATIENTS:
+        why = FEW_WITH
+    elif ends[0] == ends[1]:
+        why = NO_SPREAD
+    return Score(value, None if why else ends, chance, another, why)
 
 
 def _mean(values: Floats, weights: Integers) -> float:

@@ -81,7 +81,7 @@ class Explainer:
         device = torch.device(self.network.device)
         model = self.network.members[0].model.to(device)
         with torch.no_grad():
-            images = model.normalize(torch.from_numpy(pixels).to(device))
+            images = model.normalize(torch.tensor(pixels, device=device))
         found = METHODS[self.method](model, images, finding)  # (B, 1, h, w)
         whole = functional.interpolate(
             found.detach().float().clamp(min=0), images.shape[2:], mode="bilinear"

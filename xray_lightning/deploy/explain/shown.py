@@ -38,10 +38,9 @@ def show_localisation(found: Localisation, console: Console, *, title: str) -> N
 
 
 def _cells(score: Score) -> tuple[str, ...]:
-    low, high = score.ci95
     return (
         f"{score.value:.3f}",
-        f"{low:.3f} to {high:.3f}",
+        "-" if score.ci95 is None else f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}",
         f"{score.chance:.3f}",
         "-" if score.another != score.another else f"{score.another:.3f}",
     )
