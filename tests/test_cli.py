@@ -63,6 +63,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     "command",
     [
         ("predict",),
+        ("explain",),
         ("info",),
         ("export",),
         ("report",),
