@@ -87,6 +87,10 @@ def export(
         list[str] | None,
         typer.Option(metavar="PATH", help="Images to compare on: files, folders or patterns."),
     ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="In 8 bits, scored on the test side of this data set."),
+    ] = None,
 ) -> None:
     """Write a model as one graph that other programs run, from uint8 pixels to probabilities.
 
@@ -97,11 +101,16 @@ def export(
 
     xray predict takes the .onnx file in the place of a checkpoint, without torch.
 
+    --int8 writes integers of 8 bits in the place of float32, with ranges from up to 200 validation
+    images of a data set, and says what that costs in AUROC on its test images.
+
     Example: [bold]xray export runs/a/checkpoints/best.ckpt --out a.onnx --images data/nih[/bold]
     """
     from xray_lightning.deploy.export import export as export_model
 
-    done = export_model(checkpoint, out, format=format, images=images or (), progress=display)
+    done = export_model(
+        checkpoint, out, format=format, images=images or (), int8=int8, progress=display
+    )
     what = "images" if done.real else "phantoms (give --images to compare on real ones)"
     lines = [
         f"Compared with torch on {done.images} {what}: probabilities differ by at most "
@@ -109,6 +118,8 @@ def export(
     ]
     if done.unreadable:
         lines.append(f"Files that are no readable images, and left out: {done.unreadable:,}")
+    if done.int8 is not None:
+        lines += done.int8.lines()
     lines.append(f"Written: {done.out}, {done.size / 1e6:.1f} MB")
     for line in lines:
         Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from xray_lightning.data.phantom import draw_phantom
 from xray_lightning.deploy.export_graph import Answering, Graph, OnnxGraph, TorchGraph, check_onnx
 from xray_lightning.deploy.exported import describe
 from xray_lightning.deploy.inputs import find_inputs
+from xray_lightning.deploy.int8 import Quantized, quantize
 from xray_lightning.deploy.model import EXPORTED
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
@@ -41,7 +42,8 @@ class Exported:
         images: how many were compared.
         real: whether they were the caller's, not phantoms.
         unreadable: of the caller's, those that could not be read.
-        probabilities, logits: largest difference from torch's.
+        probabilities, logits: largest difference from torch's, in float32.
+        int8: what integers of 8 bits have cost, where they were asked for.
     """
 
     out: Path
@@ -51,6 +53,7 @@ class Exported:
     unreadable: int
     probabilities: float
     logits: float
+    int8: Quantized | None = None
 
 
 def export(
@@ -59,6 +62,7 @@ def export(
     *,
     format: str,
     images: Sequence[str] = (),
+    int8: Path | None = None,
     progress: Display = unseen,
 ) -> Exported:
     """Write a checkpoint's model as one graph, and compare its answers with torch's first.
@@ -69,6 +73,8 @@ def export(
         format: `onnx` or `torch-export`.
         images: files, folders or patterns to compare on, the first `IMAGES` of them that can be
             read; none for phantoms.
+        int8: folder of a data set: write the model in integers of 8 bits, with ranges from its
+            validation images, and score both on its test images.
         progress: display for the comparison.
 
     Raises:
@@ -77,6 +83,8 @@ def export(
         RunFailedError: the graph answers otherwise than torch; nothing is written.
     """
     check_out(out, format=format)
+    if int8 is not None and format != "onnx":
+        raise UserError(f"--int8 is of --format onnx, not of {format}; leave one of them out")
     found = find_inputs(images, leave_out=out).paths if images else []
     content = read_checkpoint(checkpoint)
     # Channels last is torch's own affair, and would be a copy in the graph.
@@ -97,9 +105,14 @@ def export(
     if not read.images:
         raise UserError(f"--images: none of {len(found):,} files could be read as an image")
     _refuse_apart(format, probabilities=apart[0], logits=apart[1], images=read.images)
-    _write(out, graph.content)
+    quantized = None
+    if int8 is not None:
+        quantized = quantize(checkpoint, graph.content, described, data=int8, progress=progress)
+    written = graph.content if quantized is None else quantized.content
+    _write(out, written)
     return Exported(
-        out, len(graph.content), read.images, bool(found), read.unreadable, apart[0], apart[1]
+        *(out, len(written), read.images, bool(found), read.unreadable, apart[0], apart[1]),
+        int8=quantized,
     )
 
 

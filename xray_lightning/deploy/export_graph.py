@@ -96,7 +96,7 @@ class OnnxGraph:
 
     def __init__(self, model: Answering, described: Mapping[str, Any]) -> None:
         check_onnx()
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 _program(model),
                 (),
@@ -167,7 +167,7 @@ def _tidy(proto: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's own log lines and warnings to itself: parity is what is judged."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

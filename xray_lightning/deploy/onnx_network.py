@@ -47,19 +47,30 @@ class OnnxMember:
         Raises:
             UserError: it is missing, damaged or another's, or onnxruntime is.
         """
-        runtime = onnxruntime()
+        onnxruntime()
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}; give the path of an .onnx file")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        return cls.of(content, path=path, device=device)
+
+    @classmethod
+    def of(cls, content: bytes, *, path: Path, device: str = "cpu") -> "OnnxMember":
+        """Take what such a file holds; `path` is for messages.
+
+        Raises:
+            UserError: as `read`.
+        """
+        runtime = onnxruntime()
         provider = _provider(runtime, device)
         options = runtime.SessionOptions()
         options.log_severity_level = ERRORS_ALONE
         options.intra_op_num_threads = threads()
         try:
-            content = path.read_bytes()
             session = runtime.InferenceSession(content, options, providers=[provider])
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         # onnxruntime's errors have no base of their own.
         except Exception as error:
             raise UserError(

@@ -56,17 +56,23 @@ class Answers:
                 advance=advance,
             )
         self.given[side] = SidePredictions(
-            whole=self._table(average(logits, of=self.average), side),
-            each=[self._table(probabilities_of(one), side) for one in logits],
+            whole=labelled(self.data, average(logits, of=self.average), side=side),
+            each=[labelled(self.data, probabilities_of(one), side=side) for one in logits],
         )
         return self.given[side]
 
-    def _table(self, probabilities: Array, side: str) -> pd.DataFrame:
-        table = self.data.table(side)
-        outputs = Outputs(
-            rows=torch.arange(len(table)),
-            probabilities=torch.from_numpy(probabilities),
-            targets=torch.empty(0),  # the table has them
-            losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
-        )
-        return prediction_table(table, outputs, side=side, findings=self.data.findings)
+
+def labelled(data: XrayDataModule, probabilities: Array, *, side: str) -> pd.DataFrame:
+    """Probabilities (N, findings) of a side's images with their labels, as `Evaluator` takes them.
+
+    Args:
+        data: set up; the rows are in the order of its table of the side.
+    """
+    table = data.table(side)
+    outputs = Outputs(
+        rows=torch.arange(len(table)),
+        probabilities=torch.from_numpy(probabilities),
+        targets=torch.empty(0),  # the table has them
+        losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
+    )
+    return prediction_table(table, outputs, side=side, findings=data.findings)
