@@ -1,5 +1,7 @@
 """A model in int8: smaller, close to float32, and honest about what it costs."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -110,3 +112,48 @@ def test_what_cannot_be_quantized_is_one_line_and_writes_nothing(
     assert message in err
     shutil.rmtree(tmp_path / "empty")
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".onnx", ".pt2")] == []
+
+
+def test_xray_info_says_what_an_exported_model_is_and_what_int8_has_cost(
+    ckpt: Path, phantoms: Path, xray: Xray, tmp_path: Path
+) -> None:
+    export(ckpt, tmp_path / "whole.onnx", format="onnx")
+    export(ckpt, tmp_path / "small.onnx", format="onnx", int8=phantoms)
+    code, out, err = xray("info", "whole.onnx", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
+    assert told["exported"] == {
+        "checkpoint_sha256": sha256,
+        "precision": "float32",
+        "int8": None,
+    }
+    of_checkpoint = json.loads(xray("info", ckpt, "--json")[1])
+    for key in ("operating_points", "calibration"):
+        assert told[key] == of_checkpoint[key]
+    assert told["model"]["findings"] == of_checkpoint["model"]["findings"]
+    assert told["training"]["split_sha256"] == of_checkpoint["training"]["split_sha256"]
+    assert told["metrics"] is None
+    assert "ask its checkpoint" in told["metrics_unknown"]
+
+    said = OnnxMember.read(tmp_path / "small.onnx").described["int8"]
+    assert json.loads(xray("info", "small.onnx", "--json")[1])["exported"]["int8"] == said
+    for arguments in (("info", "small.onnx"), ("info", "small.onnx", "--card")):
+        code, out, err = xray(*arguments)
+        assert (code, err) == (0, "")
+        flowed = " ".join(out.split())
+        assert f"int8: macro AUROC {said['auroc_macro']:.4f} on {said['images']} test" in flowed
+        assert sha256 in flowed
+
+
+@pytest.mark.parametrize("int8", ["none", {}, {"auroc_macro_change": {"value": "x", "ci95": [1]}}])
+def test_a_damaged_account_of_int8_is_one_line(
+    int8: object, ckpt: Path, xray: Xray, tmp_path: Path
+) -> None:
+    export(ckpt, tmp_path / "one.onnx", format="onnx")
+    model = onnx.load(tmp_path / "one.onnx")
+    model.metadata_props.add(key="int8", value=json.dumps(int8))
+    onnx.save(model, tmp_path / "one.onnx")
+    code, out, err = xray("info", "one.onnx")
+    assert (code, out) == (2, "")
+    assert "one.onnx: its metadata are damaged (int8)" in err

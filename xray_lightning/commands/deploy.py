@@ -127,7 +127,10 @@ def export(
 
 def info(
     path: Annotated[
-        Path, typer.Argument(metavar="CKPT|RUN", help="A checkpoint (.ckpt), or a run folder.")
+        Path,
+        typer.Argument(
+            metavar="CKPT|RUN", help="A checkpoint (.ckpt), an exported .onnx, or a run folder."
+        ),
     ],
     json: Annotated[
         Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself, with nothing but its file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,23 @@ _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 @dataclass(frozen=True)
+class Exported:
+    """How a checkpoint has become another file.
+
+    Attributes:
+        checkpoint_sha256: of the checkpoint.
+        precision: float32 or int8.
+        int8: scores beside float32's, as `deploy.int8.quantize` has written them; None of float32.
+        int8_cost: the same in words.
+    """
+
+    checkpoint_sha256: str
+    precision: str
+    int8: Mapping[str, Any] | None = None
+    int8_cost: str | None = None
+
+
+@dataclass(frozen=True)
 class CheckpointFacts:
     """A checkpoint as it describes itself; None for what it does not say.
 
@@ -30,6 +47,7 @@ class CheckpointFacts:
         parameters: numbers that training has set, those of the loss left out.
         hidden: widths of further fully connected layers.
         points, calibration: what was fitted on validation; None where nothing was.
+        exported: how it was exported; None of a checkpoint itself.
     """
 
     path: Path
@@ -41,12 +59,13 @@ class CheckpointFacts:
     arch: str | None
     hidden: tuple[int, ...]
     dropout: float | None
-    parameters: int
+    parameters: int | None
     image_size: int | None
     normalize: str | None
     split_sha256: str | None
     points: OperatingPoints | None
     calibration: Calibration | None
+    exported: Exported | None = None
 
 
 def facts_of(path: Path) -> CheckpointFacts:
@@ -56,10 +75,26 @@ def facts_of(path: Path) -> CheckpointFacts:
         UserError: it cannot be read, is of another schema, or what was fitted is damaged.
     """
     checkpoint = read_checkpoint(path)
-    described = checkpoint["xray"]
+    epoch = _whole(checkpoint.get("epoch"))
+    return replace(
+        facts_in(checkpoint["xray"], path=path),
+        epoch=None if epoch is None else epoch + 1,
+        steps=_whole(checkpoint.get("global_step")),
+        lightning=_text(checkpoint.get("pytorch-lightning_version")),
+        parameters=parameters_in(checkpoint.get("state_dict"), source=path),
+    )
+
+
+def facts_in(
+    described: Mapping[str, Any], *, path: Path, exported: Exported | None = None
+) -> CheckpointFacts:
+    """What is in the description that checkpoints and exported models carry; None for the rest.
+
+    Raises:
+        UserError: what was fitted is damaged.
+    """
     model = described.get("model")
     model = model if isinstance(model, Mapping) else {}
-    epoch = _whole(checkpoint.get("epoch"))
     try:
         points, calibration = fitted_of(described)
     except UserError as error:
@@ -67,19 +102,20 @@ def facts_of(path: Path) -> CheckpointFacts:
     return CheckpointFacts(
         path=path,
         schema_version=described["schema_version"],
-        epoch=None if epoch is None else epoch + 1,
-        steps=_whole(checkpoint.get("global_step")),
-        lightning=_text(checkpoint.get("pytorch-lightning_version")),
+        epoch=None,
+        steps=None,
+        lightning=None,
         findings=tuple(described["findings"]),
         arch=_text(model.get("arch")),
         hidden=_widths(model.get("hidden")),
         dropout=_fraction(model.get("dropout")),
-        parameters=parameters_in(checkpoint.get("state_dict"), source=path),
+        parameters=None,
         image_size=_whole(described.get("image_size")),
         normalize=_text(described.get("normalize")),
         split_sha256=_text(described.get("split_sha256")),
         points=points,
         calibration=calibration,
+        exported=exported,
     )
 
 

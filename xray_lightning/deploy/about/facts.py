@@ -26,13 +26,20 @@ def model_facts(known: Known) -> Facts:
         ("Backbone", _backbone(known)),
         ("Findings", f"{len(known.findings)}: {findings}" if findings else NONE),
         ("Input", _input(known)),
-        ("Precision", NONE if run is None else words.precision_of(run)),
     ]
-    if facts is not None:
+    if facts is None or facts.exported is None:
+        said.append(("Precision", NONE if run is None else words.precision_of(run)))
+    else:
+        precision, cost = facts.exported.precision, facts.exported.int8_cost
+        said.append(("Precision", precision if cost is None else f"{precision}: {cost}"))
+        origin = f"from the checkpoint of SHA-256 {facts.exported.checkpoint_sha256}"
+        said.append(("Exported", f"{facts.path.name}, schema {facts.schema_version}, {origin}"))
+    if facts is not None and facts.exported is None:
         saved = [] if facts.epoch is None else [f"epoch {facts.epoch}"]
         saved += [] if facts.steps is None else [f"{facts.steps:,} steps"]
         saved.append(f"schema {facts.schema_version}")
         said.append(("Checkpoint", f"{facts.path.name}: {', '.join(saved)}"))
+    if facts is not None:
         said.append(("Fitted", _fitted(known)))
     return said
 
@@ -42,7 +49,7 @@ def training_facts(known: Known) -> Facts:
     run = known.run
     if run is None:
         digest = known.checkpoint.split_sha256 if known.checkpoint else None
-        return [("Split hash", digest or NONE), ("All else", "not in the checkpoint")]
+        return [("Split hash", digest or NONE), ("All else", "not in the file")]
     full = data_set(run).name
     data = run.data or NONE
     said = [
@@ -93,7 +100,8 @@ def _backbone(known: Known) -> str:
     if facts is None:
         return known.run.model if known.run and known.run.model else NONE
     layers = f" + FC layers {', '.join(map(str, facts.hidden))}" if facts.hidden else ""
-    return f"{facts.arch or 'not recorded'}{layers}, {facts.parameters:,} parameters"
+    size = "" if facts.parameters is None else f", {facts.parameters:,} parameters"
+    return f"{facts.arch or 'not recorded'}{layers}{size}"
 
 
 def _input(known: Known) -> str:

@@ -20,18 +20,20 @@ from xray_lightning.page.frame import decimal
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
 TASK = "image-classification"
 _TASK_NAME = "Multi-label classification of chest X-rays"
-_TAGS = ("chest-x-ray", "radiology", "multi-label-classification", "pytorch", "lightning")
+_TAGS = ("chest-x-ray", "radiology", "multi-label-classification")
 
 Metric = dict[str, Any]
 
 
 def front_matter(known: Known) -> str:
     """The head, its dashes included; every text in it is quoted as YAML needs."""
-    arch = known.checkpoint.arch if known.checkpoint else None
+    facts = known.checkpoint
+    arch = facts.arch if facts else None
+    engine = ("onnx",) if facts and facts.exported else ("pytorch", "lightning")
     content: dict[str, Any] = {
         "library_name": LIBRARY,
         "pipeline_tag": TASK,
-        "tags": [*_TAGS, *([arch] if arch else [])],
+        "tags": [*_TAGS, *engine, *([arch] if arch else [])],
     }
     if known.run is not None and known.test is not None:
         figures = metrics_of(known.test)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.deploy.about.checkpoint import CheckpointFacts, facts_of
+from xray_lightning.deploy.about.exported import facts_of_exported
 from xray_lightning.deploy.about.paths import last_parts
+from xray_lightning.deploy.model import EXPORTED
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.record import Run, TestMetrics
 from xray_lightning.evaluation.report.page import words
@@ -118,8 +120,12 @@ def of_checkpoint(path: Path) -> Known:
     """A checkpoint, and its run where the file lies in RUN/checkpoints and is of that run.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint, or the exported model, cannot be read.
     """
+    if path.suffix.lower() == EXPORTED:
+        return _alone(
+            facts_of_exported(path), "An exported model names no run: ask its checkpoint."
+        )
     facts = facts_of(path)
     folder = path.absolute().parent.parent
     if not (folder / RESULTS).is_file():

@@ -1,6 +1,7 @@
 """What is known of a model as plain values, for JSON."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from xray_lightning.deploy.about.facts import name_of, versions
@@ -17,13 +18,14 @@ def as_plain(known: Known) -> dict[str, object]:
     """All that is known, in plain values.
 
     Keys: schema_version; name; status and reason of the run; link: how it is known that run and
-    checkpoint belong together; model; checkpoint; training; metrics: metrics.test of results.json,
+    checkpoint belong together; model; checkpoint, the file; exported, how that was exported;
+    training; metrics: metrics.test of results.json,
     as it is there; metrics_unknown: why there are none; operating_points and calibration of the
     checkpoint; versions; notice, intended_use, out_of_scope, limits: sentences. What is not known
     is null.
     """
     facts, run = known.checkpoint, known.run
-    points = calibration = checkpoint = None
+    points = calibration = checkpoint = exported = None
     if facts is not None:
         points = None if facts.points is None else facts.points.to_plain()
         calibration = None if facts.calibration is None else facts.calibration.to_plain()
@@ -33,6 +35,9 @@ def as_plain(known: Known) -> dict[str, object]:
             "epoch": facts.epoch,
             "steps": facts.steps,
         }
+        if facts.exported is not None:
+            exported = asdict(facts.exported)
+            del exported["int8_cost"]
     content: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "name": name_of(known),
@@ -41,6 +46,7 @@ def as_plain(known: Known) -> dict[str, object]:
         "link": known.link,
         "model": _model(known),
         "checkpoint": checkpoint,
+        "exported": exported,
         "training": _training(known),
         "metrics": known.metrics,
         "metrics_unknown": known.untested,

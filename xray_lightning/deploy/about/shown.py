@@ -63,6 +63,8 @@ def _show_table(table: Table, console: Console) -> None:
 
 
 def _show_facts(heading: str, facts: Facts, console: Console) -> None:
+    if not facts:
+        return
     _show_heading(heading, console)
     grid = RichTable.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True, min_width=13)
