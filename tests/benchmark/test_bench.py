@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import Once, environment
 
+from xray_lightning.benchmark import side_by_side
 from xray_lightning.benchmark.arms import importable
 from xray_lightning.benchmark.bench import bench as time_arms
 from xray_lightning.benchmark.bench import workload_of
@@ -233,4 +235,34 @@ def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert not any(Path(f"/proc/{number}").exists() for number in arm)
+    assert os.listdir(tmp_path) == []
+
+
+def test_control_c_while_a_process_is_being_started_leaves_none(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        """Once there is a process, and before the caller has it."""
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    options = Options(data=phantoms, command="", accelerator="cpu", image_size=32, batch_size=16)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(side_by_side.subprocess, "Popen", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            time_arms(options)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1
+    assert not Path(f"/proc/{started[0]}").exists()
     assert os.listdir(tmp_path) == []

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import monotonic
 from typing import Any
 
@@ -133,22 +135,41 @@ class SideBySide:
         return {**os.environ, **kept, "PYTHONWARNINGS": "ignore"}
 
     def _wait(self, command: list[str], *, log: Path, arm: Arm) -> None:
+        process = None
         with log.open("w") as output:
-            process = subprocess.Popen(
-                command,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
             try:
+                with _interrupted_later():
+                    process = subprocess.Popen(
+                        command,
+                        env=self._environment(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
                 exit_code = process.wait()
             except BaseException:  # Ctrl-C: nothing is left running, nothing is half timed
-                process.kill()
-                process.wait()
+                if process is not None:
+                    process.kill()
+                    process.wait()
                 raise
         if exit_code:
             raise ArmFailedError(f"{arm.name}: {_last_line(log, exit_code)}")
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait for the end: inside of Popen it leaves a process that nobody knows."""
+    if current_thread() is not main_thread():  # the others are never interrupted
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _last_line(log: Path, exit_code: int) -> str:
