@@ -1,5 +1,6 @@
 """How many processes train together, what starts them, and what Lightning is told about it."""
 
+import atexit
 import os
 import shutil
 import sys
@@ -171,6 +172,7 @@ def _ddp(
 
     from xray_lightning.models.batchnorm import PortableSyncBatchNorm
 
+    atexit.register(_leave_group)
     ddp = DDPStrategy(
         cluster_environment=environment,
         timeout=timedelta(seconds=strategy.timeout),
@@ -182,3 +184,14 @@ def _ddp(
         "num_nodes": nodes,
         "plugins": [PortableSyncBatchNorm()] if strategy.sync_batchnorm else [],
     }
+
+
+def _leave_group() -> None:
+    """Join the process group's threads: one that asks Python for something at its end aborts it.
+
+    Lightning does so for NCCL alone. Not earlier than at the exit: a multirun's jobs share a group.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
