@@ -4,8 +4,9 @@
         runs/resnet18/checkpoints/best.ckpt runs/densenet121/checkpoints/best.ckpt
 
 Each checkpoint is exported as `xray export` does it and compared with torch on up to 200 images.
-Then both answer to the same batches, in turns, as `xray predict` makes them: forward passes alone,
-and nothing is decoded meanwhile.
+With --int8 DIR it is exported in 8 bits, too, with ranges from the validation images of that data
+set. Then all answer to the same batches, in turns, as `xray predict` makes them: forward passes
+alone, and nothing is decoded meanwhile.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from xray_lightning.deploy.export import export
 from xray_lightning.deploy.inputs import find_inputs
 from xray_lightning.deploy.model import Model, load_model
 
-ARMS = ("torch", "onnxruntime")
+TORCH, FLOAT32, INT8 = "torch", "onnxruntime", "onnxruntime int8"
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--int8", type=Path, metavar="DIR", help="a data set")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -58,16 +60,21 @@ def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> 
         out = Path(folder) / "model.onnx"
         parity = export(checkpoint, out, format="onnx", images=paths)
         models = {
-            "torch": load_model(checkpoint, device="cpu"),
-            "onnxruntime": load_model(out, device="cpu"),
+            TORCH: load_model(checkpoint, device="cpu"),
+            FLOAT32: load_model(out, device="cpu"),
         }
-    described = models["torch"].network.members[0].described
+        megabytes = {FLOAT32: parity.size / 1e6}
+        if options.int8:
+            made = export(checkpoint, out, format="onnx", images=paths, int8=options.int8)
+            models[INT8] = load_model(out, device="cpu")
+            megabytes[INT8] = made.size / 1e6
+    described = models[TORCH].network.members[0].described
     size = described["image_size"]
     pixels = np.stack([read_gray(path, size) for path in paths])[:, None]
-    models["torch"].network.prepare()
+    models[TORCH].network.prepare()
     name = described["model"]["arch"] + ("_mlp" if described["model"].get("hidden") else "")
     turns = take_turns(models, pixels, name=name, options=options)
-    ratios = [turn["onnxruntime"] / turn["torch"] for turn in turns]
+    against = {FLOAT32: TORCH, INT8: FLOAT32}
     return {
         "model": name,
         "image_size": size,
@@ -76,8 +83,13 @@ def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> 
             "probabilities": parity.probabilities,
             "logits": parity.logits,
         },
-        "images_per_second": {arm: spread([turn[arm] for turn in turns]) for arm in ARMS},
-        "onnxruntime_to_torch": spread(ratios),
+        "megabytes": megabytes,
+        "images_per_second": {arm: spread([turn[arm] for turn in turns]) for arm in models},
+        "ratios": {
+            f"{arm} to {other}": spread([turn[arm] / turn[other] for turn in turns])
+            for arm, other in against.items()
+            if arm in models
+        },
         "turns": turns,
     }
 
@@ -86,17 +98,17 @@ def take_turns(
     models: dict[str, Model], pixels: npt.NDArray[np.uint8], *, name: str, options: Any
 ) -> list[dict[str, float]]:
     """Images a second of each arm in each turn; every second turn backwards, the first unused."""
-    turns = []
+    turns, arms = [], list(models)
     for turn in range(-1, options.repeats):
         rates: dict[str, float] = {}
-        for arm in ARMS[:: -1 if turn % 2 else 1]:
+        for arm in arms[:: -1 if turn % 2 else 1]:
             start = perf_counter()
             for first in range(0, len(pixels), options.batch):
                 models[arm].network.probabilities(pixels[first : first + options.batch])
             rates[arm] = len(pixels) / (perf_counter() - start)
         if turn >= 0:
             turns.append(rates)
-            shown = ", ".join(f"{arm} {rates[arm]:.1f}" for arm in ARMS)
+            shown = ", ".join(f"{arm} {rates[arm]:.1f}" for arm in arms)
             sys.stderr.write(f"{name}, turn {turn}: {shown}, load {os.getloadavg()[0]:.1f}\n")
     return turns
 
@@ -110,30 +122,36 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    arms, ratios = (list(measured[0][key]) for key in ("images_per_second", "ratios"))
     rows = [
         [
             one["model"],
             f"{one['largest_difference']['probabilities']:.1e}",
             f"{one['largest_difference']['logits']:.1e}",
-            *(f"{one['images_per_second'][arm]['median']:.1f}" for arm in ARMS),
-            "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**one["onnxruntime_to_torch"]),
+            *(f"{one['images_per_second'][arm]['median']:.1f}" for arm in arms),
+            *(
+                "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**one["ratios"][ratio])
+                for ratio in ratios
+            ),
+            " / ".join(f"{size:.1f}" for size in one["megabytes"].values()),
         ]
         for one in measured
     ]
     size = measured[0]["image_size"]
     table = {
-        "title": f"onnxruntime and torch on a CPU: float32, {size} px, batch {options.batch}",
+        "title": f"onnxruntime and torch on a CPU: {size} px, batch {options.batch}",
         "columns": [
             "model",
             "probabilities apart",
             "logits apart",
-            *(f"{arm}, images/s" for arm in ARMS),
-            "onnxruntime to torch",
+            *(f"{arm}, images/s" for arm in arms),
+            *ratios,
+            " / ".join(f"{arm}, MB" for arm in arms if arm != TORCH),
         ],
         "rows": rows,
         "notes": [
-            f"Largest differences on {measured[0]['images']} images; {options.repeats} turns of "
-            "each arm in alternating order, ratios within a turn.",
+            f"Largest differences in float32 on {measured[0]['images']} images; {options.repeats} "
+            "turns of each arm in alternating order, ratios within a turn.",
             f"onnxruntime {installed('onnxruntime')}, onnx {installed('onnx')}; torch with "
             "channels-last convolutions, as xray predict runs it.",
         ],
