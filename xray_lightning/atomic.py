@@ -1,5 +1,6 @@
 """Files that are whole at every moment."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import RunFailedError, UserError, one_line
+
+# What ends a write and is no mistake of the caller's: no room, a quota, a limit, a failing disk.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def check_writable(folder: Path, *, key: str) -> None:
@@ -21,6 +25,30 @@ def check_writable(folder: Path, *, key: str) -> None:
         raise UserError(f"{key} {folder}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):  # a read-only disk, too, even for root
         raise UserError(f"{key} {folder}: {there} may not be written to; give another folder")
+
+
+@contextmanager
+def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
+    """Turn the OSError of a place that cannot be written into one line.
+
+    Args:
+        what: the line's beginning, such as `--out a.csv cannot be written`.
+        advice: what the caller can do, such as `give another file`.
+
+    Raises:
+        RunFailedError: the disk is full, or fails.
+        UserError: it is anything else.
+        BrokenPipeError: as it is: whoever reads has seen enough.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        message = f"{what}: {error.strerror or one_line(error)}"
+        if error.errno in DISK_FULL:
+            raise RunFailedError(message) from error
+        raise UserError(f"{message}; {advice}") from error
 
 
 @contextmanager

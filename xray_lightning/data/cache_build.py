@@ -14,7 +14,7 @@ from time import perf_counter
 
 import numpy as np
 
-from xray_lightning.atomic import write_atomically
+from xray_lightning.atomic import DISK_FULL, write_atomically
 from xray_lightning.data.cache_beside import CacheBeside
 from xray_lightning.data.cache_folder import (
     CHUNK,
@@ -31,8 +31,6 @@ from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.progress import Advance, Display, unseen
 
 log = logging.getLogger(__name__)
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from xray_lightning.atomic import check_writable, write_atomically
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.data.download.folder import Free, check_room, free_bytes, noted
 from xray_lightning.data.manifest import AI4M_TABLES, Manifest
 from xray_lightning.data.place_files import MODES, Placing, remaining_bytes
 from xray_lightning.data.splits import SIDES, Split
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.progress import Display, unseen
 
@@ -195,9 +194,5 @@ def _working_in(out: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with told_if_unwritable(f"{path} cannot be written", advice="give another folder"):
         write_atomically(path, text)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise RunFailedError(f"{path} cannot be written: {error.strerror}") from error
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import DISK_FULL
 from xray_lightning.errors import RunFailedError, UserError
 
 MODES = ("copy", "hardlink", "symlink")

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.atomic import check_writable, write_atomically
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.data.images import UnreadableImageError
 from xray_lightning.data.phantom import draw_phantom
 from xray_lightning.deploy.export_graph import Answering, Graph, OnnxGraph, TorchGraph, check_onnx
@@ -184,10 +183,5 @@ class _Reading:
 
 
 def _write(out: Path, content: bytes) -> None:
-    try:
+    with told_if_unwritable(f"--out {out} cannot be written", advice="give another file"):
         write_atomically(out, content)
-    except OSError as error:
-        message = f"--out {out} cannot be written: {error.strerror or error}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another file") from error

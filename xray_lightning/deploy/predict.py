@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import told_if_unwritable
 from xray_lightning.deploy.inputs import Inputs, find_inputs
 from xray_lightning.deploy.model import EXPORTED, Model, load_model
 from xray_lightning.deploy.rows import check_out, written
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.progress import Display, unseen
 
 MODELS = (".ckpt", EXPORTED)
@@ -82,15 +82,8 @@ def predict(arguments: Sequence[str], options: Options, *, progress: Display = u
         batch_size=options.batch_size,
     )
     model.network.prepare()
-    try:
+    with told_if_unwritable(f"--out {options.out} cannot be written", advice="give another file"):
         return _predict(model, inputs, options.out, progress)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        message = f"--out {options.out} cannot be written: {error.strerror or error}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another file") from error
 
 
 def _predict(model: Model, inputs: Inputs, out: Path | None, progress: Display) -> Predicted:

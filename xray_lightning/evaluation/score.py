@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from xray_lightning.atomic import check_writable, write_atomically
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.alike import AGREED, AVERAGES
 from xray_lightning.evaluation.answers import Answers, SidePredictions
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
@@ -148,22 +147,17 @@ def write(scored: Scored) -> Path:
     """Write evaluation.json and the predictions_<side>.csv; returns the folder.
 
     Raises:
-        RunFailedError: it cannot be written to.
+        UserError, RunFailedError: it cannot be written to.
     """
     out = scored.out
     text = json.dumps(finite(scored.content), indent=1, allow_nan=False)
-    try:
+    with told_if_unwritable(f"--out {out} cannot be written", advice="give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         for side in set(SIDES) - scored.predictions.keys():
             (out / predictions_name(side)).unlink(missing_ok=True)  # of an earlier evaluation
         for side, predictions in scored.predictions.items():
             write_atomically(out / predictions_name(side), csv_of(predictions))
         write_atomically(out / FILE_NAME, text + "\n")
-    except OSError as error:
-        message = f"--out {out} cannot be written: {error.strerror or type(error).__name__}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another folder") from error
     return out
 
 

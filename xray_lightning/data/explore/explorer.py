@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from xray_lightning.atomic import check_writable, write_atomically
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.data.cache_folder import threads
 from xray_lightning.data.cells import shown as quoted
 from xray_lightning.data.explore import figures, pictures
@@ -22,7 +21,7 @@ from xray_lightning.data.explore.reading import Read, read_levels
 from xray_lightning.data.images import decode_gray
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import Split
-from xray_lightning.errors import RunFailedError, UserError, check_whole
+from xray_lightning.errors import UserError, check_whole
 from xray_lightning.progress import Display, unseen
 
 log = logging.getLogger(__name__)
@@ -197,12 +196,5 @@ def _of_table(manifest: Manifest, numbers: Numbers) -> Iterator[Figure]:
     )
 
 
-@contextmanager
-def _told(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        message = f"--out {out} cannot be written: {error.strerror or error}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another folder") from error
+def _told(out: Path) -> AbstractContextManager[None]:
+    return told_if_unwritable(f"--out {out} cannot be written", advice="give another folder")

@@ -12,14 +12,13 @@ from typing import TextIO
 
 import numpy as np
 
-from xray_lightning.atomic import check_writable
-from xray_lightning.data.cache_build import DISK_FULL
+from xray_lightning.atomic import check_writable, told_if_unwritable
 from xray_lightning.deploy.explain.explained import Explained
 from xray_lightning.deploy.explain.maps import Maps
 from xray_lightning.deploy.explain.overlay import overlay_png
 from xray_lightning.deploy.model import Model
 from xray_lightning.deploy.rows import cell, safe_path
-from xray_lightning.errors import RunFailedError, UserError, printable
+from xray_lightning.errors import UserError, printable
 
 TABLE, OVERLAYS, MAPS = "explained.csv", "overlays", "maps"
 LONGEST_NAME = 80  # letters of an image's name in those of its files
@@ -47,14 +46,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     out = out.absolute()
     filling = out.with_name(f".{out.name[:40]}.{secrets.token_hex(4)}")
     try:
-        filling.mkdir(parents=True)
-        yield filling
-        filling.rename(out)  # over nothing, or over an empty folder
-    except OSError as error:
-        message = f"--out {out} cannot be written: {error.strerror or error}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another folder") from error
+        with told_if_unwritable(f"--out {out} cannot be written", advice="give another folder"):
+            filling.mkdir(parents=True)
+            yield filling
+            filling.rename(out)  # over nothing, or over an empty folder
     finally:
         shutil.rmtree(filling, ignore_errors=True)
 

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.data.cache_build import DISK_FULL
-from xray_lightning.errors import RunFailedError, UserError, printable
+from xray_lightning.atomic import told_if_unwritable, write_atomically
+from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.record import Run
 from xray_lightning.evaluation.report.collected import Report, unique
 from xray_lightning.evaluation.report.markdown import markdown
@@ -85,16 +84,11 @@ def _write_figures(report: Report, folder: Path) -> list[tuple[str, str]]:
     return figures
 
 
-@contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _told(out: Path) -> AbstractContextManager[None]:
     """Tell in one line that a folder cannot be written to."""
-    try:
-        yield
-    except OSError as error:
-        message = f"cannot write the report to {out}: {error.strerror or type(error).__name__}"
-        if error.errno in DISK_FULL:
-            raise RunFailedError(message) from error
-        raise UserError(f"{message}; give another folder with --out") from error
+    return told_if_unwritable(
+        f"cannot write the report to {out}", advice="give another folder with --out"
+    )
 
 
 def _default_folder(runs: Sequence[Run]) -> Path:
