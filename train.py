@@ -49,6 +49,8 @@ STARTED = float(os.environ.get("XRAY_STARTED", process_start()))  # when the fir
 COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
 GRACE_SECONDS = 3.0
+# What would take any text for true.
+SWITCHES = ("report", "model.pretrained", "strategy.sync_batchnorm", "optimizer.nesterov")
 
 exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
 _folders: dict[str, str] = {}
@@ -225,8 +227,10 @@ def refuse_bad_values(cfg: DictConfig) -> None:
     check_whole("seed", cfg.seed, least=0, most=2**32 - 1)  # as numpy takes it
     check_whole("trainer.max_epochs", cfg.trainer.max_epochs, least=1)
     check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, least=1)
-    if not isinstance(cfg.report, bool):
-        raise UserError(f"report={cfg.report} must be true or false")
+    for key in SWITCHES:
+        value = OmegaConf.select(cfg, key, default=False)  # not every strategy has each
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} must be true or false")
     rate = cfg.optimizer.lr
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
         raise UserError(f"optimizer.lr={rate} must be a number of at least 0")
