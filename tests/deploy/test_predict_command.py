@@ -294,23 +294,32 @@ def test_an_earlier_output_is_no_input_and_is_kept_when_the_work_fails(
     assert [path.name for path in chest.iterdir() if path.name.startswith(".")] == []
 
 
-def test_parquet_holds_the_same_or_says_what_it_needs(
-    models: Path, chest: Path, tmp_path: Path, xray: Xray
-) -> None:
+def test_parquet_holds_the_same(models: Path, chest: Path, tmp_path: Path, xray: Xray) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra parquet")
+    (chest / "note.txt").write_text("no image")
     out = tmp_path / "o.parquet"
     code, _, err = xray("predict", models / "0.ckpt", chest, "--out", out)
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        assert (code, err.count("\n")) == (2, 1)
-        assert "parquet needs pyarrow" in err
-        return
+    assert (code, err) == (0, "")
     xray("predict", models / "0.ckpt", chest, "--out", tmp_path / "o.csv")
     table = parquet.read_table(out).to_pylist()
+    assert [line["status"] for line in table].count("unreadable") == 1
     for line, row in zip(table, read(tmp_path / "o.csv"), strict=True):
         assert list(line) == list(row)
-        assert line["prob_Mass"] == np.float32(row["prob_Mass"])
-        assert line["decision_Mass"] is (row["decision_Mass"] == "1")
+        if row["status"] == "unreadable":
+            assert line["reason"] == row["reason"]
+            assert line["prob_Mass"] is None
+        else:
+            assert line["prob_Mass"] == np.float32(row["prob_Mass"])
+            assert line["decision_Mass"] is (row["decision_Mass"] == "1")
+
+
+def test_parquet_without_pyarrow_says_what_it_needs(
+    models: Path, chest: Path, tmp_path: Path, xray: Xray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, err = xray("predict", models / "0.ckpt", chest, "--out", tmp_path / "o.parquet")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "parquet needs pyarrow" in err
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
