@@ -288,7 +288,8 @@ def test_hostile_text_is_shown_as_it_is_written(tmp_path: Path, whole: Page, tex
     for group in results["metrics"]["test"]["subgroups"]:
         group["group"] = text
     run = write_run(tmp_path, results)
-    table["image"] = [f"{text}{number}.png".replace("\x00", "") for number in range(len(table))]
+    names = [f"{text}{number}.png".replace("\x00", "") for number in range(len(table))]
+    table["image"] = pd.Series(names, dtype=object)  # pandas' own strings may be none but UTF-8
     table.to_csv(run / "predictions_test.csv", index=False, errors="backslashreplace")
     page = page_of(run)
     tags = {tag for tag, _ in page.elements}
