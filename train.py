@@ -33,13 +33,12 @@ from xray_lightning.errors import (
     check_whole,
     one_line,
 )
-from xray_lightning.training.launch import launch
-from xray_lightning.training.results import RunRecord, refuse_other_configuration
-from xray_lightning.training.settle import Failure
-from xray_lightning.training.world import detect, die_with_parent, end, process_start, share
+from xray_lightning.runs.record import RunRecord, refuse_other_configuration
+from xray_lightning.training.launch import Failure, launch
+from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
 
 if TYPE_CHECKING:
-    from xray_lightning.training.run import Job
+    from xray_lightning.training.fit import Job
 
 log = logging.getLogger("xray")
 
@@ -120,7 +119,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         refuse_bad_values(cfg)
         command = launch_command(cfg)
         if command is None:
-            from xray_lightning.training.run import run
+            from xray_lightning.training.fit import run
 
             run(build(cfg, folder, record, started=started))
             if WORLD.rank == 0:
@@ -145,7 +144,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
 
 def describe(folder: Path) -> None:
     """Write model_card.md; one that cannot be written does not undo a run that is done."""
-    from xray_lightning.deploy.about.card import write_card
+    from xray_lightning.deploy.model_card.card import write_card
 
     try:
         write_card(folder)
@@ -155,7 +154,7 @@ def describe(folder: Path) -> None:
 
 def draw_report(folder: Path) -> None:
     """Write report.html; a page that cannot be drawn does not undo a run that is done."""
-    from xray_lightning.evaluation.report.write import write_run_report
+    from xray_lightning.report.write import write_run_report
 
     try:
         write_run_report(folder)
@@ -241,7 +240,7 @@ def launch_command(cfg: DictConfig) -> list[str] | None:
     strategy = make(cfg, "strategy")
     devices = 0
     if cfg.trainer.accelerator != "cpu" and not LAUNCHED:
-        from xray_lightning.training.devices import choose_accelerator, cuda_devices
+        from xray_lightning.hardware import choose_accelerator, cuda_devices
 
         choose_accelerator(cfg.trainer.accelerator)
         devices = cuda_devices()
@@ -284,7 +283,7 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -
     from xray_lightning.data.transforms import Normalize
     from xray_lightning.models.classifier import Classifier
     from xray_lightning.progress import display, unseen
-    from xray_lightning.training.run import Job
+    from xray_lightning.training.fit import Job
 
     quiet_lightning()
     seed_everything(cfg.seed, verbose=False)

@@ -19,13 +19,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import record
+from benchmarks.results import record
+from xray_lightning.data.cache import ImageSet, threads
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.cache_folder import threads
-from xray_lightning.data.files import IMAGE_SUFFIXES
-from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.image_files import IMAGE_SUFFIXES
 from xray_lightning.data.images import read_gray
+from xray_lightning.files import write_atomically
 
 SIZE = 224
 

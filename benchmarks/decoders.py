@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import PACKAGES, installed, record
+from benchmarks.results import PACKAGES, installed, record
 from xray_lightning.data.images import Gray, decode_gray, read_gray, resize_gray
+from xray_lightning.files import write_atomically
 
 SIZE = 224
 THREADS = (1, 2)

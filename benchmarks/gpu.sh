@@ -25,7 +25,7 @@ run() { # a command that may fail: the other measurements are worth having
     "$@" || { failed=1 && printf 'failed: %s\n' "$*" >&2; }
 }
 
-xray() { run python -m xray_lightning.cli "$@"; }
+xray() { run python -m xray_lightning.cli.main "$@"; }
 
 small_images() { # 1,420 of 256 px: the paper's 1000, 200 and more
     [ -d "$work/p256" ] || xray data phantom "$work/p256" --images "${IMAGES:-1420}" --size 256
@@ -37,7 +37,7 @@ bench() {
     cd "$work" || exit 1
     for model in resnet18 resnet50; do
         for batch in ${BATCHES:-32 256}; do
-            xray bench --arms ours,compute_only --data p256 --model "$model" \
+            python -m benchmarks.side_by_side --arms ours,compute_only --data p256 --model "$model" \
                 --batch-size "$batch" --precision bf16-mixed --accelerator "$accelerator" \
                 --repeats "$repeats" --steps "${STEPS:-150}" \
                 --json "$out/gpu_${model}_batch${batch}.json"
@@ -48,7 +48,7 @@ bench() {
 loaders() {
     cd "$work" || exit 1
     xray data phantom p1024 --images 200 --size 1024
-    xray bench --data p1024 --accelerator "$accelerator" --precision bf16-mixed \
+    python -m benchmarks.side_by_side --data p1024 --accelerator "$accelerator" --precision bf16-mixed \
         --repeats "$repeats" --steps "${STEPS:-60}" --json "$out/gpu_loaders.json"
 }
 

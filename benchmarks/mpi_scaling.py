@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import record
+from benchmarks.results import record
+from xray_lightning.files import write_atomically
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 ARMS = {

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import installed, record
+from benchmarks.results import installed, record
 from xray_lightning.data.images import read_gray
 from xray_lightning.deploy.export import export
-from xray_lightning.deploy.inputs import find_inputs
 from xray_lightning.deploy.model import Model, load_model
+from xray_lightning.deploy.predict import find_inputs
+from xray_lightning.files import write_atomically
 
 TORCH, FLOAT32, INT8 = "torch", "onnxruntime", "onnxruntime int8"
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.benchmark.machine import record
+from benchmarks.results import record
+from xray_lightning.files import write_atomically
 
 COLUMNS = [
     "run",

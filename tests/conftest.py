@@ -14,7 +14,7 @@ import browsing
 import pytest
 from filelock import FileLock
 
-from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 
 if TYPE_CHECKING:
     from xray_lightning.models.classifier import Classifier
@@ -157,7 +157,7 @@ def xray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Xray:
     """The `xray` command in this process, in tmp_path: its exit code, stdout and stderr."""
-    from xray_lightning import cli
+    from xray_lightning.cli import main as cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XRAY_DEBUG", raising=False)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from xray_lightning.data.batches import Batch
-from xray_lightning.models.graph import Replayable, StepGraph
+from xray_lightning.data.loader import Batch
+from xray_lightning.models.cuda_graph import Replayable, StepGraph
 
 
 class Again:

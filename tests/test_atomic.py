@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xray_lightning import atomic
-from xray_lightning.atomic import write_atomically
+from xray_lightning import files as atomic
+from xray_lightning.files import write_atomically
 
 
 def test_a_new_file_holds_its_content_and_all_may_read_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def process(
     *arguments: str | Path, folder: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli", *map(str, arguments)],
+        [sys.executable, "-m", "xray_lightning.cli.main", *map(str, arguments)],
         cwd=folder,
         env=environment(**variables),
         capture_output=True,
@@ -208,7 +208,7 @@ def test_a_run_finds_the_cache_that_was_built_ahead(
 def test_control_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["data", "phantom", "ph", "--images", "140", "--size", "1024"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "xray_lightning.cli", *arguments],
+        [sys.executable, "-m", "xray_lightning.cli.main", *arguments],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,

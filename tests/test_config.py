@@ -18,11 +18,10 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from xray_lightning.data.phantom import PhantomSpec
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec
 from xray_lightning.evaluation.judge import Judge
+from xray_lightning.hardware import Speed, choose_precision
 from xray_lightning.models.losses import FindingsLoss
-from xray_lightning.training.devices import choose_precision
-from xray_lightning.training.speed import Speed
 
 CONF = REPOSITORY / "conf"
 GROUP_FILES = sorted(path for path in CONF.glob("*/*.yaml"))

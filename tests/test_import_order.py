@@ -10,20 +10,21 @@ import pytest
 from conftest import REPOSITORY, environment
 
 PACKAGE = REPOSITORY / "xray_lightning"
-# `atomic`, `progress` and `page` know nothing of X-rays: whole files, long work shown, HTML.
 ORDER = (
     "errors",
     "findings",
-    "atomic",
+    "files",
+    "parallel",
     "progress",
-    "page",
+    "hardware",
+    "html",
     "data",
     "models",
-    "training",
+    "runs",
     "evaluation",
+    "training",
+    "report",
     "deploy",
-    "benchmark",
-    "commands",
     "cli",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from xray_lightning.page.frame import NOTICE, rendered
+from xray_lightning.html.page import NOTICE, rendered
 
 PAGE = """{% extends "page.html.jinja" %}
 {% block page %}<h1>{{ name }}</h1>

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS, check_findings
 
-SCHEMA_FILE = Path(__file__).parents[1] / "xray_lightning/training/results_schema.json"
+SCHEMA_FILE = Path(__file__).parents[1] / "xray_lightning/runs/results_schema.json"
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 SAMPLE = json.loads((Path(__file__).parent / "results_sample.json").read_text(encoding="utf-8"))
 

@@ -14,13 +14,10 @@ from typing import Any
 import pytest
 from conftest import Once, environment
 
-from xray_lightning.benchmark import side_by_side
-from xray_lightning.benchmark.arms import importable
-from xray_lightning.benchmark.bench import bench as time_arms
-from xray_lightning.benchmark.bench import workload_of
-from xray_lightning.benchmark.options import Options
-from xray_lightning.benchmark.side_by_side import loss_difference
-from xray_lightning.benchmark.workload import prepare
+from benchmarks import side_by_side
+from benchmarks.arms import importable, prepare
+from benchmarks.side_by_side import Options, loss_difference, workload_of
+from benchmarks.side_by_side import bench as time_arms
 from xray_lightning.errors import UserError
 
 TINY = ("--image-size", "32", "--batch-size", "16", "--repeats", "1", "--steps", "1")
@@ -48,7 +45,7 @@ class Benched:
 def bench(*arguments: str | Path, folder: Path, **variables: str) -> Benched:
     out = folder / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli", "bench", *map(str, arguments)],
+        [sys.executable, "-m", "xray_lightning.cli.main", "bench", *map(str, arguments)],
         cwd=folder,
         env=environment(TMPDIR=str(folder), **variables),
         capture_output=True,
@@ -157,7 +154,7 @@ def test_a_peer_computes_the_same_losses(
     workload.write(tmp_path / "workload.json")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "xray_lightning.benchmark.process", "check", arm),
+            *(sys.executable, "-m", "benchmarks.loop", "check", arm),
             *(f"--workload={tmp_path}/workload.json", f"--out={tmp_path}/out.json"),
             *(f"--folder={tmp_path}/run", f"--cache-dir={tmp_path}/cache"),
         ],
@@ -217,7 +214,7 @@ def test_a_missing_peer_that_was_named_is_an_error_with_its_install_line(phantom
 def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(phantoms), "--arms", "compute_only", *TINY]
     process = subprocess.Popen(
-        [sys.executable, "-m", "xray_lightning.cli", "bench", *arguments],
+        [sys.executable, "-m", "xray_lightning.cli.main", "bench", *arguments],
         env=environment(TMPDIR=str(tmp_path)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
-from xray_lightning.benchmark.arms import ARMS, choose_arms, pairings
-from xray_lightning.benchmark.readme import HEAD, render, write_readme
-from xray_lightning.benchmark.side_by_side import loss_difference, worker_counts
-from xray_lightning.benchmark.summary import ratios, ratios_by_precision, summarise
+from benchmarks.arms import ARMS, choose_arms, pairings
+from benchmarks.results import HEAD, ratios, ratios_by_precision, render, summarise, write_readme
+from benchmarks.side_by_side import loss_difference, worker_counts
 from xray_lightning.errors import UserError
 
 FAST, PLAIN = "bf16-mixed", "32-true"

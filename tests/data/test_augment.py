@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
-from xray_lightning.data.augment import Augment, Drawn, warp
 from xray_lightning.data.images import read_gray
+from xray_lightning.data.transforms import Augment, Drawn, warp
 from xray_lightning.errors import UserError
 
 SIDE = 64

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from xray_lightning.data.batches import (
+from xray_lightning.data.loader import (
     Batch,
     BatchLoader,
     EpochOrder,
     HostFeed,
+    ResidentFeed,
     balanced_weights,
+    upload,
 )
-from xray_lightning.data.device import ResidentFeed, upload
 
 
 class NumberedStore:

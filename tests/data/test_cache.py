@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_lightning.data import image_set
-from xray_lightning.data.cache import DecodingStore, MappedStore, open_cache
+from xray_lightning.data import cache as image_set
+from xray_lightning.data.cache import DecodingStore, ImageSet, MappedStore, npy_header, open_cache
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.cache_folder import npy_header
-from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.images import decode_gray, resize_gray
 from xray_lightning.errors import RunFailedError, UserError
 

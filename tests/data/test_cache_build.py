@@ -23,11 +23,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from xray_lightning.data import cache_build, cache_folder, image_set
-from xray_lightning.data.cache import open_cache
+from xray_lightning.data import cache as cache_folder
+from xray_lightning.data import cache as image_set
+from xray_lightning.data import cache_build
+from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, open_cache
 from xray_lightning.data.cache_build import Built, ensure_cache
-from xray_lightning.data.cache_folder import CHUNK, CacheManifest
-from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.images import read_gray
 from xray_lightning.errors import RunFailedError, UserError
 

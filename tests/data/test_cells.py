@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from xray_lightning.data import cells as module
-from xray_lightning.data.cells import Titles, fail_at, read_cells, shown
+from xray_lightning.data import csv_table as module
+from xray_lightning.data.csv_table import Titles, fail_at, read_cells, shown
 from xray_lightning.errors import UserError
 
 TITLES: Titles = {"image": ("Image Index",), "patient": ("Patient ID",), "sex": ("Sex", "Gender")}

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_lightning.data.check.doctor import check_data
-from xray_lightning.data.check.health import Health
-from xray_lightning.data.check.remarks import KINDS
-from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
+from xray_lightning.data.check import Health, check_data
+from xray_lightning.data.faults import KINDS
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 

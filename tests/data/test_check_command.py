@@ -12,7 +12,7 @@ from conftest import environment
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from xray_lightning.commands.data import app
+from xray_lightning.cli.data import app
 from xray_lightning.errors import UserError
 
 HEADER = "Image Index,Finding Labels,Patient ID"
@@ -140,7 +140,7 @@ def test_a_listing_fits_80_columns_without_blanks_at_its_ends(small: Path) -> No
     rows = [f"{'y' * 60}{number}.png,Mass,{number}" for number in range(20)]
     (small / "Data_Entry.csv").write_text("\n".join([HEADER, *rows]))
     process = subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli", "data", "check", small],
+        [sys.executable, "-m", "xray_lightning.cli.main", "data", "check", small],
         env=environment(COLUMNS="80"),
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.own_table import OwnTable
+from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.splits import make_split
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
 from xray_lightning.findings import FINDINGS, check_findings

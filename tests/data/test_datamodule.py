@@ -17,14 +17,12 @@ from jsonschema import Draft202012Validator
 
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.data.images import decode_gray, resize_gray
-from xray_lightning.data.phantom import PhantomSpec
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
 SIZE = 32
-SCHEMA = json.loads(
-    (REPOSITORY / "xray_lightning" / "training" / "results_schema.json").read_text()
-)
+SCHEMA = json.loads((REPOSITORY / "xray_lightning" / "runs" / "results_schema.json").read_text())
 
 
 def module(root: Path, tmp_path: Path, **further: Any) -> XrayDataModule:

@@ -24,7 +24,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
-from xray_lightning.data.files import find_files
+from xray_lightning.data.image_files import find_files
 from xray_lightning.data.images import UnreadableImageError, decode_gray, read_gray
 
 REAL = Path("../shared/data/dicom")

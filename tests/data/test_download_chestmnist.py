@@ -11,10 +11,15 @@ import pytest
 from file_server import FileServer, cut_after, serving
 
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.data.download import medmnist
-from xray_lightning.data.download.chestmnist import RELEASES, Release, download_chestmnist
-from xray_lightning.data.download.medmnist import LABELS, convert
-from xray_lightning.data.download.transfer import Patience
+from xray_lightning.data.download import chestmnist as medmnist
+from xray_lightning.data.download.chestmnist import (
+    LABELS,
+    RELEASES,
+    Release,
+    convert,
+    download_chestmnist,
+)
+from xray_lightning.data.download.http import Patience
 from xray_lightning.data.images import decode_gray
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.data.splits import make_split

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, Handler, cut_after, serving, stall_after, status
 
-from xray_lightning.data.download.fetch import check_base, fetch_verified
-from xray_lightning.data.download.transfer import Patience
+from xray_lightning.data.download.http import Patience, check_base, fetch_verified
 from xray_lightning.errors import RunFailedError, UserError
 
 BODY = random.Random(0).randbytes(300_000)

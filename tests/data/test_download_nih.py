@@ -19,10 +19,16 @@ from conftest import REPOSITORY, environment
 from file_server import FileServer, Handler, cut_after, serving, stall_after, status
 
 from xray_lightning.data.download import nih
-from xray_lightning.data.download.archives import ARCHIVES, Archive, parse_parts
-from xray_lightning.data.download.metadata import METADATA, OFFICIAL_LINES
-from xray_lightning.data.download.nih import Fetched, download_nih
-from xray_lightning.data.download.transfer import Patience
+from xray_lightning.data.download.http import Patience
+from xray_lightning.data.download.nih import (
+    ARCHIVES,
+    METADATA,
+    OFFICIAL_LINES,
+    Archive,
+    Fetched,
+    download_nih,
+    parse_parts,
+)
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.errors import InterruptedRunError, RunFailedError, UserError
 
@@ -279,7 +285,7 @@ def test_a_kill_while_an_archive_is_unpacked_leaves_whole_images_and_ends_whole(
 
 
 def test_ctrl_c_is_told_as_such() -> None:
-    from xray_lightning.data.download.at_once import all_of
+    from xray_lightning.parallel import all_of
 
     stop = threading.Event()
 
@@ -372,7 +378,7 @@ def test_parts_that_are_none_are_refused(text: str) -> None:
 
 def xray(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli", "data", "download", *arguments],
+        [sys.executable, "-m", "xray_lightning.cli.main", "data", "download", *arguments],
         env=environment(no_proxy="127.0.0.1", PYTHONPATH=str(REPOSITORY), COLUMNS="100"),
         capture_output=True,
         text=True,

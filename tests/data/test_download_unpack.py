@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from xray_lightning.data.download import unpack
-from xray_lightning.data.download.unpack import Unpacked, unpack_images
+from xray_lightning.data.download import archive as unpack
+from xray_lightning.data.download.archive import Unpacked, unpack_images
 from xray_lightning.errors import RunFailedError
 
 Member = tuple[tarfile.TarInfo, bytes]

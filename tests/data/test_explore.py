@@ -12,22 +12,23 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xray_lightning.commands.data import app
-from xray_lightning.data.explore.explorer import Explored, explore_data
-from xray_lightning.data.explore.gray import (
+from xray_lightning.cli.data import app
+from xray_lightning.data.explore.figures import Shown, grid_figure, levels_figure
+from xray_lightning.data.explore.measure import (
+    ALL,
     PAPER_CORRECT,
     PAPER_OVER,
     PAPER_UNDER,
     Exposure,
     GrayLevels,
+    count,
     gray_levels,
     histogram,
 )
-from xray_lightning.data.explore.numbers import ALL, count
-from xray_lightning.data.explore.pictures import Shown, grid_figure, levels_figure
+from xray_lightning.data.explore.page import Explored, explore_data
 from xray_lightning.data.manifest import read_manifest
-from xray_lightning.data.own_table import OwnTable
-from xray_lightning.data.phantom import draw_phantom
+from xray_lightning.data.sources.custom_csv import OwnTable
+from xray_lightning.data.sources.phantom.dataset import draw_phantom
 from xray_lightning.data.splits import SIDES, Split, make_split
 from xray_lightning.errors import UserError
 

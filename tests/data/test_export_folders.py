@@ -12,13 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xray_lightning.commands.data import app
-from xray_lightning.data.export_folders import export_folders
+from xray_lightning.cli.data import app
+from xray_lightning.data.export_folders import MODES, export_folders
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.own_table import OwnTable
-from xray_lightning.data.place_files import MODES
-from xray_lightning.data.splits import SIDES, Split, make_split
-from xray_lightning.data.usable import with_files
+from xray_lightning.data.sources.custom_csv import OwnTable
+from xray_lightning.data.splits import SIDES, Split, make_split, with_files
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xray_lightning.data.files import find_files
+from xray_lightning.data.image_files import find_files
 from xray_lightning.errors import UserError
 
 WANTED = frozenset({"1.png", "2.png", "3.png"})

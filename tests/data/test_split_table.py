@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.split_table import render_split_table, split_table
-from xray_lightning.data.splits import Split, make_split
+from xray_lightning.data.splits import Split, make_split, render_split_table, split_table
 from xray_lightning.findings import FINDINGS
 
 REAL = Path("../shared/data")

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.splits import SIDES, Split, make_split
-from xray_lightning.data.usable import patient_overlap
+from xray_lightning.data.splits import SIDES, Split, make_split, patient_overlap
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from xray_lightning.data.uniforms import GAMMA, PLACES, mixed, uniforms
+from xray_lightning.data.transforms import GAMMA, PLACES, mixed, uniforms
 
 DRAWS = torch.arange(20_000)
 

@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.splits import SIDES, Split, make_split
-from xray_lightning.data.usable import patient_overlap, usable_split, with_files
+from xray_lightning.data.splits import (
+    SIDES,
+    Split,
+    make_split,
+    patient_overlap,
+    usable_split,
+    with_files,
+)
 from xray_lightning.errors import UserError
 
 REAL = Path("../shared/data")

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_classifier
 
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.fitted import describe_best
+from xray_lightning.evaluation.model_entry import describe_best
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone

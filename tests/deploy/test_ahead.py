@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from xray_lightning.data.images import UnreadableImageError
-from xray_lightning.deploy.ahead import decoded_batches
-from xray_lightning.deploy.preprocess import Picture
+from xray_lightning.deploy.guard import Picture
+from xray_lightning.deploy.preprocess import decoded_batches
 
 
 def picture(number: int) -> Picture:

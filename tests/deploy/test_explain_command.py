@@ -15,11 +15,11 @@ from checkpoints import SIDE, checkpoint
 from conftest import Xray
 from PIL import Image
 
-from xray_lightning.data.boxes import read_boxes
-from xray_lightning.deploy.explain import gallery as gallery_of
-from xray_lightning.deploy.explain.maps import Explainer
-from xray_lightning.deploy.explain.overlay import heat_png, overlay_png, shrunk
+from xray_lightning.data.sources.nih import read_boxes
 from xray_lightning.deploy.model import load_model
+from xray_lightning.deploy.saliency import gallery as gallery_of
+from xray_lightning.deploy.saliency.gallery import heat_png, overlay_png, shrunk
+from xray_lightning.deploy.saliency.maps import Explainer
 from xray_lightning.findings import FINDINGS
 
 pytest.importorskip("captum", reason="needs the extra explain")

@@ -10,7 +10,7 @@ from conftest import tiny_classifier
 from torch import Tensor
 from torch.nn import functional
 
-from xray_lightning.deploy.explain.maps import METHODS, NAMES, Explainer, stages
+from xray_lightning.deploy.saliency.maps import METHODS, NAMES, Explainer, stages
 from xray_lightning.errors import UserError
 from xray_lightning.models.backbones import build_backbone
 

@@ -12,9 +12,9 @@ from checkpoints import checkpoint
 from conftest import Train, Xray
 from PIL import Image
 
-from xray_lightning.data.boxes import read_boxes
-from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
-from xray_lightning.deploy.explain.localisation import LEVELS, MACRO, box_mask, localise
+from xray_lightning.data.sources.nih import read_boxes
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
+from xray_lightning.deploy.saliency.localisation import LEVELS, MACRO, box_mask, localise
 from xray_lightning.errors import UserError
 
 pytest.importorskip("captum", reason="needs the extra explain")

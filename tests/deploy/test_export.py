@@ -19,18 +19,25 @@ from conftest import environment, tiny_classifier
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from xray_lightning.cli import app
+from xray_lightning.cli.main import app
 from xray_lightning.deploy import export as exporting
-from xray_lightning.deploy.export import MOST_APART, PHANTOMS, check_out, differences, export
-from xray_lightning.deploy.export_graph import DESCRIPTION, Answering, TorchGraph
-from xray_lightning.deploy.exported import SCHEMA_VERSION, from_texts
+from xray_lightning.deploy.export import (
+    DESCRIPTION,
+    MOST_APART,
+    PHANTOMS,
+    Answering,
+    TorchGraph,
+    check_out,
+    differences,
+    export,
+)
 from xray_lightning.deploy.model import Model, load_model
+from xray_lightning.deploy.onnx_backend import SCHEMA_VERSION, from_texts
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone
-from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.models.restore import restore
+from xray_lightning.models.checkpoint import read_checkpoint, restore
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -15,9 +15,8 @@ import torch
 from conftest import REPOSITORY
 from tested_run import BEST, Results, results, run_of, saved, write
 
-from xray_lightning import cli
-from xray_lightning.deploy.about.checkpoint import parameters_in
-from xray_lightning.deploy.about.known import Known, look
+from xray_lightning.cli import main as cli
+from xray_lightning.deploy.model_card.info import Known, look, parameters_in
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone
 

@@ -11,12 +11,10 @@ import yaml
 from conftest import REPOSITORY
 from tested_run import Results, results, run_of, saved, write
 
-from xray_lightning.deploy.about.card import FILE_NAME, card, write_card
-from xray_lightning.deploy.about.known import look
-from xray_lightning.deploy.about.paths import without_folders
-from xray_lightning.deploy.about.plain import as_plain
+from xray_lightning.deploy.model_card.card import FILE_NAME, card, write_card
+from xray_lightning.deploy.model_card.info import as_plain, look, without_folders
 from xray_lightning.errors import printable
-from xray_lightning.evaluation.report.markdown import escaped
+from xray_lightning.report.write import escaped
 
 NAMES = [
     "plain",

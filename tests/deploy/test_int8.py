@@ -15,7 +15,7 @@ from PIL import Image
 from xray_lightning.deploy.export import export
 from xray_lightning.deploy.int8 import CALIBRATION_IMAGES
 from xray_lightning.deploy.model import load_model
-from xray_lightning.deploy.onnx_network import OnnxMember
+from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.evaluation.metrics import Evaluator
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")

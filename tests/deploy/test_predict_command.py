@@ -18,7 +18,8 @@ from checkpoints import checkpoint
 from conftest import REPOSITORY
 from PIL import Image
 
-from xray_lightning import cli, load_model
+from xray_lightning import load_model
+from xray_lightning.cli import main as cli
 from xray_lightning.findings import FINDINGS
 
 KINDS = ("prob", "calibrated", "threshold", "decision")

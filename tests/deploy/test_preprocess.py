@@ -8,15 +8,14 @@ import torch
 from checkpoints import SIDE, checkpoint
 from PIL import Image
 
-from xray_lightning.data.cache import open_cache
+from xray_lightning.data.cache import ImageSet, open_cache
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.image_set import ImageSet
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
-from xray_lightning.deploy.explain.explained import Choice, explain_each
-from xray_lightning.deploy.explain.maps import Explainer
 from xray_lightning.deploy.export import export
 from xray_lightning.deploy.model import load_model
 from xray_lightning.deploy.preprocess import Preprocessing
+from xray_lightning.deploy.saliency.gallery import Choice, explain_each
+from xray_lightning.deploy.saliency.maps import Explainer
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.ensemble import Member
 

@@ -11,7 +11,7 @@ from checkpoints import RECIPE, SIDE
 from conftest import REPOSITORY, tiny_classifier
 
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.fitted import describe_best
+from xray_lightning.evaluation.model_entry import describe_best
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
 

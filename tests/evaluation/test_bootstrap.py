@@ -16,7 +16,7 @@ from xray_lightning.evaluation.bootstrap import (
     resampled,
     sums_before,
 )
-from xray_lightning.evaluation.scored_images import ENOUGH_PATIENTS
+from xray_lightning.runs.predictions import ENOUGH_PATIENTS
 
 Array = npt.NDArray[Any]
 

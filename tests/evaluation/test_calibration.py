@@ -21,8 +21,8 @@ from xray_lightning.evaluation.calibration import (
     sigmoid,
     temperature,
 )
-from xray_lightning.evaluation.validation import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
 from xray_lightning.findings import FINDINGS
+from xray_lightning.runs.predictions import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
 
 SLOPES = np.linspace(0.4, 2.5, 14)
 INTERCEPTS = np.linspace(-2.0, 2.0, 14)

@@ -13,14 +13,12 @@ import pandas as pd
 import pytest
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.comparison import Comparison, comparable, compare, gain
+from xray_lightning.evaluation.bootstrap import NO_SPREAD
+from xray_lightning.evaluation.compare import Comparison, comparable, compare, gain, summarise_seeds
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.paired_scores import SCORES
-from xray_lightning.evaluation.reading import run_of
-from xray_lightning.evaluation.record import Run
-from xray_lightning.evaluation.seeds import summarise_seeds
-from xray_lightning.evaluation.undefined import NO_SPREAD
+from xray_lightning.evaluation.scores import SCORES
 from xray_lightning.findings import FINDINGS
+from xray_lightning.runs.record import Run, run_of
 
 SAMPLE = Path(__file__).parent.parent / "results_sample.json"
 PRESENT = FINDINGS[:4]  # the others are in no image, which costs less time to resample

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_classifier
 
-from xray_lightning.data.batches import Batch
+from xray_lightning.data.loader import Batch
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.ensemble import (
     Member,

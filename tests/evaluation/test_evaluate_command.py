@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, SMALL, Once, environment
 
-from xray_lightning import cli
-from xray_lightning.evaluation.prediction_file import read_predictions
-from xray_lightning.evaluation.runs import read_run
-from xray_lightning.evaluation.seeds import summarise_seeds
+from xray_lightning.cli import main as cli
+from xray_lightning.evaluation.compare import summarise_seeds
 from xray_lightning.findings import FINDINGS
-from xray_lightning.training.predictions import csv_of
+from xray_lightning.runs.folder import read_run
+from xray_lightning.runs.predictions import csv_of, read_predictions
 
 Xray = Callable[..., tuple[int, str, str]]
 

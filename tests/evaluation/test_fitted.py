@@ -13,14 +13,15 @@ from conftest import tiny_classifier
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from xray_lightning import atomic
+from xray_lightning import files as atomic
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.fitted import describe_best, fitted_of
+from xray_lightning.evaluation.model_entry import describe_best, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
 from xray_lightning.findings import FINDINGS
-from xray_lightning.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.training.callbacks import AtomicCheckpointIO
 
 
 def trainer(epochs: int) -> Trainer:

@@ -9,12 +9,13 @@ from predicted import table
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibrator
-from xray_lightning.evaluation.fitted import describe_best, fitted_of
 from xray_lightning.evaluation.judge import Judge
+from xray_lightning.evaluation.model_entry import describe_best, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingRule
 from xray_lightning.findings import FINDINGS
+from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.models.classifier import CHECKPOINT_SCHEMA
-from xray_lightning.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from xray_lightning.training.callbacks import AtomicCheckpointIO
 
 VAL, TEST = table(seed=1).assign(split="val"), table(seed=2)
 PREVALENCES = dict.fromkeys(FINDINGS, 0.1)

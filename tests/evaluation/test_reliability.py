@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from xray_lightning.evaluation.reliability import BINS, reliability
+from xray_lightning.evaluation.metrics import BINS, reliability
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 16])

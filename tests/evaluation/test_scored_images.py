@@ -11,10 +11,9 @@ from predicted import calibration, points, table
 
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.prediction_file import read_predictions
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
-from xray_lightning.training.predictions import csv_of
+from xray_lightning.runs.predictions import csv_of, read_predictions
 
 QUICK = Evaluator(resamples=50)
 

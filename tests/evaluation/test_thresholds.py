@@ -17,8 +17,8 @@ from xray_lightning.evaluation.thresholds import (
     OperatingPoints,
     OperatingRule,
 )
-from xray_lightning.evaluation.validation import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
 from xray_lightning.findings import FINDINGS
+from xray_lightning.runs.predictions import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
 
 ALL_RULES = [("youden", None), ("f1", None), ("sensitivity", 0.9), ("specificity", 0.9)]
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from fuzz.fuzzing import main, spoiled
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.own_table import GUESSES, OwnTable
-from xray_lightning.data.splits import NAMES, make_split
-from xray_lightning.data.usable import usable_split
+from xray_lightning.data.sources.custom_csv import GUESSES, OwnTable
+from xray_lightning.data.splits import NAMES, make_split, usable_split
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS, check_findings
 

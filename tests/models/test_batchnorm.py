@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xray_lightning.models.batchnorm import (
+from xray_lightning.models.sync_batchnorm import (
     PortableSyncBatchNorm,
     SyncBatchNorm2d,
     convert_sync_batchnorm,

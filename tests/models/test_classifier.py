@@ -14,8 +14,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from xray_lightning.data.batches import Batch
 from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.loader import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
 from xray_lightning.errors import UserError
 from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.checkpoint import read_checkpoint, restore
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.losses import WeightedBinaryCrossEntropy
-from xray_lightning.models.restore import restore
-from xray_lightning.training.checkpoints import read_checkpoint
 
 SIDE = 64
 PLAIN = {"arch": "resnet18", "hidden": [], "dropout": 0.0}

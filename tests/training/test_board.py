@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_fit import data, trainer
 
-from xray_lightning.data.batches import Batch
+from xray_lightning.data.loader import Batch
 from xray_lightning.findings import FINDINGS
-from xray_lightning.training.board import (
+from xray_lightning.training.callbacks import (
     GRID_IMAGES,
     InputGrid,
     input_figure,

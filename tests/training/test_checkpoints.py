@@ -17,16 +17,12 @@ import torch
 from conftest import REPOSITORY, environment, tiny_classifier
 from test_fit import data, trainer
 
-from xray_lightning import atomic
+from xray_lightning import files as atomic
 from xray_lightning.errors import EXIT_RUN_FAILED, EXIT_USER_ERROR, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
-from xray_lightning.training import checkpoints
-from xray_lightning.training.checkpoints import (
-    AtomicCheckpointIO,
-    LastCheckpoint,
-    check_same,
-    read_checkpoint,
-)
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.training import callbacks as checkpoints
+from xray_lightning.training.callbacks import AtomicCheckpointIO, LastCheckpoint, check_same
 
 DESCRIBED: dict[str, Any] = {"schema_version": 1, "findings": list(FINDINGS)}
 OLD = {"weights": torch.zeros(2000), "xray": DESCRIBED}
@@ -99,7 +95,8 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from xray_lightning.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.training.checkpoints import AtomicCheckpointIO
 
 torch.set_num_threads(1)  # a fork does not survive OpenMP
 path, kills = Path(sys.argv[1]), int(sys.argv[2])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from xray_lightning import hardware as devices
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
-from xray_lightning.training import devices
-from xray_lightning.training.devices import (
+from xray_lightning.hardware import (
     NoCudaError,
     choose_accelerator,
     choose_precision,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Ended, Train, environment
 
-from xray_lightning.training.checkpoints import read_checkpoint
+from xray_lightning.models.checkpoint import read_checkpoint
 
 LIMIT = 90.0  # seconds in which every faulty job must have ended, on a busy machine
 

@@ -19,13 +19,9 @@ from xray_lightning.models.backbones import build_backbone
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.losses import BinaryCrossEntropy
 from xray_lightning.models.schedules import warmup_cosine
-from xray_lightning.training.checkpoints import (
-    AtomicCheckpointIO,
-    LastCheckpoint,
-)
+from xray_lightning.training.callbacks import AtomicCheckpointIO, LastCheckpoint, Throughput
 from xray_lightning.training.interruption import Interruption
-from xray_lightning.training.throughput import Throughput
-from xray_lightning.training.world import World
+from xray_lightning.training.strategies import World
 
 EPOCHS = 3
 PLATEAU = {

@@ -11,8 +11,8 @@ from conftest import Train
 from lightning.pytorch import seed_everything
 
 from xray_lightning.models.backbones import build_backbone
-from xray_lightning.training.checkpoints import read_checkpoint
-from xray_lightning.training.results import flat
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.runs.record import flat
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from xray_lightning.errors import UserError
-from xray_lightning.training import results
-from xray_lightning.training.results import (
+from xray_lightning.runs import record as results
+from xray_lightning.runs.record import (
     FILE_NAME,
     RunRecord,
     differences,
@@ -73,7 +73,7 @@ def test_a_failed_write_keeps_the_record_of_before(
     record.write()
     before = (tmp_path / FILE_NAME).read_bytes()
     record.content["name"] = object  # the default of json.dumps takes it: write the new record
-    monkeypatch.setattr("xray_lightning.atomic.os.replace", _fail)
+    monkeypatch.setattr("xray_lightning.files.os.replace", _fail)
     with pytest.raises(OSError, match="disk"):
         record.end("finished")
     assert (tmp_path / FILE_NAME).read_bytes() == before

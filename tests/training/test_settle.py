@@ -14,9 +14,9 @@ from xray_lightning.errors import (
     UserError,
     one_line,
 )
-from xray_lightning.training.results import RunRecord
-from xray_lightning.training.settle import Failure, interrupted
-from xray_lightning.training.world import World
+from xray_lightning.runs.record import RunRecord
+from xray_lightning.training.launch import Failure, interrupted
+from xray_lightning.training.strategies import World
 
 ALONE = World("none")
 SECOND = World("mpi", 1, 2)

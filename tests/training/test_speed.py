@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from xray_lightning import hardware as speed
 from xray_lightning.errors import UserError
-from xray_lightning.training import speed
-from xray_lightning.training.speed import Speed
+from xray_lightning.hardware import Speed
 
 
 def run(code: str) -> str:

@@ -9,9 +9,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from lightning.pytorch.strategies import DDPStrategy
 
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
-from xray_lightning.models.batchnorm import PortableSyncBatchNorm
-from xray_lightning.training.strategies import Mpirun, Single, Strategy, Torchrun
-from xray_lightning.training.world import World
+from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm
+from xray_lightning.training.strategies import Mpirun, Single, Strategy, Torchrun, World
 
 ALONE = World("none")
 MPI = World("mpi", 1, 2)

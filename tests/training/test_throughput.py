@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_fit import data, trainer
 from torch import Tensor
 
-from xray_lightning.data.batches import Batch
+from xray_lightning.data.loader import Batch
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError
 from xray_lightning.findings import FINDINGS
+from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.models.losses import BinaryCrossEntropy
-from xray_lightning.training import throughput as module
-from xray_lightning.training.checkpoints import read_checkpoint
-from xray_lightning.training.throughput import WARMUP_STEPS, FiniteLoss, Throughput
+from xray_lightning.training import callbacks as module
+from xray_lightning.training.callbacks import WARMUP_STEPS, FiniteLoss, Throughput
 
 
 class Clock:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from xray_lightning.errors import UserError
-from xray_lightning.training.world import World, detect, load_mpi, share
+from xray_lightning.training.strategies import World, detect, load_mpi, share
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}
 MPICH = {"PMI_RANK": "2", "PMI_SIZE": "3"}

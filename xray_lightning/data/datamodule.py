@@ -13,27 +13,29 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from xray_lightning.data.batches import (
+from xray_lightning.data.cache import (
+    DecodingStore,
+    ImageSet,
+    PixelStore,
+    Rows,
+    images_of,
+    open_cache,
+)
+from xray_lightning.data.cache_build import Built, ensure_cache
+from xray_lightning.data.loader import (
     BatchLoader,
     EpochOrder,
     Feed,
     HostFeed,
+    ResidentFeed,
+    StreamedFeed,
     balanced_weights,
+    upload,
 )
-from xray_lightning.data.cache import (
-    DecodingStore,
-    PixelStore,
-    Rows,
-    open_cache,
-)
-from xray_lightning.data.cache_build import Built, ensure_cache
-from xray_lightning.data.device import ResidentFeed, StreamedFeed, upload
-from xray_lightning.data.image_set import ImageSet, images_of
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.own_table import OwnTable
-from xray_lightning.data.phantom import PhantomSpec, ensure_phantoms
-from xray_lightning.data.splits import make_split
-from xray_lightning.data.usable import UsableSplit, usable_split
+from xray_lightning.data.sources.custom_csv import OwnTable
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
+from xray_lightning.data.splits import UsableSplit, make_split, usable_split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.progress import Display, unseen

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from xray_lightning.data.cells import read_text
-from xray_lightning.data.dialects import ai4m_rows, nih_rows, one_row_an_image
-from xray_lightning.data.files import find_files, find_named
-from xray_lightning.data.own_table import OwnTable
+from xray_lightning.data.csv_table import one_row_an_image, read_text
+from xray_lightning.data.image_files import find_files, find_named
+from xray_lightning.data.sources.custom_csv import OwnTable
+from xray_lightning.data.sources.nih import AI4M_TABLES, NIH_LISTS, NIH_TABLES, ai4m_rows, nih_rows
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
-
-NIH_TABLES = "Data_Entry*.csv"
-NIH_LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
-AI4M_TABLES = {"train": "train-small.csv", "val": "valid-small.csv", "test": "test.csv"}
 
 FACTS = ("image", "path", "patient_id", "follow_up", "age", "sex", "view")
 COLUMNS = (*FACTS, *FINDINGS)  # of NIH's table and its kin

@@ -1,18 +1,24 @@
-"""Named, hashed splits of a manifest by patient."""
+"""Splits of a manifest by patient: named, hashed, checked before use, and shown as a table."""
 
 import csv
 import hashlib
 import io
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
 
-from xray_lightning.atomic import write_atomically
-from xray_lightning.data.cells import Titles, fail_at, read_cells, shown
-from xray_lightning.data.manifest import AI4M_TABLES, NIH_LISTS, Manifest
+from xray_lightning.data.csv_table import Titles, fail_at, read_cells, shown
+from xray_lightning.data.manifest import Manifest
+from xray_lightning.data.sources.nih import AI4M_TABLES, NIH_LISTS
 from xray_lightning.errors import UserError
+from xray_lightning.files import write_atomically
+from xray_lightning.findings import NO_FINDING
 
 SIDES = ("train", "val", "test")
 NAMES = ("official", "patient_random", "ai4m", "column")
@@ -254,3 +260,186 @@ def counted(names: Collection[str], what: str) -> str:
     first = [shown(name)[1:-1] for name in sorted(names)[:5]]
     more = ", ..." if len(names) > len(first) else ""
     return f"{len(names):,} {what}{'s' * (len(names) != 1)} ({', '.join(first)}{more})"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sides share, sorted: patients, and the images that are on both sides themselves."""
+
+    patients: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UsableSplit:
+    """A split of which every row has a file, and whose leaks, if any, the caller allowed.
+
+    Attributes:
+        split: the rows to use.
+        skipped: rows left out for want of a file, by side.
+        patient_overlap: "train-val" -> {"patients": n, "images": n}, for pairs that share any.
+    """
+
+    split: Split
+    skipped: dict[str, int]
+    patient_overlap: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def patient_overlap(manifest: Manifest, split: Split) -> dict[tuple[str, str], Overlap]:
+    """What each pair of sides shares, for the pairs that share a patient."""
+    patient_of = patients_by_image(manifest)
+    images = {side: set(names) for side, names in split.sides.items()}
+    patients = {side: {patient_of[name] for name in names} for side, names in images.items()}
+    return {
+        (one, other): Overlap(
+            tuple(sorted(patients[one] & patients[other])),
+            tuple(sorted(images[one] & images[other])),
+        )
+        for one, other in combinations(SIDES, 2)
+        if patients[one] & patients[other]
+    }
+
+
+def with_files(manifest: Manifest, split: Split, *, missing: str) -> tuple[Split, dict[str, int]]:
+    """The rows of a split that have an image file, and how many each side lost.
+
+    Args:
+        manifest: where the files were found.
+        split: the rows that are asked for.
+        missing: "error" refuses a row without a file, "skip" leaves it out.
+
+    Raises:
+        UserError: rows without a file and not "skip", or a side that has none left.
+    """
+    if missing not in ("error", "skip"):
+        raise UserError(f"data.missing={missing} is unknown; choose error or skip")
+    absent = _absent(manifest, split)
+    if any(absent.values()) and missing == "error":
+        raise UserError(f"data.split={split.name}: {_missing_problem(manifest, split, absent)}")
+    return _without(manifest, split, absent), {side: len(absent[side]) for side in SIDES}
+
+
+def usable_split(
+    manifest: Manifest, split: Split, *, missing: str, allow_patient_overlap: bool
+) -> UsableSplit:
+    """Leave out or refuse rows without a file, and refuse or note patients on two sides.
+
+    The overlap is that of the rows which would be used: with `missing="skip"`, a patient whose
+    images have no file leaks nothing.
+
+    Raises:
+        UserError: everything that is wrong, in one line.
+    """
+    problems: list[str] = []
+    absent = _absent(manifest, split)
+    if missing == "error" and any(absent.values()):
+        problems.append(_missing_problem(manifest, split, absent))
+        used, skipped = split, dict.fromkeys(SIDES, 0)
+    else:
+        used, skipped = with_files(manifest, split, missing=missing)
+    overlap = patient_overlap(manifest, used)
+    if overlap and not allow_patient_overlap:
+        problems.insert(0, _overlap_problem(overlap))
+    if problems:
+        raise UserError(f"data.split={split.name}: {'; and '.join(problems)}")
+    counts = {
+        f"{one}-{other}": {"patients": len(shared.patients), "images": len(shared.images)}
+        for (one, other), shared in overlap.items()
+    }
+    return UsableSplit(used, skipped, counts)
+
+
+def _absent(manifest: Manifest, split: Split) -> dict[str, set[str]]:
+    table = manifest.table
+    without = set(table["image"][table["path"] == ""])
+    return {side: without.intersection(split.sides[side]) for side in SIDES}
+
+
+def _without(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> Split:
+    sides = {
+        side: tuple(name for name in names if name not in absent[side])
+        for side, names in split.sides.items()
+    }
+    kept = replace(split, sides=sides)
+    where = manifest.images or manifest.root
+    check_sides_filled(kept, f"none of its rows has a file under {where}; give data.images")
+    return kept
+
+
+def _overlap_problem(overlap: dict[tuple[str, str], Overlap]) -> str:
+    pairs = [
+        f"{one} and {other} share {counted(shared.patients, 'patient')} and "
+        + (counted(shared.images, "image") if shared.images else "no image")
+        for (one, other), shared in overlap.items()
+    ]
+    return (
+        f"{'; '.join(pairs)}: keep each patient on one side, or set "
+        "data.allow_patient_overlap=true to run anyway and have the result marked"
+    )
+
+
+def _missing_problem(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> str:
+    rows = sum(len(names) for names in split.sides.values())
+    count = sum(len(names) for names in absent.values())
+    sides = ", ".join(f"{side} {len(absent[side]):,}" for side in SIDES)
+    first = [shown(name)[1:-1] for side in SIDES for name in sorted(absent[side])][:5]
+    more = ", ..." if count > len(first) else ""
+    return (
+        f"{count:,} of {rows:,} rows have no file under {manifest.images or manifest.root} "
+        f"({sides}; {', '.join(dict.fromkeys(first))}{more}): add the files, give their folder as "
+        "data.images, or set data.missing=skip to leave these rows out and have them counted"
+    )
+
+
+PATIENTS, IMAGES = "Patients", "Images"
+
+
+def split_table(manifest: Manifest, split: Split) -> pd.DataFrame:
+    """Count patients, images, images without a finding, and positives of each finding.
+
+    Returns:
+        Integers; rows Patients, Images, No Finding and the findings, columns train, val, test
+        and all. `all` counts what is on several sides once.
+    """
+    rows = manifest.table.set_index("image")
+    everyone = {name for names in split.sides.values() for name in names}
+    sides = {side: list(split.sides[side]) for side in SIDES} | {"all": sorted(everyone)}
+    return pd.DataFrame(
+        {side: _counts(rows.loc[names], manifest.findings) for side, names in sides.items()}
+    )
+
+
+def _counts(rows: pd.DataFrame, findings: tuple[str, ...]) -> "pd.Series[int]":
+    labels = rows[list(findings)].astype("int64")
+    counts = {
+        PATIENTS: rows["patient_id"].nunique(),
+        IMAGES: len(rows),
+        NO_FINDING: int((labels.sum(axis=1) == 0).sum()),
+        **{finding: int(labels[finding].sum()) for finding in findings},
+    }
+    return pd.Series(counts, dtype="int64")
+
+
+def render_split_table(table: pd.DataFrame, *, title: str) -> Table:
+    """A `split_table` for an 80-column terminal: labels as counts and percentage of images."""
+    rendered = Table(
+        title=title, title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    rendered.add_column("", no_wrap=True)
+    for side in table.columns:
+        rendered.add_column(str(side), justify="right", no_wrap=True)
+    images = table.loc[IMAGES].to_numpy()
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        labels = name not in (PATIENTS, IMAGES)
+        cells = [
+            f"{count:,} {_percent(count, total) if labels else '':>5}"
+            for count, total in zip(row, images, strict=True)
+        ]
+        rendered.add_row(
+            str(name).replace("_", " "), *cells, end_section=name in (IMAGES, NO_FINDING)
+        )
+    return rendered
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.1f}%" if total else "-"

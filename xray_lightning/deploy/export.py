@@ -1,32 +1,191 @@
-"""`xray export`: a checkpoint as a file for other programs, refused where it answers otherwise."""
+"""Export of a checkpoint as ONNX or torch.export (`xray export`), refused where answers differ."""
 
+import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
-from xray_lightning.atomic import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.data.images import UnreadableImageError
-from xray_lightning.data.phantom import draw_phantom
-from xray_lightning.deploy.export_graph import Answering, Graph, OnnxGraph, TorchGraph, check_onnx
-from xray_lightning.deploy.exported import describe
-from xray_lightning.deploy.inputs import find_inputs
+from xray_lightning.data.sources.phantom.dataset import draw_phantom
+from xray_lightning.data.transforms import EPSILON
 from xray_lightning.deploy.int8 import Quantized, quantize
 from xray_lightning.deploy.model import EXPORTED
+from xray_lightning.deploy.onnx_backend import (
+    IMAGES,
+    LOGITS,
+    PROBABILITIES,
+    describe,
+    onnxruntime,
+    quiet,
+    to_texts,
+)
+from xray_lightning.deploy.predict import find_inputs
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.models.restore import restore
+from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
+from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
 from xray_lightning.progress import Display, unseen
+
+DESCRIPTION = "xray.json"  # of a torch-export file: what an ONNX file has as its metadata
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+class Graph(Protocol):
+    """An exported model as a file holds it, and as it answers from there."""
+
+    content: bytes
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        """Probabilities and logits (B, F) of images (B, 1, S, S)."""
+
+
+class Answering(nn.Module):
+    """Probabilities and logits (B, findings) of uint8 images (B, 1, S, S)."""
+
+    def __init__(self, model: RestoredModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images)
+        return logits.sigmoid(), logits
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        """What torch answers."""
+        with torch.inference_mode():
+            probabilities, logits = self(torch.from_numpy(pixels))
+        return probabilities.numpy(), logits.numpy()
+
+
+class PerImage(nn.Module):
+    """`Normalize("per_image")`, its means taken row by row and then over the rows.
+
+    onnxruntime adds up one pixel after the other, and over a whole image loses two digits.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images / 255  # (B, 1, S, S)
+        centred = pixels - _mean(pixels)
+        return centred / (_mean(centred.square()).sqrt() + EPSILON)
+
+
+def _mean(pixels: Tensor) -> Tensor:
+    return pixels.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+
+
+class TorchGraph:
+    """The model as torch.export writes it."""
+
+    def __init__(self, model: Answering, described: Mapping[str, Any]) -> None:
+        program = _program(model)
+        stream = io.BytesIO()
+        text = json.dumps(described, allow_nan=False)
+        torch.export.save(program, stream, extra_files={DESCRIPTION: text})
+        self.content = stream.getvalue()
+        self._module = torch.export.load(io.BytesIO(self.content)).module()
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        with torch.inference_mode():
+            probabilities, logits = self._module(torch.from_numpy(pixels))
+        return probabilities.numpy(), logits.numpy()
+
+
+class OnnxGraph:
+    """The model as an ONNX file, in one piece.
+
+    Raises:
+        UserError: a package that it takes is not installed.
+    """
+
+    def __init__(self, model: Answering, described: Mapping[str, Any]) -> None:
+        check_onnx()
+        with quiet():
+            program = torch.onnx.export(
+                _program(model),
+                (),
+                dynamo=True,
+                input_names=[IMAGES],
+                output_names=[PROBABILITIES, LOGITS],
+                verbose=False,
+            )
+        if program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        proto = program.model_proto
+        _tidy(proto)
+        for key, text in to_texts(described).items():
+            proto.metadata_props.add(key=key, value=text)
+        self.content = proto.SerializeToString()
+        runtime = onnxruntime()
+        self._session = runtime.InferenceSession(self.content, providers=["CPUExecutionProvider"])
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        probabilities, logits = self._session.run([PROBABILITIES, LOGITS], {IMAGES: pixels})
+        return probabilities, logits
+
+
+def check_onnx() -> None:
+    """Refuse to begin what needs packages that are not installed.
+
+    Raises:
+        UserError: naming them.
+    """
+    lacking = []
+    for name in ONNX_PACKAGES:
+        try:
+            import_module(name)
+        except ImportError:
+            lacking.append(name)
+    if lacking:
+        raise UserError(
+            f"--format onnx needs {', '.join(lacking)}, not installed; install xray-lightning[onnx]"
+        )
+
+
+def _program(model: Answering) -> torch.export.ExportedProgram:
+    """The graph, for any number of images at once."""
+    size = model.model.image_size
+    # Two images: one alone would be taken for the only number there is.
+    example = torch.zeros((2, 1, size, size), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    if model.model.normalize.mode == "per_image":
+        model = copy.deepcopy(model)
+        model.model.normalize = PerImage()  # type: ignore[assignment]
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        # They name files and folders of this machine.
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)
+    return program
+
+
+def _tidy(proto: Any) -> None:
+    """Leave out what the exporter notes of its own, with folders of this machine, and name N."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+
 
 # A format and the ending of its files.
 FORMATS = {"onnx": EXPORTED, "torch-export": ".pt2"}
 MOST_APART = 1e-4  # of a probability or a logit, in float32
-IMAGES = 200  # that are compared, at most
+MOST_IMAGES = 200  # that are compared, at most
 PHANTOMS = 24  # where no images are given
 # Batches of other sizes than the graph was made with, one of a single image among them.
 BATCHES = (1, 7, 16)
@@ -94,7 +253,7 @@ def export(
     made: type[OnnxGraph] | type[TorchGraph] = OnnxGraph if format == "onnx" else TorchGraph
     graph = made(model, described)
     read = _Reading(found, size=model.model.image_size)
-    most = min(len(found), IMAGES) if found else PHANTOMS
+    most = min(len(found), MOST_IMAGES) if found else PHANTOMS
     with progress("comparing with torch", most) as advance:
         apart = [0.0, 0.0]
         for batch in read.batches():
@@ -163,7 +322,7 @@ class _Reading:
 
     def batches(self) -> Iterator[npt.NDArray[np.uint8]]:
         """Up to `IMAGES` of them, uint8 (B, 1, S, S), in batches of several sizes."""
-        images = islice(self._files() if self._paths else self._phantoms(), IMAGES)
+        images = islice(self._files() if self._paths else self._phantoms(), MOST_IMAGES)
         sizes = iter(BATCHES)
         while batch := list(islice(images, next(sizes, BATCHES[-1]))):
             self.images += len(batch)

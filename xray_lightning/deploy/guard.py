@@ -18,13 +18,30 @@ The figures are of 2,178 and 160 frontal chest X-rays of NIH ChestX-ray14 (0.09 
 94.4 and 98.3 %; on their side, of 55, 62 and 76 %.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from xray_lightning.data.images import Gray, resize_gray
-from xray_lightning.deploy.preprocess import Picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a model takes it, and what resizing and gray hide of the file.
+
+    Attributes:
+        pixels: uint8 (S, S).
+        height, width: of the file's image, in pixels.
+        colour: mean difference of the largest and the smallest of red, green and blue, 0 to 255.
+    """
+
+    pixels: Gray
+    height: int
+    width: int
+    colour: float = 0.0
+
 
 LEAST_SIDE = 32  # pixels; and never less than half of the model's own
 MOST_ASPECT = 1.5  # radiographs are taken on 35 x 43 cm, 1.23, or cropped to a square

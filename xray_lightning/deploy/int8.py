@@ -12,17 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_lightning.data.batches import Batch
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.deploy.export_graph import quiet
-from xray_lightning.deploy.exported import IMAGES, to_texts
-from xray_lightning.deploy.onnx_network import OnnxMember
-from xray_lightning.evaluation.answers import labelled
-from xray_lightning.evaluation.comparison import Comparison, compare
-from xray_lightning.evaluation.ensemble import Member
-from xray_lightning.evaluation.provenance import Provenance
-from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
+from xray_lightning.data.loader import Batch
+from xray_lightning.deploy.onnx_backend import IMAGES, OnnxMember, quiet, to_texts
+from xray_lightning.evaluation.compare import Comparison, compare
+from xray_lightning.evaluation.ensemble import Member, labelled
+from xray_lightning.evaluation.evaluate import DataChoice, data_for, seen_before
 from xray_lightning.progress import Display
+from xray_lightning.runs.folder import Provenance
 
 CALIBRATION_IMAGES = 200  # of the validation side, whose activations set the ranges
 BATCH = 20

@@ -1,7 +1,8 @@
-"""`load_model`: a model, or several averaged, that answers to image files and arrays."""
+"""`load_model`: one model, or several averaged, that predicts image files and arrays."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -9,14 +10,62 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.deploy.ahead import Decoded, decoded_batches
-from xray_lightning.deploy.predictions import Prediction, Predictions
-from xray_lightning.deploy.preprocess import Picture, Preprocessing
+from xray_lightning.deploy.guard import Picture
+from xray_lightning.deploy.preprocess import Decoded, Preprocessing, decoded_batches
 from xray_lightning.errors import UserError, check_whole
-from xray_lightning.evaluation.alike import AVERAGES, Described
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.fitted import fitted_of
+from xray_lightning.evaluation.model_entry import AVERAGES, Described, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answers to one image. Arrays follow the order of the model's `findings`.
+
+    Attributes:
+        image: its path, or `array 0` and so on.
+        reason: why the image cannot be read; None where it can. Then all that follows is empty.
+        flags: rules of `deploy.guard` that find it unlike a training image.
+        probabilities: as the model gives them, float32 (F,).
+        calibrated: the same, calibrated, float64 (F,); None of a model without calibration.
+        decisions: whether a finding's probability reaches its operating point, bool (F,); None of
+            a model without operating points.
+    """
+
+    image: str
+    reason: str | None = None
+    flags: tuple[str, ...] = ()
+    probabilities: npt.NDArray[np.float32] | None = None
+    calibrated: npt.NDArray[np.float64] | None = None
+    decisions: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers to N images, for F findings.
+
+    Attributes:
+        findings: the F findings, in the order of all columns.
+        images: the N images: paths, or `array 0` and so on.
+        flags: of each image, the rules of `deploy.guard` that find it unlike a training image.
+        probabilities: as the model gives them, float32 (N, F).
+        calibrated: the same, calibrated, float64 (N, F); None of a model without calibration.
+        operating_points: by finding, from which raw probability on it is called present; None of
+            a model without.
+        decisions: whether it is called present, bool (N, F); None of a model without.
+    """
+
+    findings: tuple[str, ...]
+    images: tuple[str, ...]
+    flags: tuple[tuple[str, ...], ...]
+    probabilities: npt.NDArray[np.float32]
+    calibrated: npt.NDArray[np.float64] | None
+    operating_points: dict[str, float] | None
+    decisions: npt.NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
 
@@ -216,7 +265,7 @@ def load_model(
     options: Any = {"device": device, "precision": precision, "average": average}
     network: Network
     if all(map(is_exported, paths)):
-        from xray_lightning.deploy.onnx_network import OnnxNetwork
+        from xray_lightning.deploy.onnx_backend import OnnxNetwork
 
         network = OnnxNetwork.load(paths, **options)
     elif any(map(is_exported, paths)):
@@ -225,7 +274,7 @@ def load_model(
             "or .onnx files alone"
         )
     else:
-        from xray_lightning.deploy.torch_network import TorchNetwork
+        from xray_lightning.deploy.torch_backend import TorchNetwork
 
         network = TorchNetwork.load(paths, **options)
     return Model(network, batch_size=batch_size)

@@ -7,36 +7,33 @@ these two steps to the bit. Whatever else reads images for a model comes through
 """
 
 import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from xray_lightning.data import png
-from xray_lightning.data.images import DAMAGE, JPEG_START, Gray, decode_gray, resize_gray
+from xray_lightning.data.cache import threads
+from xray_lightning.data.images import (
+    DAMAGE,
+    JPEG_START,
+    UnreadableImageError,
+    decode_gray,
+    resize_gray,
+)
+from xray_lightning.deploy.guard import Picture, Rule, flags
 from xray_lightning.errors import UserError
 
 THUMBNAIL = 64  # pixels: enough to tell a colour photograph
 # The byte of a PNG that holds its colour type, and the types of gray, without and with alpha.
 PNG_COLOUR, PNG_GRAY = 25, (0, 4)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as a model takes it, and what resizing and gray hide of the file.
-
-    Attributes:
-        pixels: uint8 (S, S).
-        height, width: of the file's image, in pixels.
-        colour: mean difference of the largest and the smallest of red, green and blue, 0 to 255.
-    """
-
-    pixels: Gray
-    height: int
-    width: int
-    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,3 +105,50 @@ def _colour(path: Path) -> float:
         return 0.0
     rgb = np.asarray(small)  # (64, 64, 3)
     return float(np.mean(rgb.max(axis=2).astype(np.int16) - rgb.min(axis=2)))
+
+
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True)
+class Decoded(Generic[Source]):
+    """One input: its picture and the rules that speak of it, or why it cannot be read."""
+
+    source: Source
+    picture: Picture | None
+    flags: tuple[Rule, ...] = ()
+    error: UnreadableImageError | None = None
+
+
+def decoded_batches(
+    sources: Iterable[Source], read: Callable[[Source], Picture], *, size: int
+) -> Iterator[list[Decoded[Source]]]:
+    """Every input in order, `size` at a time, while two more batches are being decoded.
+
+    Args:
+        sources: taken as needed, so that any number of them needs the same memory.
+        read: called in threads.
+        size: inputs of a batch, those that cannot be read among them.
+    """
+
+    def decode(source: Source) -> Decoded[Source]:
+        try:
+            picture = read(source)
+        except UnreadableImageError as error:
+            return Decoded(source, None, error=error)
+        return Decoded(source, picture, flags(picture))
+
+    inputs = iter(sources)
+    waiting: deque[Future[Decoded[Source]]] = deque()
+    pool = ThreadPoolExecutor(threads(), thread_name_prefix="decode")
+
+    def fill(count: int) -> None:
+        waiting.extend(pool.submit(decode, source) for source in islice(inputs, count))
+
+    try:
+        fill(2 * size)
+        while waiting:
+            fill(size)
+            yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
+    finally:
+        pool.shutdown(cancel_futures=True)

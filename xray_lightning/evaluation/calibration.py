@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.evaluation.arrays import Bools, Floats
-from xray_lightning.evaluation.plain import by_finding, count, entry, reasons
-from xray_lightning.evaluation.validation import SAME_SCORE, Validation, one_sided
 from xray_lightning.findings import FINDINGS
+from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
+from xray_lightning.runs.record import by_finding, count, entry, reasons
 
 METHODS = ("platt", "temperature")
 

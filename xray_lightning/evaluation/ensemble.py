@@ -1,22 +1,25 @@
-"""Several checkpoints that answer as one: their answers averaged, and what that gains."""
+"""Ensembles of checkpoints: their predictions averaged, and what that gains."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
-from xray_lightning.data.batches import Batch
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.loader import Batch
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.alike import AVERAGES, check_alike
-from xray_lightning.models.restore import RestoredModel, restore
-from xray_lightning.progress import Advance
-from xray_lightning.training.checkpoints import read_checkpoint
+from xray_lightning.evaluation.model_entry import AVERAGES, check_alike
+from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
+from xray_lightning.models.classifier import Outputs
+from xray_lightning.progress import Advance, Display
+from xray_lightning.runs.predictions import prediction_table
 
 Array = npt.NDArray[np.float32]
 
@@ -132,3 +135,62 @@ def average(logits: Array, *, of: str) -> Array:
         return wide.sigmoid().float().numpy()
     mean: Array = probabilities_of(logits).mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
+
+
+@dataclass(frozen=True)
+class SidePredictions:
+    """Predictions of one side: the ensemble's, and each member's."""
+
+    whole: pd.DataFrame
+    each: list[pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Asks every member for its answers, one side at a time, and keeps them in `given`."""
+
+    members: Sequence[Member]
+    data: XrayDataModule
+    average: str
+    device: torch.device
+    precision: str
+    progress: Display
+    given: dict[str, SidePredictions] = field(default_factory=dict)
+
+    def of(self, side: str) -> SidePredictions:
+        loaders = {
+            "train": self.data.train_dataloader,
+            "val": self.data.val_dataloader,
+            "test": self.data.test_dataloader,
+        }
+        table = self.data.table(side)
+        with self.progress(f"scoring {side} images", len(table)) as advance:
+            logits = member_logits(
+                self.members,
+                loaders[side](),
+                images=len(table),
+                device=self.device,
+                precision=self.precision,
+                advance=advance,
+            )
+        self.given[side] = SidePredictions(
+            whole=labelled(self.data, average(logits, of=self.average), side=side),
+            each=[labelled(self.data, probabilities_of(one), side=side) for one in logits],
+        )
+        return self.given[side]
+
+
+def labelled(data: XrayDataModule, probabilities: Array, *, side: str) -> pd.DataFrame:
+    """Probabilities (N, findings) of a side's images with their labels, as `Evaluator` takes them.
+
+    Args:
+        data: set up; the rows are in the order of its table of the side.
+    """
+    table = data.table(side)
+    outputs = Outputs(
+        rows=torch.arange(len(table)),
+        probabilities=torch.from_numpy(probabilities),
+        targets=torch.empty(0),  # the table has them
+        losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
+    )
+    return prediction_table(table, outputs, side=side, findings=data.findings)

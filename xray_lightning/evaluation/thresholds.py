@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.arrays import Bools, Floats
-from xray_lightning.evaluation.plain import by_finding, count, entry, reasons
-from xray_lightning.evaluation.validation import SAME_SCORE, Validation, one_sided
 from xray_lightning.findings import FINDINGS
+from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
+from xray_lightning.runs.record import by_finding, count, entry, reasons
 
 UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file says of itself, read without running code, and without Lightning."""
+"""Checkpoint files: read without running code, restored as a model, written whole."""
 
 import warnings
 import zipfile
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from xray_lightning.errors import UserError, printable
+from xray_lightning.data.transforms import Normalize
+from xray_lightning.errors import RunFailedError, UserError, one_line, printable
+from xray_lightning.files import replacing
 from xray_lightning.findings import check_findings, differing
+from xray_lightning.models.backbones import build_backbone
 
 CHECKPOINT_SCHEMA = 1  # of the `xray` entry; the only one that there has been
 BEST = "best.ckpt"
@@ -51,6 +55,25 @@ def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dic
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return dict(checkpoint)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Save into a file beside the final one, synced and renamed.
+
+    Raises:
+        RunFailedError: it cannot be written; the file that was there is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in path.parent.glob(f".{path.name}.*"):
+            left_by_a_kill.unlink(missing_ok=True)
+        with replacing(path) as stream:
+            torch.save(checkpoint, stream)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
+        raise RunFailedError(
+            f"checkpoint {path} cannot be written ({error}); the previous one is untouched. "
+            "Free some space, or choose another folder with hydra.run.dir"
+        ) from error
 
 
 def _check_sums(path: Path) -> None:
@@ -100,3 +123,102 @@ def _other_schema(version: object) -> str:
         f"the checkpoint has schema_version {shown}, and this version reads {CHECKPOINT_SCHEMA}; "
         f"use {'a newer xray-lightning' if newer else 'one that xray-lightning has written'}"
     )
+
+
+# What a recipe may say of the backbone: nothing that would read or download other weights.
+MODEL_KEYS = frozenset({"arch", "hidden", "dropout"})
+# Parts of the classifier that only training needs.
+OF_TRAINING = ("loss.", "augment.")
+LONGEST = 300  # characters of torch's own list of what does not fit
+
+
+class RestoredModel(nn.Module):
+    """Normalisation and backbone of a checkpoint, as its classifier has them.
+
+    Attributes:
+        image_size: side of the images that it was trained on, in pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        normalize: Normalize,
+        image_size: int,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.normalize = backbone, normalize
+        self.image_size = image_size
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self._layout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, findings) of uint8 images (B, 1, S, S)."""
+        pixels = self.normalize(images).contiguous(memory_format=self._layout)
+        logits: Tensor = self.backbone(pixels)
+        return logits
+
+
+def restore(
+    checkpoint: Mapping[str, Any], *, source: Path, channels_last: bool = True
+) -> RestoredModel:
+    """Build the model that a checkpoint describes, and load its weights, every one.
+
+    Args:
+        checkpoint: as `training.checkpoints.read_checkpoint` gives it.
+        source: its file, for messages.
+        channels_last: memory layout of convolutions, as the classifier's.
+
+    Returns:
+        The model on the CPU, in eval mode, in float32, with nothing to train.
+
+    Raises:
+        UserError: a recipe that is incomplete, or weights that are not this recipe's.
+    """
+    recipe = checkpoint["xray"]
+    missing = [key for key in ("model", "normalize", "image_size") if key not in recipe]
+    if missing:
+        raise UserError(f"{source}: the checkpoint does not say its {', '.join(missing)}")
+    size = recipe["image_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"{source}: the checkpoint's image_size, {size}, is no size")
+    try:
+        normalize = Normalize(recipe["normalize"])
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    backbone = _backbone(recipe["model"], findings=len(recipe["findings"]), source=source)
+    parts = nn.ModuleDict({"backbone": backbone, "normalize": normalize})
+    _load(parts, checkpoint.get("state_dict"), source=source)
+    model = RestoredModel(
+        backbone=backbone, normalize=normalize, image_size=size, channels_last=channels_last
+    )
+    return model.float().eval().requires_grad_(False)
+
+
+def _backbone(recipe: Any, *, findings: int, source: Path) -> nn.Module:
+    """The backbone without memory for its weights: the checkpoint's take their place."""
+    if not isinstance(recipe, Mapping) or not recipe.keys() <= MODEL_KEYS:
+        known = ", ".join(sorted(MODEL_KEYS))
+        raise UserError(f"{source}: the checkpoint's model is not described by {known}")
+    try:
+        with torch.device("meta"):
+            return build_backbone(**recipe, findings=findings)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source}: no model can be built from {dict(recipe)}: {error}") from error
+
+
+def _load(parts: nn.Module, state: Any, *, source: Path) -> None:
+    if not isinstance(state, Mapping):
+        raise UserError(f"{source}: the checkpoint holds no weights")
+    kept = {key: value for key, value in state.items() if not str(key).startswith(OF_TRAINING)}
+    try:
+        parts.load_state_dict(kept, strict=True, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:  # all that torch raises here
+        text = one_line(error)
+        text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+        raise UserError(
+            f"{source}: the weights do not fit the checkpoint's model: {text}"
+        ) from error

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.functional.classification import multilabel_auroc
 
-from xray_lightning.data.batches import Batch
+from xray_lightning.data.loader import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import CHECKPOINT_SCHEMA, check_checkpoint
-from xray_lightning.models.graph import StepGraph
+from xray_lightning.models.cuda_graph import StepGraph
 from xray_lightning.models.losses import FindingsLoss
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from xray_lightning.training.settle import STOP_FILE, interrupted
-from xray_lightning.training.world import World, end
+from xray_lightning.training.launch import STOP_FILE, interrupted
+from xray_lightning.training.strategies import World, end
 
 STOP_FILE_SECONDS = 0.5  # how often it is looked for
 

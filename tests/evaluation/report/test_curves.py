@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from xray_lightning.evaluation.report.page.curves import (
+from xray_lightning.report.plots import (
     MOST_POINTS,
     Curve,
     precision_recall_curve,

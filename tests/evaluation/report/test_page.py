@@ -29,11 +29,11 @@ from xray_lightning.evaluation.published import (
     PAPER_ALWAYS_NEGATIVE,
     PUBLISHED_AUROCS,
 )
-from xray_lightning.evaluation.report.notes import NO_BETTER
-from xray_lightning.evaluation.report.page.mistakes import Mistake, most_confident, with_pictures
-from xray_lightning.evaluation.report.write import write_run_report
 from xray_lightning.findings import FINDINGS
-from xray_lightning.page.frame import NOTICE
+from xray_lightning.html.page import NOTICE
+from xray_lightning.report.sections import Mistake, most_confident, with_pictures
+from xray_lightning.report.wording import NO_BETTER
+from xray_lightning.report.write import write_run_report
 
 REAL = Path("../shared/data/ai4m")
 SECTIONS = [

@@ -7,9 +7,8 @@ import pytest
 from page_runs import Page, predictions, sample, write_run
 
 from xray_lightning.errors import printable
-from xray_lightning.evaluation.report.collected import build_report
-from xray_lightning.evaluation.report.write import write_report, write_run_report
-from xray_lightning.page.frame import NOTICE
+from xray_lightning.html.page import NOTICE
+from xray_lightning.report.write import build_report, write_report, write_run_report
 
 SECTIONS = ["runs", "tables", "paired", "training"]
 OTHER_SPLIT = "cd" * 32

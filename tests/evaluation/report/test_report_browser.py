@@ -11,8 +11,7 @@ from browsing import CONTRASTS, LEAST_CONTRAST
 from conftest import Train
 from page_runs import predictions, sample, whole_run, write_run
 
-from xray_lightning.evaluation.report.collected import build_report
-from xray_lightning.evaluation.report.write import write_report, write_run_report
+from xray_lightning.report.write import build_report, write_report, write_run_report
 
 WIDTHS = (1280, 360)
 SCHEMES = ("light", "dark")

@@ -1,15 +1,35 @@
-"""explore.html: the figures with the numbers behind them, in one file that fetches nothing."""
+"""Page of a data set (`xray data explore`): explore.html, one file that fetches nothing."""
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from xray_lightning.data.explore.gray import RULE, Exposure
-from xray_lightning.data.explore.numbers import Numbers
-from xray_lightning.data.explore.reading import Read
+import numpy as np
+import pandas as pd
+
+from xray_lightning.data.cache import threads
+from xray_lightning.data.csv_table import shown as quoted
+from xray_lightning.data.explore import figures
+from xray_lightning.data.explore import figures as pictures
+from xray_lightning.data.explore.figures import COLUMNS, ROWS, Shown
+from xray_lightning.data.explore.measure import (
+    RULE,
+    Exposure,
+    Numbers,
+    Read,
+    count,
+    most_frequent,
+    read_levels,
+)
+from xray_lightning.data.images import decode_gray
 from xray_lightning.data.manifest import Manifest
-from xray_lightning.data.split_table import IMAGES, PATIENTS
-from xray_lightning.data.splits import Split
-from xray_lightning.page.frame import data_uri, rendered
+from xray_lightning.data.splits import IMAGES, PATIENTS, Split
+from xray_lightning.errors import UserError, check_whole
+from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
+from xray_lightning.html.page import data_uri, rendered
+from xray_lightning.progress import Display, unseen
 
 MOST_NAMED = 20  # unreadable images that are told by name
 
@@ -46,7 +66,6 @@ def explore_page(
     exposures = {kind.value: len(read.of(kind)) for kind in Exposure}
     return rendered(
         "explore.html.jinja",
-        folder=Path(__file__).parent / "templates",
         title=manifest.root.resolve().name or "data set",
         images=numbers.images,
         patients=manifest.table["patient_id"].nunique(),
@@ -65,3 +84,179 @@ def explore_page(
         dropped=manifest.dropped,
         figures={figure.name: figure for figure in figures},
     )
+
+
+log = logging.getLogger(__name__)
+
+PAGE, LEVELS, FIGURES = "explore.html", "exposure.csv", "figures"
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What an exploration has found and left.
+
+    Attributes:
+        page: the HTML.
+        figures: how many PNGs are beside it.
+        read: what the images' gray levels say.
+        missing: rows without an image file.
+    """
+
+    page: Path
+    figures: int
+    read: Read
+    missing: int
+
+
+def explore_data(
+    manifest: Manifest,
+    split: Split | None,
+    out: Path,
+    *,
+    image: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    progress: Display = unseen,
+) -> Explored:
+    """Draw what a data set's table and images say, as PNGs and as a page.
+
+    Args:
+        manifest: the data set.
+        split: whose sides the positives are counted by; None to count them all together.
+        out: folder for explore.html, exposure.csv and figures/.
+        image: the one that is shown with its gray levels; by default a random one.
+        sample: how many images are measured, drawn at random; None for all.
+        seed: of what is drawn at random.
+        jobs: threads that decode; None for one a core.
+        progress: display for the images.
+
+    Raises:
+        UserError: no such image, an option out of range, or `out` cannot be written to.
+        RunFailedError: the disk is full or fails.
+    """
+    check_whole("--jobs", threads() if jobs is None else jobs, least=1, most=256)
+    check_whole("--sample", 1 if sample is None else sample, least=1)
+    check_whole("--seed", seed, least=0)
+    check_writable(out, key="--out")
+    path_of = _files(manifest.table)
+    if image is not None and image not in path_of:
+        raise UserError(
+            f"--image {quoted(image)} is none of the {len(path_of):,} images of "
+            f"{manifest.images or manifest.root} that have a row and a file"
+        )
+    order = np.random.default_rng(seed).permutation(sorted(path_of)).tolist()
+    measured = sorted(order[:sample])
+    if image is not None and image not in measured:
+        measured.append(image)
+    numbers = count(manifest, split)
+    with _told(out):
+        (out / FIGURES).mkdir(parents=True, exist_ok=True)  # before the long work
+    read = read_levels(
+        {name: path_of[name] for name in measured}, jobs=jobs or threads(), progress=progress
+    )
+    drawn = [
+        *_of_images(
+            manifest, path_of, read, [name for name in order if name in read.levels], image
+        ),
+        *_of_table(manifest, numbers),
+    ]
+    with _told(out):
+        for figure in drawn:
+            write_atomically(out / FIGURES / figure.file, figure.content)
+        write_atomically(out / LEVELS, read.as_csv())
+        missing = len(manifest.table) - len(path_of)
+        page = explore_page(
+            manifest, split, numbers=numbers, read=read, figures=drawn, missing=missing, seed=seed
+        )
+        write_atomically(out / PAGE, page)
+    return Explored(out / PAGE, len(drawn), read, missing)
+
+
+def _files(table: pd.DataFrame) -> dict[str, str]:
+    """The files of the images that have one."""
+    there = table[table["path"] != ""]
+    return dict(zip(there["image"], there["path"], strict=True))
+
+
+def _of_images(
+    manifest: Manifest,
+    path_of: Mapping[str, str],
+    read: Read,
+    order: list[str],
+    image: str | None,
+) -> Iterator[Figure]:
+    """The figures that show images; none where no image can be shown."""
+    if not order:
+        return
+    findings = np.array(manifest.findings, dtype=object)
+    labels = manifest.table[list(manifest.findings)].to_numpy(dtype=bool)
+    labels_of = dict(zip(manifest.table["image"], labels, strict=True))
+
+    def shown(name: str) -> Shown:
+        return Shown(name, decode_gray(path_of[name]), findings[labels_of[name]].tolist())
+
+    grid = [shown(name) for name in order[: COLUMNS * ROWS]]
+    yield Figure("images", f"{len(grid)} images drawn at random.", pictures.grid_figure(grid))
+    one = order[0] if image is None or image not in read.levels else image
+    yield Figure(
+        "image",
+        "One image with the histogram of its gray levels, their mean (line) and standard deviation "
+        "(shaded, to both sides).",
+        pictures.levels_figure([shown(one)]),
+    )
+    yield Figure(
+        "exposure",
+        f"Mean and standard deviation of {len(read.levels):,} images; the dashed lines are the "
+        "limits of the two badly exposed classes.",
+        pictures.exposures_figure(read.levels),
+    )
+    typical = [_typical(read, kind) for kind in Exposure if read.of(kind)]
+    yield Figure(
+        "exposures",
+        "The typical image of each class, whose mean and deviation are nearest to the class's "
+        "medians.",
+        pictures.levels_figure([shown(name) for name in typical]),
+    )
+
+
+def _typical(read: Read, kind: Exposure) -> str:
+    """The image of a class that is nearest to the class's medians of mean and deviation."""
+    names = read.of(kind)
+    points = np.array([(read.levels[name].mean, read.levels[name].std) for name in names])
+    distance = np.abs(points - np.median(points, axis=0)).sum(axis=1)
+    return names[int(np.argmin(distance))]
+
+
+def _of_table(manifest: Manifest, numbers: Numbers) -> Iterator[Figure]:
+    """The figures that count."""
+    findings = manifest.findings
+    bars = most_frequent(numbers, at_most=figures.MOST_BARS)
+    cells = sorted(most_frequent(numbers, at_most=figures.MOST_CELLS), key=findings.index)
+
+    def of(names: list[str]) -> str:
+        return f" The {len(names)} most frequent ones." if len(names) < len(findings) else ""
+
+    yield Figure(
+        "findings",
+        f"Positives of each finding by side, and their share of all images.{of(bars)}",
+        figures.findings_figure(numbers, bars),
+    )
+    yield Figure(
+        "together",
+        "Findings that occur together: of the images with the row's finding (how many, in "
+        f"brackets), the percentage that also has the column's.{of(cells)}",
+        figures.together_figure(numbers.together, findings, cells),
+    )
+    if len(numbers.ages):
+        unknown = f"; {numbers.ages_unknown:,} without an age" if numbers.ages_unknown else ""
+        yield Figure("ages", f"Images by age and sex{unknown}.", figures.ages_figure(numbers))
+    if list(numbers.views.index) != ["unknown"]:
+        yield Figure("views", "Images by view and sex.", figures.views_figure(numbers))
+    yield Figure(
+        "patients", "Patients by their number of images.", figures.patients_figure(numbers)
+    )
+
+
+def _told(out: Path) -> AbstractContextManager[None]:
+    return told_if_unwritable(f"--out {out} cannot be written", advice="give another folder")

@@ -1,1 +1,0 @@
-"""What is timed side by side: this project, its limit, and what others load images with."""

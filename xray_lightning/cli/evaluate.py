@@ -1,0 +1,169 @@
+"""`xray report`, `evaluate`, `compare`: what runs have reached, and how sure that is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xray_lightning.cli.output import check_json, command_line, write_json
+from xray_lightning.errors import UserError
+from xray_lightning.progress import display
+
+# Each command imports what it needs itself: `xray --help` should not wait for torch.
+
+_OF_PREDICTIONS = {"predictions", "val", "json", "resamples", "seed"}  # options of `evaluate`
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN...", help="Run folders, or folders above them (a sweep)."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; by default the run's folder, or report/ above several."),
+    ] = None,
+) -> None:
+    """Show what runs have reached, beside the paper's tables, and write it as pages with plots.
+
+    report.html holds it all in one file, report.md the tables alone. Without RUN, the newest run or
+    sweep under runs/ is shown.
+
+    Example: [bold]xray report runs/2026-01-31_12-00-00_study --out report[/bold]
+    """
+    from xray_lightning.report.write import build_report, print_report, write_report
+
+    console = Console()
+    built = build_report(runs or [])
+    print_report(built, console)
+    page = write_report(built, out)
+    for path in (page.with_suffix(".md"), page):
+        console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    context: typer.Context,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="CKPT...", help="One checkpoint, or several to average."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Score this predictions CSV; no checkpoint is needed."),
+    ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Validation CSV, if not beside --predictions."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the metrics of --predictions.")
+    ] = None,
+    average: Annotated[
+        str, typer.Option(help="What several checkpoints average: probabilities, or logits.")
+    ] = "probabilities",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Data set, if not that of the first's run.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where its images are, if elsewhere.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="As data.split.")] = None,
+    side: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    missing: Annotated[str | None, typer.Option(help="As data.missing: error, or skip.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    resamples: Annotated[
+        int | None, typer.Option(help="Of the intervals; by default the run's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the resamples; by default the run's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write; by default RUN/evaluation, or ensemble."),
+    ] = None,
+) -> None:
+    """Score a checkpoint, several averaged, or a file of predictions, with every metric of a run.
+
+    Operating points and calibration are those in the checkpoint; of an ensemble they are fitted on
+    its own validation predictions, and what averaging gains is shown with its interval.
+
+    Example: [bold]xray evaluate runs/a/checkpoints/best.ckpt runs/b/checkpoints/best.ckpt[/bold]
+    """
+    if (predictions is None) == (not checkpoints):
+        raise UserError("xray evaluate needs checkpoints, or --predictions FILE, and not both")
+    console = Console()
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    if predictions is not None:
+        if of_checkpoints := sorted(given - _OF_PREDICTIONS):
+            named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
+            raise UserError(f"{named}: of checkpoints, not of --predictions; leave it out")
+        check_json(json)
+        from xray_lightning.evaluation.evaluate import recompute, show_recomputed
+
+        recomputed = recompute(predictions, val=val, resamples=resamples, seed=seed)
+        show_recomputed(recomputed, console)
+        write_json(json, recomputed.to_plain(), console)
+        return
+    if val is not None or json is not None:
+        raise UserError("--val and --json belong to --predictions; checkpoints write to --out")
+    if "average" in given and len(checkpoints or []) == 1:
+        raise UserError("--average is of several checkpoints; give more than one, or leave it out")
+
+    from xray_lightning.evaluation.evaluate import DataChoice, Options, score, show_scored, write
+
+    chosen = DataChoice(
+        root=data,
+        images=images,
+        split=split,
+        missing=missing,
+        cache_dir=cache_dir,
+        batch_size=batch_size,
+    )
+    options = Options(
+        data=chosen,
+        side=side,
+        average=average,
+        accelerator=accelerator,
+        precision=precision,
+        resamples=resamples,
+        seed=seed,
+        out=out,
+    )
+    scored = score(checkpoints or [], options, command=command_line(), progress=display)
+    show_scored(scored, console)
+    folder = write(scored)
+    console.print(f"Written: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another, of the same split.")],
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results.")] = None,
+    resamples: Annotated[int, typer.Option(help="Of the patients; 0 for no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+) -> None:
+    """Show how much better the second run is than the first on the same test images.
+
+    Both are scored in the same resamples of the patients, so that the interval of the difference
+    is that of the difference itself.
+
+    Example: [bold]xray compare runs/a runs/b --json difference.json[/bold]
+    """
+    from xray_lightning.evaluation.compare import compare_runs
+    from xray_lightning.evaluation.evaluate import show_comparison
+
+    check_json(json)
+    pair = compare_runs(first, second, resamples=resamples, seed=seed)
+    console = Console()
+    show_comparison(pair.comparison, console, names=pair.names)
+    write_json(json, pair.to_plain() | {"command": command_line()}, console)

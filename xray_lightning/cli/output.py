@@ -1,0 +1,78 @@
+"""What several commands do with what they have found."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from typer.core import TyperCommand
+
+from xray_lightning.errors import UserError
+from xray_lightning.files import check_writable, write_atomically
+
+STDOUT = "-"  # in the place of a file
+
+
+class FilesOrStdout(TyperCommand):
+    """Lets the options --json and --card stand without a file, for stdout."""
+
+    BARE = ("--json", "--card")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = [
+            place
+            for place, word in enumerate(args)
+            if word in self.BARE and (place + 1 == len(args) or args[place + 1].startswith("--"))
+        ]
+        for place in reversed(bare):
+            args = [*args[: place + 1], STDOUT, *args[place + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def command_line() -> str:
+    """This command as a shell takes it."""
+    return shlex.join(["xray", *sys.argv[1:]])
+
+
+def check_json(path: Path | None, *, option: str = "--json") -> None:
+    """Refuse, before the work, a FILE of this option that could not be written.
+
+    Raises:
+        UserError: it is a folder, or its folder is missing or read-only.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; give a file")
+    if not path.parent.exists():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+    check_writable(path.parent, key=option)
+
+
+def print_json(content: dict[str, object]) -> None:
+    """Write what a command has found to stdout, for a program to read."""
+    from json import dump
+
+    dump(content, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def write_json(path: Path | None, content: dict[str, object], console: Console) -> None:
+    """Write what a command has found where it was told to, if it was."""
+    if path is None:
+        return
+    from json import dumps
+
+    from xray_lightning.runs.record import finite
+
+    write_text(path, dumps(finite(content), indent=1, allow_nan=False) + "\n", console)
+
+
+def write_text(path: Path, text: str, console: Console, *, option: str = "--json") -> None:
+    """Write a whole file, and say so."""
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written: {error.strerror}") from error
+    console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,1 +1,0 @@
-"""The commands of `xray`, each with its options."""

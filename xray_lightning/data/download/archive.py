@@ -1,0 +1,195 @@
+"""A tar.gz of images, unpacked file by file: nothing but regular files, nothing outside."""
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from xray_lightning.data.csv_table import shown
+from xray_lightning.data.image_files import IMAGE_SUFFIXES
+from xray_lightning.errors import RunFailedError
+
+CHUNK = 2**20
+# What tarfile and gzip raise on damaged files; RecursionError on headers of headers of headers.
+DAMAGE = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+MAX_FILE_BYTES = 64 * 2**20  # NIH's largest image has about 1 MB
+MAX_FILES = 200_000  # NIH's largest archive has 10,000
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What came out of an archive."""
+
+    images: int
+    bytes: int
+
+
+def unpack_images(
+    archive: Path, folder: Path, *, most: int, advance: Callable[[int], None]
+) -> Unpacked:
+    """Unpack a tar.gz into `folder`, each file whole under its name or not there at all.
+
+    Every file is written under another name and renamed, so a kill leaves no half image; running
+    again writes all of them again. Of a damaged archive nothing stays: gzip's checksum comes last,
+    so any of its images may be wrong. Owners, modes and times of the archive are not taken over.
+
+    Args:
+        archive: the tar.gz.
+        folder: made if missing; nothing is written outside of it.
+        most: bytes that it may unpack to, with the tar's own headers.
+        advance: told how many bytes of the archive were read.
+
+    Raises:
+        RunFailedError: a member that is no plain file or folder, or has an absolute path or `..`;
+            more than `most` bytes; a damaged archive; no image; a full disk.
+    """
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unpacked = _unpack(archive, folder, written, most=most, advance=advance)
+    except _RefusedError as error:
+        raise RunFailedError(f"{archive}: {error}; not unpacked any further") from error
+    except DAMAGE as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise RunFailedError(f"{archive}: damaged archive: {error}") from error
+    except OSError as error:
+        where = error.filename or folder
+        raise RunFailedError(f"{where}: cannot be unpacked: {error.strerror or error}") from error
+    if not unpacked.images:
+        raise RunFailedError(f"{archive}: holds no image")
+    if hasattr(os, "sync"):
+        os.sync()  # before anyone notes that the files are there; cheaper than once a file
+    return unpacked
+
+
+def _unpack(
+    archive: Path,
+    folder: Path,
+    written: list[Path],
+    *,
+    most: int,
+    advance: Callable[[int], None],
+) -> Unpacked:
+    names: set[str] = set()
+    images = size = read = 0
+    with archive.open("rb") as packed, gzip.open(packed) as unzipped:
+        content = _Forward(unzipped, most=most)
+        with tarfile.open(fileobj=cast(IO[bytes], content), mode="r:") as tar:
+            for member in tar:
+                if (path := _place(member, folder, names)) is not None:
+                    _write(tar, member, path, written)
+                    images += path.name.lower().endswith(IMAGE_SUFFIXES)
+                    size += member.size
+                advance(packed.tell() - read)
+                read = packed.tell()
+        # tarfile takes a header that is cut short or makes no sense for the end. A real end is
+        # at least one block of zeros, with nothing else after it.
+        while data := content.read(CHUNK):
+            if data.strip(b"\0"):
+                raise tarfile.ReadError("a header in the middle makes no sense")
+        if content.tail != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it ends too soon")
+    return Unpacked(images, size)
+
+
+class _RefusedError(Exception):
+    """What an archive of images has no business to hold."""
+
+
+class _Forward:
+    """A stream that tarfile may only go forward in, with an end to its patience.
+
+    tarfile reads a member's extended header into memory in one piece, however long it says it
+    is; and one step back in a gzip stream would unzip everything again from the start.
+    """
+
+    def __init__(self, stream: gzip.GzipFile, *, most: int) -> None:
+        self._stream = stream
+        self._place = 0
+        self._most = most
+        self.tail = b""  # the last block that was read
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= MAX_FILE_BYTES:
+            raise _RefusedError(f"a header that claims {count:,} bytes")
+        data = self._stream.read(count)
+        self._place += len(data)
+        self.tail = (self.tail + data[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
+        if self._place > self._most:
+            raise _RefusedError(f"unpacks to more than {self._most:,} bytes")
+        return data
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int) -> None:
+        if place < self._place:
+            raise _RefusedError("a member that overlaps the one before it")
+        while self._place < place and self.read(min(CHUNK, place - self._place)):
+            pass
+
+
+def _place(member: tarfile.TarInfo, folder: Path, names: set[str]) -> Path | None:
+    """Where a file is written; None for a folder, which is made when something is in it."""
+    name = member.name
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
+        raise _RefusedError(f"the path {shown(name)} leads outside")
+    if not name.isprintable() or len(parts) > 8 or any(len(part) > 200 for part in parts):
+        raise _RefusedError(f"the odd path {shown(name)}")
+    if member.isdir():
+        return None
+    if not member.isreg() or member.issparse() or not parts:
+        raise _RefusedError(f"{shown(name)} is no plain file but {_kind(member)}")
+    if not 0 <= member.size <= MAX_FILE_BYTES:
+        raise _RefusedError(f"{shown(name)} claims {member.size:,} bytes")
+    if name in names:
+        raise _RefusedError(f"{shown(name)} is there twice")
+    names.add(name)
+    if len(names) > MAX_FILES:
+        raise _RefusedError(f"more than {MAX_FILES:,} files")
+    path = folder.joinpath(*parts)
+    # A link that lies in the folder already leads outside as well as one in the archive.
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise _RefusedError(f"the path {shown(name)} leads outside by a link in {folder}")
+    return path
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"a link to {shown(member.linkname)}"
+    if member.ischr() or member.isblk():
+        return "a device"
+    return "a FIFO" if member.isfifo() else "something else"
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, written: list[Path]) -> None:
+    source = tar.extractfile(member)
+    if source is None:
+        raise _RefusedError(f"{shown(member.name)} has no content")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    written.append(partial)
+    partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
+    with source, partial.open("xb") as stream:
+        left = member.size
+        while left and (data := source.read(min(CHUNK, left))):
+            stream.write(data)
+            left -= len(data)
+    if left:
+        raise tarfile.ReadError(f"{shown(member.name)} ends too soon")
+    os.replace(partial, path)
+    written[-1] = path

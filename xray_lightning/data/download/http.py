@@ -1,0 +1,366 @@
+"""Downloads over HTTP: resumed from the bytes on disk, retried with patience, never hanging."""
+
+import hashlib
+import http.client
+import json
+import logging
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from xray_lightning.errors import RunFailedError, UserError, printable
+from xray_lightning.files import write_atomically
+
+CHUNK = 2**18  # bytes at once
+# Answers that a later try may not get (RFC 9110, section 15; 425 is RFC 8470, 429 RFC 6585).
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+AGENT = "xray-lightning"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server, and how often to come back.
+
+    Attributes:
+        stall_seconds: without `stall_bytes` in this time, a connection counts as cut.
+        stall_bytes: see there; slower than this is as good as nothing for files of gigabytes.
+        tries: how many tries in a row may bring nothing new.
+        first_wait: seconds before the second try; doubled each time, up to `longest_wait`.
+        longest_retry_after: most seconds to wait because a server's Retry-After says so.
+        sleep: how to wait.
+    """
+
+    stall_seconds: float = 30.0
+    stall_bytes: int = 2**14
+    tries: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    longest_retry_after: float = 900.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def wait(self, failures: int, retry_after: float | None) -> float:
+        """Seconds before the next try after so many in vain."""
+        if retry_after is not None:
+            return min(max(retry_after, 0.0), self.longest_retry_after)
+        return float(min(self.first_wait * 2 ** max(failures - 1, 0), self.longest_wait))
+
+
+class Watch(Protocol):
+    """Is told how a transfer goes; what it raises ends the transfer, which can be resumed."""
+
+    def begin(self, done: int, total: int | None) -> None:
+        """So many bytes are there, of so many if that is known; again after each cut."""
+
+    def advance(self, count: int) -> None:
+        """So many more bytes are there."""
+
+
+class PassingFaultError(Exception):
+    """A fault that a later try may not meet, and how many seconds the server asks to wait."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the bytes of a .part file belong to: only the same file may go on with them."""
+
+    validator: str | None = None  # a strong ETag, or Last-Modified (RFC 9110, section 13.1.5)
+    size: int | None = None
+
+
+def transfer(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
+    """Try once to have the whole file in `part`, going on from what is there.
+
+    Raises:
+        PassingFaultError: what a later try may not meet; all that came is kept.
+        UserError: the server does not have the file.
+        RunFailedError: it sends something else, or the disk fails.
+    """
+    origin, have = _known(part)
+    if have and have == origin.size:
+        watch.begin(have, have)
+        return
+    try:
+        response = _open(url, have, origin, timeout=patience.stall_seconds)
+    except urllib.error.HTTPError as error:
+        with error:
+            _refuse(url, part, error)
+        raise  # _refuse has raised
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(url, error) from error
+    with response:
+        if response.status == 206:
+            _check_continues(part, response, have, origin)
+        elif response.status == 200:  # all of it: the first time, changed, or without ranges
+            have, origin = 0, _Origin(_validator(response), _length(response))
+            _check_size(url, origin.size or 0, most)
+            _start(part, origin)
+        else:
+            raise RunFailedError(f"{url} answers {response.status} where a file was expected")
+        watch.begin(have, origin.size)
+        _receive(url, part, response, most=most, watch=watch, patience=patience)
+    if origin.size is not None and size_of(part) < origin.size:
+        raise PassingFaultError("the connection was cut")
+
+
+def _open(url: str, have: int, origin: _Origin, *, timeout: float) -> Any:
+    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if origin.validator:
+            headers["If-Range"] = origin.validator
+    # No handler for ftp: or file:, wherever a redirect may lead.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+
+
+def _refuse(url: str, part: Path, error: urllib.error.HTTPError) -> None:
+    """Raise what an answer that is no success means."""
+    answer = f"answers {error.code} {printable(str(error.reason))}".strip()
+    if error.code == 416:  # there is nothing after what we have: it was another file's
+        forget(part)
+        raise PassingFaultError(f"{answer}; starting over") from error
+    if error.code in PASSING:
+        wait = _retry_after(error.headers.get("Retry-After"))
+        raise PassingFaultError(answer, retry_after=wait) from error
+    raise UserError(f"{url} {answer}; is it the right address?") from error
+
+
+def _unreachable(url: str, error: Exception) -> Exception:
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return UserError(f"{url}: its certificate cannot be trusted: {reason.verify_message}")
+    if isinstance(reason, TimeoutError):
+        return PassingFaultError("no answer in time")
+    return PassingFaultError(f"cannot be reached ({_told(reason)})")
+
+
+def _check_continues(part: Path, response: Any, have: int, origin: _Origin) -> None:
+    """Refuse a 206 that does not start where our bytes end, or is of a file of another size."""
+    found = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""), re.ASCII
+    )
+    if found is None or int(found[1]) != have or found[2] not in ("*", str(origin.size)):
+        forget(part)
+        raise PassingFaultError("the file there has changed; starting over")
+
+
+def _receive(
+    url: str, part: Path, response: Any, *, most: int, watch: Watch, patience: Patience
+) -> None:
+    """Append the body to the file as it comes."""
+    have = size_of(part)
+    fresh, since = 0, time.monotonic()
+    with _opened(part, "ab") as stream:
+        while True:
+            try:
+                chunk = response.read1(CHUNK)
+            except TimeoutError as error:
+                raise PassingFaultError("the connection stalled") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise PassingFaultError(f"the connection was cut ({_told(error)})") from error
+            if not chunk:
+                return
+            have += len(chunk)
+            _check_size(url, have, most)
+            _append(part, stream, chunk)
+            watch.advance(len(chunk))
+            fresh += len(chunk)
+            if fresh >= patience.stall_bytes:
+                fresh, since = 0, time.monotonic()
+            elif time.monotonic() - since > patience.stall_seconds:
+                raise PassingFaultError("the connection has all but stalled")
+
+
+def _check_size(url: str, size: int, most: int) -> None:
+    if size > most:
+        raise RunFailedError(
+            f"{url}: {size:,} bytes or more, where the file has at most {most:,}; not the right one"
+        )
+
+
+# -- the file and the notes about it ---------------------------------------------------------------
+
+
+def _known(part: Path) -> tuple[_Origin, int]:
+    """Where the bytes of `part` came from and how many may be gone on with."""
+    try:
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        origin = _Origin(notes["validator"], notes["size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Origin(), 0
+    have = size_of(part)
+    if origin.size is not None and have > origin.size:
+        return _Origin(), 0
+    return origin, have
+
+
+def _start(part: Path, origin: _Origin) -> None:
+    """Empty the file, then note what it will hold: a kill in between leaves no wrong pair."""
+    _opened(part, "wb").close()
+    notes = {"validator": origin.validator, "size": origin.size}
+    try:
+        write_atomically(_notes(part), json.dumps(notes) + "\n")
+    except OSError as error:
+        raise _unwritable(part, error) from error
+
+
+def forget(part: Path) -> None:
+    """Remove what was fetched and the notes about it."""
+    part.unlink(missing_ok=True)
+    _notes(part).unlink(missing_ok=True)
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def size_of(part: Path) -> int:
+    with suppress(OSError):
+        return part.stat().st_size
+    return 0
+
+
+def _opened(part: Path, mode: str) -> IO[bytes]:
+    try:
+        return open(part, mode, buffering=0)
+    except OSError as error:
+        raise _unwritable(part, error) from error
+
+
+def _append(part: Path, stream: IO[bytes], chunk: bytes) -> None:
+    """Write all of it, unbuffered: at any kill the file holds a beginning of the right bytes."""
+    view = memoryview(chunk)
+    try:
+        while view:
+            view = view[stream.write(view) :]
+    except OSError as error:
+        raise _unwritable(part, error) from error
+
+
+def _unwritable(part: Path, error: OSError) -> RunFailedError:
+    return RunFailedError(f"{part} cannot be written: {error.strerror or error}")
+
+
+# -- headers ---------------------------------------------------------------------------------------
+
+
+def _validator(response: Any) -> str | None:
+    etag = response.headers.get("ETag")
+    if etag and not etag.startswith("W/"):
+        return str(etag)
+    return response.headers.get("Last-Modified") or None
+
+
+def _length(response: Any) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime.now(UTC)).total_seconds()
+
+
+def _told(error: object) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+log = logging.getLogger(__name__)
+
+
+def check_base(option: str, url: str) -> str:
+    """The address of a folder with its closing slash; raises UserError unless it is HTTP."""
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
+        raise UserError(f"{option}={url}: not an address such as https://example.org/folder/")
+    return url if url.endswith("/") else f"{url}/"
+
+
+def fetch_verified(
+    url: str, part: Path, *, md5: str, most: int, watch: Watch, patience: Patience
+) -> None:
+    """Have the whole file in `part`, with this md5; a wrong one is fetched once more.
+
+    Args:
+        url: http or https.
+        part: where it grows; `forget` removes it with its notes.
+        md5: as 32 hexadecimal digits.
+        most: bytes past which the file cannot be the right one.
+        watch: told of each byte.
+        patience: with the server.
+
+    Raises:
+        UserError: the server does not have the file.
+        RunFailedError: it cannot be reached, or sends something else; or the disk fails.
+    """
+    fault = ""
+    for last in (False, True):
+        fetch(url, part, most=most, watch=watch, patience=patience)
+        found, size = md5_of(part), part.stat().st_size
+        if found == md5:
+            return
+        forget(part)
+        fault = f"{url}: {size:,} bytes with md5 {found} where {md5} belongs"
+        if not last:
+            log.warning("%s; removed, and fetched once more", fault)
+    raise RunFailedError(f"{fault}, twice; removed: the file there is not the official one")
+
+
+def fetch(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
+    """Have the whole file in `part`, going on from what is there; raises as `fetch_verified`."""
+    failures, best = 0, size_of(part)
+    while True:
+        try:
+            transfer(url, part, most=most, watch=watch, patience=patience)
+            return
+        except PassingFaultError as fault:
+            have = size_of(part)
+            failures = 0 if have > best else failures + 1
+            best = max(best, have)
+            if failures >= patience.tries:
+                raise RunFailedError(
+                    f"{url}: {fault}; {failures} tries in a row brought nothing new; "
+                    f"{have:,} bytes are kept: run the same command again to go on"
+                ) from fault
+            wait = patience.wait(failures, fault.retry_after)
+            log.warning("%s: %s; %s bytes kept, again in %.0f s", url, fault, f"{have:,}", wait)
+            patience.sleep(wait)
+
+
+def md5_of(path: Path) -> str:
+    """The file's md5 as 32 hexadecimal digits."""
+    with path.open("rb") as stream:
+        # Against damage, not against forgers: md5 is what the files were published with.
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,95 @@
+"""Image files, found by their names at any depth of a folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from xray_lightning.data.csv_table import shown
+from xray_lightning.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
+def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:
+    """The path of each wanted name under `folder`, and how many image files nobody wanted."""
+    return _found(folder, wanted, below=False)
+
+
+def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int]:
+    """As `find_files`, where a name may be a path below `folder`, such as "p1/a.png".
+
+    Args:
+        folder: the images' folder.
+        names: without "..", and none that starts with "/". One without a slash that is not in
+            `folder` itself is looked for at any depth.
+    """
+    paths, unlisted = _found(folder, names, below=True)
+    for name in names - paths.keys():
+        # Not seen: named unlike an image, or by another way through a link to a folder.
+        if "/" in name or not name.lower().endswith(IMAGE_SUFFIXES):
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                paths[name] = path
+    return paths, unlisted
+
+
+def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[str, str], int]:
+    """Paths by name; with `below` by the path below `folder` first, wherever it leads."""
+    paths: dict[str, str] = {}
+    exact: dict[str, str] = {}
+    several: dict[str, str] = {}
+    unlisted, start = 0, len(os.path.join(folder, ""))
+    try:
+        for name, path in _image_files(folder):
+            if below and path[start:] in wanted:
+                exact[path[start:]] = path
+            elif name not in wanted:
+                unlisted += 1
+            elif name in paths and not os.path.samefile(path, paths[name]):
+                several.setdefault(name, path)
+            else:
+                paths.setdefault(name, path)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    for name in several.keys() - exact.keys():
+        first, second = sorted([several[name], paths[name]])
+        raise UserError(
+            f"two files are named {shown(name)}: {first} and {second}; remove one, or "
+            "give the folder to use as data.images"
+        )
+    return paths | exact, unlisted
+
+
+def _image_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and path of each regular file, or link to one, that is named like an image.
+
+    Links to folders are followed, each folder visited once, so that a loop of links ends.
+    """
+    pending, visited = [os.fspath(folder)], set()
+    while pending:
+        state = os.stat(here := pending.pop())
+        if (state.st_dev, state.st_ino) in visited:
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if _is(entry.is_dir):
+                    pending.append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES) and _is(entry.is_file):
+                    yield entry.name, entry.path
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether a directory entry is of a kind; False for a link that only leads to itself."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def count_images(folder: Path) -> int:
+    """Image files at any depth."""
+    return sum(
+        path.name.lower().endswith(IMAGE_SUFFIXES)
+        for path in (folder.rglob("*") if folder.is_dir() else ())
+    )

@@ -1,0 +1,341 @@
+"""A table of one's own: which of its columns mean what, and its cells as the manifest's columns."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_lightning.data.csv_table import (
+    converted,
+    count_in,
+    fail_at,
+    header_of,
+    one_row_an_image,
+    read_cells,
+    shown,
+)
+from xray_lightning.data.sources.nih import names, persons
+from xray_lightning.errors import UserError
+from xray_lightning.findings import ALIASES, FINDINGS, folded, names_in
+
+log = logging.getLogger(__name__)
+
+# The titles that a column is known by where data.columns does not name it; compared by their
+# letters and digits alone, so that "Patient ID" is "patient_id".
+GUESSES: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("image", "image index", "image name", "image path", "image file", "path", "file"),
+        *("file name", "file path"),
+    ),
+    "patient": ("patient", "patient id", "subject", "subject id"),
+    "labels": ("labels", "finding labels", "findings"),
+    "follow_up": ("follow-up", "follow-up #", "follow-up number"),
+    "age": ("age", "patient age"),
+    "sex": ("sex", "gender", "patient sex", "patient gender"),
+    "view": ("view", "view position", "ap/pa"),
+    "split": ("split",),
+}
+REQUIRED = ("image", "patient")
+SEXES = {"male": "M", "female": "F"}
+
+MOST_NAMED = 20  # labels that are counted each by its name
+
+NEGATIVE, POSITIVE, UNCERTAIN, EMPTY = range(4)
+_VALUES = {
+    **dict.fromkeys(("0", "0.0", "false"), NEGATIVE),
+    **dict.fromkeys(("1", "1.0", "true"), POSITIVE),
+    **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
+    "": EMPTY,
+}
+_TAKEN_AS = {"negative": NEGATIVE, "positive": POSITIVE}
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """What a table says: `table` as `dialects.nih_rows` returns it, of these findings.
+
+    Attributes:
+        given: images by what the column `split` says; empty without one.
+    """
+
+    table: pd.DataFrame
+    findings: tuple[str, ...]
+    given: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """How to read a table of one's own.
+
+    A finding is a column of 0 and 1, titled by its name; or there is one column of labels, such as
+    "Effusion|Mass" or "No Finding". Without a list of findings, those of NIH's 14 are read that
+    the table has.
+
+    Args:
+        file: the CSV, as a path or by its name in the data set's folder; None for the only one
+            there.
+        columns: the title of each column, by the keys of `GUESSES`; None to guess it.
+        uncertain: what -1 of a finding means, as in CheXpert: `negative`, `positive`, or `error`
+            to refuse it.
+        empty: what an empty cell of a finding means: `negative`, or `error` to refuse it.
+
+    Raises:
+        UserError: an option out of range.
+    """
+
+    file: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    uncertain: str = "error"
+    empty: str = "error"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.columns, Mapping) or not self.columns.keys() <= GUESSES.keys():
+            keys = ", ".join(GUESSES)
+            raise UserError(f"data.columns={shown(str(self.columns))} has other keys than {keys}")
+        for key, title in self.columns.items():
+            if title is not None and not (isinstance(title, str) and title.strip()):
+                raise UserError(
+                    f"data.columns.{key}={shown(str(title))} must be the title of a column"
+                )
+        for key, value, known in (
+            ("uncertain", self.uncertain, ("error", "negative", "positive")),
+            ("empty", self.empty, ("error", "negative")),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"data.{key}={shown(str(value))} is unknown; choose {', '.join(known)}"
+                )
+
+    def find(self, root: Path) -> Path:
+        """The table's file.
+
+        Raises:
+            UserError: it is not there, or there are several to choose from.
+        """
+        if self.file:
+            for path in (Path(self.file), root / self.file):
+                if path.is_file():
+                    return path
+            raise UserError(
+                f"data.table={shown(str(self.file))} is no file, neither as a path nor in {root}; "
+                "give the CSV"
+            )
+        tables = sorted(
+            path for path in root.iterdir() if path.suffix.lower() == ".csv" and path.is_file()
+        )
+        if len(tables) != 1:
+            first = ", ".join(path.name for path in tables[:5]) + ", ..." * (len(tables) > 5)
+            found = f"{len(tables)} CSVs ({first})" if tables else "no CSV"
+            raise UserError(f"{root} holds {found}; name the table of the images: data.table=FILE")
+        return tables[0]
+
+    def read(
+        self, path: Path, *, findings: tuple[str, ...] | None, dropped: dict[str, int]
+    ) -> OwnRows:
+        """Read and check the table.
+
+        Args:
+            path: the CSV.
+            findings: those to read, in this order; None for those of NIH's 14 that it has.
+            dropped: counts, by reason, that rows dropped and values changed are added to.
+
+        Raises:
+            UserError: the first fault, with its file and line.
+        """
+        header = _Header.of(path)
+        titles = header.titles(self.columns)
+        by_column = header.findings(findings or FINDINGS, skipped=titles.values())
+        if "labels" in titles and (self.columns.get("labels") or not by_column):
+            by_column = {}
+        else:
+            titles.pop("labels", None)
+            header.refuse_lacking(findings, by_column)
+            header.tell_unused([*titles.values(), *by_column.values()])
+        wanted = {"patient_id" if key == "patient" else key: (t,) for key, t in titles.items()}
+        wanted |= {name: (title,) for name, title in by_column.items()}
+        cells = read_cells(path, wanted, required=tuple(wanted))
+        if by_column:
+            chosen = tuple(by_column)
+            labels = self._one_hot(cells, chosen, dropped)
+        else:
+            chosen, labels = self._labels(cells, findings, dropped)
+        return _rows(cells, chosen, labels, dropped)
+
+    def _one_hot(
+        self, cells: pd.DataFrame, findings: Sequence[str], dropped: dict[str, int]
+    ) -> npt.NDArray[np.uint8]:
+        """Labels of columns of 0 and 1, shape (N, findings)."""
+        values = np.array([converted(cells, name, self._value) for name in findings]).T
+        for code, text, taken_as in (
+            (UNCERTAIN, "label -1", self.uncertain),
+            (EMPTY, "empty label", self.empty),
+        ):
+            hit = values == code
+            count_in(dropped, f"{text} (taken as {taken_as})", hit)
+            values[hit] = _TAKEN_AS.get(taken_as, NEGATIVE)
+        return values.astype(np.uint8)
+
+    def _value(self, text: str) -> int:
+        value = _VALUES.get(text.lower())
+        if value is None:
+            raise ValueError("a finding is 0 or 1 (or -1 or empty, see data.uncertain, data.empty)")
+        if value == UNCERTAIN and self.uncertain == "error":
+            raise ValueError("uncertain; say what it means: data.uncertain=negative or positive")
+        if value == EMPTY and self.empty == "error":
+            raise ValueError(
+                "empty; if it means that the finding is not there: data.empty=negative"
+            )
+        return value
+
+    def _labels(
+        self, cells: pd.DataFrame, findings: tuple[str, ...] | None, dropped: dict[str, int]
+    ) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
+        """Findings, and labels of a column such as "Effusion|Mass", shape (N, findings)."""
+        known = {folded(alias): name for alias, name in ALIASES.items()}
+        known |= {folded(name): name for name in findings or FINDINGS}
+
+        def named(text: str) -> frozenset[str]:
+            if not text and self.empty == "negative":
+                return frozenset()
+            return frozenset(known.get(folded(name), name) for name in names_in(text))
+
+        if self.empty == "negative":
+            count_in(dropped, "empty label (taken as negative)", cells["labels"] == "")
+        rows = converted(cells, "labels", named)
+        images = Counter(name for row in rows for name in row)
+        chosen = findings or tuple(name for name in FINDINGS if name in images)
+        others = sorted((-images[name], name) for name in images.keys() - set(chosen))
+        if others and findings is None:
+            unknown = {name for _, name in others}
+            first = next(place for place, row in enumerate(rows) if not unknown.isdisjoint(row))
+            name = min(unknown & rows[first])
+            fault = f"unknown label {shown(name)}; name those to learn, as in data.findings="
+            raise fail_at(cells, first, f"{fault}[{FINDINGS[0]},{FINDINGS[1]}]")
+        for count, name in others[:MOST_NAMED]:
+            dropped[f"label {shown(name)} (not among data.findings)"] = -count
+        if rest := -sum(count for count, _ in others[MOST_NAMED:]):
+            dropped["other labels (not among data.findings)"] = rest
+        if not chosen:
+            raise UserError(f"{cells['file'].iloc[0]}: no image has any of {', '.join(FINDINGS)}")
+        return chosen, np.array([[name in row for name in chosen] for row in rows], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line of a table."""
+
+    path: Path
+    cells: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> "_Header":
+        return cls(path, tuple(header_of(path)))
+
+    def titles(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
+        """The title of each column that is there, by the keys of `GUESSES`."""
+        titles = {}
+        for key, guesses in GUESSES.items():
+            found = self._having(chosen.get(key), guesses)
+            if len(found) > 1:
+                raise UserError(
+                    f"{self.path}, line 1: {' and '.join(map(shown, found))} may each be the "
+                    f"column {key}; choose one: data.columns.{key}=TITLE"
+                )
+            if found:
+                titles[key] = found[0]
+            elif chosen.get(key) or key in REQUIRED:
+                wanted = chosen.get(key) or guesses[0]
+                raise UserError(
+                    f"{self.path}, line 1: no column {shown(wanted)}; {self._found}; name the one "
+                    f"to use: data.columns.{key}=TITLE"
+                )
+        return titles
+
+    def _having(self, chosen: str | None, guesses: tuple[str, ...]) -> list[str]:
+        if chosen and chosen in self.cells:
+            return [chosen]
+        wanted = {folded(title) for title in ((chosen,) if chosen else guesses)}
+        return [title for title in self.cells if folded(title) in wanted]
+
+    def findings(self, names: Sequence[str], *, skipped: object) -> dict[str, str]:
+        """The title of each finding that has a column."""
+        folds = {folded(title): title for title in reversed(self.cells)}
+        titles = {}
+        for name in names:
+            spelled = [name, *(alias for alias, same in ALIASES.items() if same == name)]
+            found = {folds[folded(one)] for one in spelled if folded(one) in folds}
+            if len(found) > 1:
+                both = " and ".join(map(shown, sorted(found)))
+                raise UserError(f"{self.path}, line 1: {both} are both {name}; keep one")
+            if found:
+                titles[name] = found.pop()
+        return titles
+
+    def refuse_lacking(
+        self, findings: tuple[str, ...] | None, by_column: Mapping[str, str]
+    ) -> None:
+        """Refuse a table without a column of each finding asked for, or without any."""
+        lacking = [name for name in findings or () if name not in by_column]
+        if lacking:
+            raise UserError(
+                f"{self.path}, line 1: no column of data.findings {', '.join(lacking)}; "
+                f"{self._found}"
+            )
+        if not by_column:
+            raise UserError(
+                f"{self.path}, line 1: no column of a finding; {self._found}; name those to learn: "
+                "data.findings=[A,B], or a column such as 'A|B': data.columns.labels=TITLE"
+            )
+
+    def tell_unused(self, used: Sequence[str]) -> None:
+        unused = [title for title in self.cells if title and title not in used]
+        if unused:
+            log.info("columns that are not used: %s", shown(", ".join(unused), limit=400))
+
+    @property
+    def _found(self) -> str:
+        return f"found {shown(', '.join(self.cells), limit=400)}"
+
+
+def _rows(
+    cells: pd.DataFrame,
+    findings: tuple[str, ...],
+    labels: npt.NDArray[np.uint8],
+    dropped: dict[str, int],
+) -> OwnRows:
+    cells = cells.assign(image=converted(cells, "image", _image_name))
+    for key in ("follow_up", "age", "sex", "view"):
+        if key not in cells:
+            cells[key] = ""
+    cells["sex"] = [SEXES.get(text.lower(), text) for text in cells["sex"].tolist()]
+    table = pd.DataFrame(
+        {
+            **names(cells, dropped),
+            **persons(cells, dropped),
+            **{name: labels[:, column] for column, name in enumerate(findings)},
+        }
+    )
+    if "split" in cells:
+        table["split"] = cells["split"]
+    table = one_row_an_image(table, dropped, reason="duplicate row")
+    given: dict[str, tuple[str, ...]] = {}
+    if "split" in cells:
+        for text, images in table.groupby("split", sort=True)["image"]:
+            given[str(text)] = tuple(images)
+        given.pop("", None)  # on no side
+    return OwnRows(table, findings, given)
+
+
+def _image_name(text: str) -> str:
+    """A file's name, or its path below the folder of the images, spelled in one way."""
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or ".." in parts:
+        raise ValueError(
+            "an image is named by its path below data.images (or data.root), without '..'"
+        )
+    return "/".join(parts)

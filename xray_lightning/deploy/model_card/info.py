@@ -1,0 +1,788 @@
+"""Model information (`xray info`): what a checkpoint or export and its run say of a model."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xray_lightning.deploy.model import EXPORTED
+from xray_lightning.deploy.onnx_backend import OnnxMember
+from xray_lightning.errors import UserError, printable
+from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.model_entry import fitted_of
+from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.html.page import NOTICE
+from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
+from xray_lightning.report import wording as words
+from xray_lightning.report.tables import NONE, count, plain
+from xray_lightning.runs.folder import DamagedResultsError, read_run
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import Run, TestMetrics, finite
+
+# What a batch norm keeps beside its weights: state, and no parameter.
+_STATE = (".running_mean", ".running_var", ".num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How a checkpoint has become another file.
+
+    Attributes:
+        checkpoint_sha256: of the checkpoint.
+        precision: float32 or int8.
+        int8: scores beside float32's, as `deploy.int8.quantize` has written them; None of float32.
+        int8_cost: the same in words.
+    """
+
+    checkpoint_sha256: str
+    precision: str
+    int8: Mapping[str, Any] | None = None
+    int8_cost: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A checkpoint as it describes itself; None for what it does not say.
+
+    Attributes:
+        path: the file, as it was asked for.
+        schema_version: of its own description.
+        epoch: during which it was saved, from 1.
+        steps: optimizer steps until then.
+        lightning: the version of Lightning that wrote it.
+        parameters: numbers that training has set, those of the loss left out.
+        hidden: widths of further fully connected layers.
+        points, calibration: what was fitted on validation; None where nothing was.
+        exported: how it was exported; None of a checkpoint itself.
+    """
+
+    path: Path
+    schema_version: int
+    epoch: int | None
+    steps: int | None
+    lightning: str | None
+    findings: tuple[str, ...]
+    arch: str | None
+    hidden: tuple[int, ...]
+    dropout: float | None
+    parameters: int | None
+    image_size: int | None
+    normalize: str | None
+    split_sha256: str | None
+    points: OperatingPoints | None
+    calibration: Calibration | None
+    exported: Exported | None = None
+
+
+def facts_of(path: Path) -> CheckpointFacts:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        UserError: it cannot be read, is of another schema, or what was fitted is damaged.
+    """
+    checkpoint = read_checkpoint(path)
+    epoch = _whole(checkpoint.get("epoch"))
+    return replace(
+        facts_in(checkpoint["xray"], path=path),
+        epoch=None if epoch is None else epoch + 1,
+        steps=_whole(checkpoint.get("global_step")),
+        lightning=_text(checkpoint.get("pytorch-lightning_version")),
+        parameters=parameters_in(checkpoint.get("state_dict"), source=path),
+    )
+
+
+def facts_in(
+    described: Mapping[str, Any], *, path: Path, exported: Exported | None = None
+) -> CheckpointFacts:
+    """What is in the description that checkpoints and exported models carry; None for the rest.
+
+    Raises:
+        UserError: what was fitted is damaged.
+    """
+    model = described.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    try:
+        points, calibration = fitted_of(described)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return CheckpointFacts(
+        path=path,
+        schema_version=described["schema_version"],
+        epoch=None,
+        steps=None,
+        lightning=None,
+        findings=tuple(described["findings"]),
+        arch=_text(model.get("arch")),
+        hidden=_widths(model.get("hidden")),
+        dropout=_fraction(model.get("dropout")),
+        parameters=None,
+        image_size=_whole(described.get("image_size")),
+        normalize=_text(described.get("normalize")),
+        split_sha256=_text(described.get("split_sha256")),
+        points=points,
+        calibration=calibration,
+        exported=exported,
+    )
+
+
+def parameters_in(state: Any, *, source: Path) -> int:
+    """How many numbers of the backbone training has set.
+
+    Raises:
+        UserError: the state is none.
+    """
+    if not isinstance(state, Mapping):
+        raise UserError(f"{source}: the checkpoint holds no weights")
+    return sum(
+        value.numel()
+        for name, value in state.items()
+        if str(name).startswith("backbone.")
+        and not str(name).endswith(_STATE)
+        and isinstance(value, torch.Tensor)
+    )
+
+
+def _widths(values: Any) -> tuple[int, ...]:
+    several = isinstance(values, list | tuple) and all(_whole(one) is not None for one in values)
+    return tuple(values) if several else ()
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _fraction(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None
+
+
+def _text(value: Any) -> str | None:
+    return printable(value)[:200] if isinstance(value, str) else None
+
+
+def facts_of_exported(path: Path) -> CheckpointFacts:
+    """Read an .onnx file that `xray export` has written.
+
+    Raises:
+        UserError: it cannot be read, is of another schema, or what was fitted is damaged.
+    """
+    described = OnnxMember.read(path).described
+    exported = Exported(
+        checkpoint_sha256=described["checkpoint_sha256"],
+        precision=str(described.get("precision")),
+        int8=described.get("int8"),
+        int8_cost=_cost(described.get("int8"), path),
+    )
+    return facts_in(described, path=path, exported=exported)
+
+
+def _cost(said: Any, path: Path) -> str | None:
+    """What int8 has cost, in words; None of a model in float32."""
+    if said is None:
+        return None
+    try:
+        change = said["auroc_macro_change"]
+        if change["value"] is None:
+            return f"no macro AUROC: {change['undefined_reason']}"
+        ends = change["ci95"]
+        interval = f"95 % interval {ends[0]:+.4f} to {ends[1]:+.4f}" if ends else "no interval"
+        return (
+            f"macro AUROC {said['auroc_macro']:.4f} on {said['images']:,} test images, "
+            f"{change['value']:+.4f} beside float32 ({interval})"
+        )
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: its metadata are damaged (int8); export it again") from error
+
+
+# An absolute path within a word of a command line, up to what ends it in an override.
+_ABSOLUTE = re.compile(r"(?:(?<=[=,\[{('\":])|^)(?:~[^/\\]*|[A-Za-z]:)?[/\\][^,\]})'\"]*")
+
+
+def without_folders(command: str) -> str:
+    """A command line whose absolute paths keep their last part alone: `data.root=.../nih`."""
+    try:
+        return shlex.join(map(last_parts, shlex.split(command)))
+    except ValueError:  # an open quotation mark
+        return "not shown: it cannot be split"
+
+
+def last_parts(word: str) -> str:
+    """A word of a command line with the last part of each absolute path in it."""
+    return _ABSOLUTE.sub(_last_part, word)
+
+
+def _last_part(path: re.Match[str]) -> str:
+    return ".../" + re.split(r"[/\\]", path[0].rstrip("/\\"))[-1]
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that is known of one model; at least one of checkpoint and run is there.
+
+    Attributes:
+        checkpoint: what the file says of itself; None where a run has none.
+        run: the run that has trained or tested the checkpoint; None where it is not known.
+        results: the run's results.json as it is; empty where there is no run.
+        link: how it is known that the two belong together, or why one of them is missing.
+        untested: why there are no figures of a test; None where there are.
+    """
+
+    checkpoint: CheckpointFacts | None
+    run: Run | None
+    results: Mapping[str, Any]
+    link: str
+    untested: str | None
+
+    @property
+    def test(self) -> TestMetrics | None:
+        """The figures of this very checkpoint."""
+        return None if self.run is None or self.untested is not None else self.run.test
+
+    @property
+    def metrics(self) -> Mapping[str, Any] | None:
+        """The same as they stand in results.json."""
+        return None if self.test is None else self.results["metrics"]["test"]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What the model tells of; empty where neither file says it."""
+        if self.checkpoint is not None:
+            return self.checkpoint.findings
+        return () if self.run is None else self.run.findings
+
+    @property
+    def image_size(self) -> int | None:
+        """The side of the images inside the model, in pixels."""
+        if self.checkpoint is not None:
+            return self.checkpoint.image_size
+        size = self.run.settings.get("data.image_size") if self.run else None
+        return size if isinstance(size, int) else None
+
+    @property
+    def normalize(self) -> str | None:
+        """How its pixels are normalised."""
+        if self.checkpoint is not None:
+            return self.checkpoint.normalize
+        value = self.run.settings.get("data.normalize") if self.run else None
+        return None if value is None else str(value)
+
+    @property
+    def tested_only(self) -> bool:
+        """Whether the run has tested a checkpoint that another run has trained."""
+        return self.run is not None and self.run.settings.get("ckpt_path") is not None
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, that was the best on validation; None where it is not known."""
+        return None if self.run is None or self.tested_only else self.run.best_epoch
+
+
+def look(path: Path) -> Known:
+    """What is known of a checkpoint, or of the model of a run folder.
+
+    Raises:
+        UserError: there is nothing, or it cannot be read.
+    """
+    if path.name == RESULTS:
+        path = path.parent
+    if not path.is_dir():
+        return of_checkpoint(path)
+    if (path / RESULTS).is_file():
+        return of_run(path)
+    if (alone := path / "checkpoints" / BEST).is_file():
+        return of_checkpoint(alone)
+    raise UserError(f"{path} is no run folder: it has no {RESULTS}; give one, or a .ckpt file")
+
+
+def of_run(folder: Path) -> Known:
+    """The model of a run: its best checkpoint or else its last, or the one that it has tested.
+
+    Raises:
+        UserError: results.json or the checkpoint cannot be read.
+    """
+    try:
+        run, results = _read(folder)
+    except DamagedResultsError as error:
+        raise UserError(printable(f"{folder / RESULTS}: {error}")) from error
+    named = run.settings.get("ckpt_path")
+    path = _kept(folder, tested=run.test is not None) if named is None else Path(str(named))
+    if not path.is_file():
+        missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
+        untested = None if run.test else words.no_test(run)
+        return Known(None, run, results, f"No checkpoint: {missing} is not there.", untested)
+    return _joined(facts_of(path), run, results)
+
+
+def of_checkpoint(path: Path) -> Known:
+    """A checkpoint, and its run where the file lies in RUN/checkpoints and is of that run.
+
+    Raises:
+        UserError: the checkpoint, or the exported model, cannot be read.
+    """
+    if path.suffix.lower() == EXPORTED:
+        return _alone(
+            facts_of_exported(path), "An exported model names no run: ask its checkpoint."
+        )
+    facts = facts_of(path)
+    folder = path.absolute().parent.parent
+    if not (folder / RESULTS).is_file():
+        told = f"the folder above its own has no {RESULTS}"
+        return _alone(facts, f"The checkpoint lies in no run folder: {told}.")
+    try:
+        run, results = _read(folder)
+    except DamagedResultsError as error:
+        return _alone(facts, printable(f"The run's {RESULTS} cannot be read: {error}."))
+    known = _joined(facts, run, results)
+    if known.checkpoint is None:  # another run's
+        return _alone(facts, known.link)
+    return known
+
+
+def _kept(folder: Path, *, tested: bool) -> Path:
+    """The checkpoint that a run is known by: the best, or before the first is kept, the last."""
+    best, last = (folder / "checkpoints" / name for name in (BEST, LAST))
+    return last if not tested and last.is_file() and not best.is_file() else best
+
+
+def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
+    run = read_run(folder)
+    return run, json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+def _alone(facts: CheckpointFacts, why: str) -> Known:
+    return Known(facts, None, {}, why, f"Metrics are not known. {why}")
+
+
+def _joined(facts: CheckpointFacts, run: Run, results: Mapping[str, Any]) -> Known:
+    """Both, where nothing says that the checkpoint is another run's; else the run alone."""
+    other = _differing(facts, run)
+    if other:
+        link = f"The checkpoint is not of the run beside it: {'; '.join(other)}."
+        return Known(None, run, results, link, None if run.test else words.no_test(run))
+    alike = "Split, model and findings of the checkpoint are those of the run"
+    known = Known(facts, run, results, f"{alike}; no other sign tells.", None)
+    if run.test is None:
+        return replace(known, untested=words.no_test(run))
+    best = known.best_epoch
+    if best is not None and facts.epoch is not None and facts.epoch != best:
+        reason = f"The run tested the checkpoint of epoch {best}; this one is of {facts.epoch}"
+        return replace(known, untested=f"{reason}.")
+    if run.test.operating_point is not None:
+        if facts.points is None:
+            reason = "The run's test is at operating points, and this checkpoint has none"
+            return replace(known, untested=f"{reason}: it is not the one that was tested.")
+        return replace(known, link=f"{alike}, and so is every operating point, to its last digit.")
+    if best is not None and facts.epoch == best:
+        return replace(known, link=f"{alike}, and its epoch is the run's best.")
+    return known
+
+
+def _differing(facts: CheckpointFacts, run: Run) -> list[str]:
+    """In what a checkpoint and a run contradict each other; what one does not say is nothing."""
+    hidden = run.settings.get("model.hidden")
+    pairs = [
+        ("split", facts.split_sha256, run.split_sha256),
+        ("model", facts.arch, run.settings.get("model.arch")),
+        ("model", None if facts.arch is None else list(facts.hidden), hidden),
+        ("image size", facts.image_size, run.settings.get("data.image_size")),
+        ("normalisation", facts.normalize, run.settings.get("data.normalize")),
+    ]
+    found = [
+        f"another {name}"
+        for name, own, theirs in pairs
+        if own is not None and theirs is not None and own != theirs
+    ]
+    # A test has them all, in order; counts of the data may leave some out.
+    alike = facts.findings == run.findings if run.test else {*run.findings} <= {*facts.findings}
+    if not alike:
+        found.append("other findings")
+    if facts.points is not None and run.test is not None and run.test.operating_point is not None:
+        cuts = {row.finding: row.threshold for row in run.test.per_finding}
+        if facts.points.cuts != cuts:
+            found.append("other operating points")
+    return list(dict.fromkeys(found))
+
+
+INTENDED = (
+    "Research and teaching: comparing models, training recipes, hardware and evaluation methods in "
+    "multi-label classification of chest X-rays."
+)
+OUT_OF_SCOPE = (
+    "Anything that touches a patient: diagnosis, triage, screening, second reading, ruling out.",
+    "Images unlike those it was trained on: it answers all the same (xray predict flags some).",
+    "Findings that are not in its list: an image without any of them is not a healthy one.",
+    "Taking a probability for a person's risk: it follows how frequent a finding is in the "
+    "training images.",
+)
+_REVIEWED = (
+    "a radiologist who looked at a sample found that they often do not say what the image shows "
+    "(L. Oakden-Rayner, Exploring Large-scale Public Medical Image Datasets, Academic Radiology "
+    "2020)"
+)
+MINED = (
+    "The labels were read out of radiology reports by a program (Wang et al., CVPR 2017), and "
+    f"{_REVIEWED}. The figures are against these labels, not against the truth."
+)
+FEW = 50  # training images with a finding, below which the findings are named
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as others know it.
+
+    Attributes:
+        name: in full.
+        told: what to know of its images and labels.
+        credit: whom to name; None where nobody needs to be.
+    """
+
+    name: str
+    told: str
+    credit: str | None = None
+
+
+_NIH = (
+    "NIH Clinical Center; X. Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database and "
+    "Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases, "
+    "CVPR 2017."
+)
+DATA_SETS: Mapping[str, DataSet] = {
+    "nih": DataSet("NIH ChestX-ray14", MINED, _NIH),
+    "ai4m": DataSet("NIH ChestX-ray14, the tables of the AI for Medicine course", MINED, _NIH),
+    "chestmnist": DataSet(
+        "ChestMNIST of MedMNIST v2, NIH ChestX-ray14 made small",
+        f"It names no patients: whether the sides of its split share some is not known. {MINED}",
+        f"J. Yang et al., MedMNIST v2, Scientific Data 2023. {_NIH}",
+    ),
+    "phantom": DataSet(
+        "Chest X-ray phantoms",
+        "Drawings, made by a program from a seed, of nobody's chest: the figures show that a "
+        "pipeline works, and nothing about medicine.",
+    ),
+}
+_UNTOLD = "Where the images come from, and who labelled them how, is not recorded."
+
+
+def data_set(run: Run) -> DataSet:
+    """What is known of the data by its name, which is all that a run records of its origin."""
+    return DATA_SETS.get(run.data) or DataSet(run.data or "not recorded", _UNTOLD)
+
+
+def limits(known: Known, *, of_data: bool = True) -> list[str]:
+    """What to know before using the model, or believing its figures, one sentence or two each.
+
+    Args:
+        known: the model.
+        of_data: whether what is known of its data set is to be said here, too.
+    """
+    run, test = known.run, known.test
+    said = []
+    if run is not None:
+        said += [data_set(run).told] if of_data else []
+        # Warnings may name files, and files may name patients.
+        said += [*words.notes(replace(run, warnings=())), *_rare(run)]
+    if test is not None:
+        verdict = words.verdict(test)
+        said += [
+            *([] if verdict is None else [verdict]),
+            "The test images come from where the training images come from: how it does "
+            "elsewhere is not known.",
+            "The intervals are of the patients drawn, not of the training: another seed may "
+            "differ by more.",
+            *_few(test),
+            *_flagged(test),
+        ]
+    if (size := known.image_size) is not None:
+        said.append(f"It sees {size} x {size} pixels: smaller signs are lost.")
+    if known.checkpoint is not None and known.checkpoint.points is not None:
+        images = words.counted(known.checkpoint.points.images, "validation image")
+        said.append(f"Its operating points are fitted to {images}: fit them anew for other images.")
+    return said
+
+
+def _rare(run: Run) -> list[str]:
+    train = next((side.positives for side in run.sides if side.name == "train"), {})
+    rare = {finding: count for finding, count in train.items() if count < FEW}
+    if not rare:
+        return []
+    named = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rare.items())
+    return [f"Findings in fewer than {FEW} training images: {named}."]
+
+
+def _few(test: TestMetrics) -> list[str]:
+    rows = [row for row in test.per_finding if row.auroc_ci95 is None]
+    named = ", ".join(row.finding.replace("_", " ") for row in rows)
+    return [f"Without an interval of their AUROC: {named}."] if rows else []
+
+
+def _flagged(test: TestMetrics) -> list[str]:
+    if test.subgroups is None:
+        return ["How it does by sex, age, view and visit was not recorded."]
+    if not test.subgroups:
+        return ["How it does by sex, age, view and visit is not known: the data do not name them."]
+    flagged = [f"{one.by} {one.group}" for one in test.subgroups if one.flagged]
+    if not flagged:
+        return []
+    return [f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."]
+
+
+Facts = list[tuple[str, str]]
+
+
+def name_of(known: Known) -> str:
+    """The run's name, else the file's."""
+    if known.run is not None:
+        return known.run.name
+    return "" if known.checkpoint is None else known.checkpoint.path.name
+
+
+def model_facts(known: Known) -> Facts:
+    """What the model is."""
+    facts, run = known.checkpoint, known.run
+    findings = ", ".join(map(plain, known.findings))
+    said = [
+        ("Backbone", _backbone(known)),
+        ("Findings", f"{len(known.findings)}: {findings}" if findings else NONE),
+        ("Input", _input(known)),
+    ]
+    if facts is None or facts.exported is None:
+        said.append(("Precision", NONE if run is None else words.precision_of(run)))
+    else:
+        precision, cost = facts.exported.precision, facts.exported.int8_cost
+        said.append(("Precision", precision if cost is None else f"{precision}: {cost}"))
+        origin = f"from the checkpoint of SHA-256 {facts.exported.checkpoint_sha256}"
+        said.append(("Exported", f"{facts.path.name}, schema {facts.schema_version}, {origin}"))
+    if facts is not None and facts.exported is None:
+        saved = [] if facts.epoch is None else [f"epoch {facts.epoch}"]
+        saved += [] if facts.steps is None else [f"{facts.steps:,} steps"]
+        saved.append(f"schema {facts.schema_version}")
+        said.append(("Checkpoint", f"{facts.path.name}: {', '.join(saved)}"))
+    if facts is not None:
+        said.append(("Fitted", _fitted(known)))
+    return said
+
+
+def training_facts(known: Known) -> Facts:
+    """What it was trained on, and how long."""
+    run = known.run
+    if run is None:
+        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        return [("Split hash", digest or NONE), ("All else", "not in the file")]
+    full = data_set(run).name
+    data = run.data or NONE
+    said = [
+        ("Data", data if full in (data, "not recorded") else f"{data} ({full})"),
+        ("Split", split_of(run)),
+        ("Split hash", run.split_sha256 or NONE),
+    ]
+    said += [(f"Images, {side.name}", _side(side.images, side.patients)) for side in run.sides]
+    seed = NONE if run.seed is None else str(run.seed)
+    if known.tested_only:
+        return [*said, ("Seed, epochs", "not known: the run tested another run's checkpoint")]
+    return [
+        *said,
+        ("First weights", _start(run)),
+        ("Recipe", _recipe(run)),
+        ("Seed", seed),
+        ("Epochs", _epochs(known, run)),
+        ("Device", _device(run)),
+    ]
+
+
+def version_facts(known: Known) -> Facts:
+    """What it was made with."""
+    said = [(name, version) for name, version in versions(known).items() if version is not None]
+    return [(_VERSIONS.get(name, name), version) for name, version in said]
+
+
+_VERSIONS = {"xray_lightning": "xray-lightning", "git_commit": "Git commit"}
+
+
+def versions(known: Known) -> dict[str, str | None]:
+    """What it was made with, by name; None for what was not recorded."""
+    named: dict[str, str | None] = dict.fromkeys(("python", "torch", "lightning", "xray_lightning"))
+    if known.checkpoint is not None:
+        named["lightning"] = known.checkpoint.lightning
+    if known.run is not None:
+        named |= known.run.versions
+    return {**named, "git_commit": None if known.run is None else known.run.git_commit}
+
+
+def split_of(run: Run) -> str:
+    """The split's name, or the file that it was read from."""
+    return last_parts(run.split) or NONE
+
+
+def _backbone(known: Known) -> str:
+    facts = known.checkpoint
+    if facts is None:
+        return known.run.model if known.run and known.run.model else NONE
+    layers = f" + FC layers {', '.join(map(str, facts.hidden))}" if facts.hidden else ""
+    size = "" if facts.parameters is None else f", {facts.parameters:,} parameters"
+    return f"{facts.arch or 'not recorded'}{layers}{size}"
+
+
+def _input(known: Known) -> str:
+    size = known.image_size
+    return f"{size} x {size} px, gray, normalised {known.normalize}" if size else NONE
+
+
+def _fitted(known: Known) -> str:
+    facts = known.checkpoint
+    if facts is None or (facts.points is None and facts.calibration is None):
+        return "no operating points, no calibration"
+    said = []
+    if facts.points is not None:
+        target = "" if facts.points.target is None else f" {facts.points.target:g}"
+        images = words.counted(facts.points.images, "validation image")
+        said.append(f"operating points by {facts.points.rule}{target} on {images}")
+    if facts.calibration is not None:
+        images = words.counted(facts.calibration.images, "validation image")
+        said.append(f"calibration by {facts.calibration.method} on {images}")
+    return "; ".join(said)
+
+
+def _side(images: int, patients: int | None) -> str:
+    people = "" if patients is None else f" of {words.counted(patients, 'patient')}"
+    return f"{count(images)}{people}"
+
+
+def _epochs(known: Known, run: Run) -> str:
+    best = "" if known.best_epoch is None else f", the best on validation {known.best_epoch}"
+    return f"{len(run.history)}{best}"
+
+
+def _start(run: Run) -> str:
+    """The weights that training began with."""
+    if (path := run.settings.get("model.weights_path")) is not None:
+        return f"weights of {last_parts(str(path))}"
+    pretrained = run.settings.get("model.pretrained")
+    names = {True: "torchvision's ImageNet weights", False: "random weights"}
+    return names.get(pretrained, NONE) if isinstance(pretrained, bool) else NONE
+
+
+def _recipe(run: Run) -> str:
+    """The parts of the training by their names in the configuration."""
+    named = {
+        key: str(run.settings.get(f"{key}._target_", "")).rpartition(".")[2]
+        for key in ("loss", "optimizer", "augment")
+    }
+    rate, batch = run.settings.get("optimizer.lr"), run.settings.get("data.batch_size")
+    parts = [
+        named["loss"],
+        named["optimizer"] + ("" if rate is None else f" at {rate}"),
+        "" if batch is None else f"{batch} images a step",
+        f"augmented by {named['augment']}" if named["augment"] else "not augmented",
+    ]
+    return ", ".join(filter(None, parts)) if named["loss"] else NONE
+
+
+def _device(run: Run) -> str:
+    ranks = f", {run.world_size} ranks" if run.world_size and run.world_size > 1 else ""
+    return f"{run.device or NONE}{ranks}"
+
+
+SCHEMA_VERSION = 1
+
+
+def as_plain(known: Known) -> dict[str, object]:
+    """All that is known, in plain values.
+
+    Keys: schema_version; name; status and reason of the run; link: how it is known that run and
+    checkpoint belong together; model; checkpoint, the file; exported, how that was exported;
+    training; metrics: metrics.test of results.json,
+    as it is there; metrics_unknown: why there are none; operating_points and calibration of the
+    checkpoint; versions; notice, intended_use, out_of_scope, limits: sentences. What is not known
+    is null.
+    """
+    facts, run = known.checkpoint, known.run
+    points = calibration = checkpoint = exported = None
+    if facts is not None:
+        points = None if facts.points is None else facts.points.to_plain()
+        calibration = None if facts.calibration is None else facts.calibration.to_plain()
+        checkpoint = {
+            "path": str(facts.path),
+            "schema_version": facts.schema_version,
+            "epoch": facts.epoch,
+            "steps": facts.steps,
+        }
+        if facts.exported is not None:
+            exported = asdict(facts.exported)
+            del exported["int8_cost"]
+    content: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name_of(known),
+        "status": None if run is None else run.status,
+        "reason": None if run is None else run.reason,
+        "link": known.link,
+        "model": _model(known),
+        "checkpoint": checkpoint,
+        "exported": exported,
+        "training": _training(known),
+        "metrics": known.metrics,
+        "metrics_unknown": known.untested,
+        "operating_points": points,
+        "calibration": calibration,
+        "versions": versions(known),
+        "notice": NOTICE,
+        "intended_use": INTENDED,
+        "out_of_scope": list(OUT_OF_SCOPE),
+        "limits": limits(known),
+    }
+    return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
+
+
+def _model(known: Known) -> dict[str, object]:
+    facts, run = known.checkpoint, known.run
+    settings: Mapping[str, Any] = {} if run is None else run.settings
+    built: dict[str, object] = {
+        key: settings.get(f"model.{key}") for key in ("arch", "hidden", "dropout")
+    }
+    if facts is not None:
+        built = {"arch": facts.arch, "hidden": list(facts.hidden), "dropout": facts.dropout}
+    return built | {
+        "parameters": None if facts is None else facts.parameters,
+        "image_size": known.image_size,
+        "normalize": known.normalize,
+        "findings": list(known.findings),
+        "precision_asked": None if run is None else run.precision_asked,
+        "precision_used": None if run is None else run.precision_used,
+    }
+
+
+def _training(known: Known) -> dict[str, object]:
+    run = known.run
+    if run is None:
+        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
+    trained = not known.tested_only
+    return {
+        "data": run.data or None,
+        "split": last_parts(run.split) or None,
+        "split_sha256": run.split_sha256,
+        "images": run.images,
+        "patients": {side.name: side.patients for side in run.sides},
+        "positives": {side.name: side.positives for side in run.sides},
+        "patient_overlap": run.overlap,
+        "dropped": run.dropped,
+        "seed": run.seed if trained else None,
+        "epochs": len(run.history) if trained else None,
+        "best_epoch": known.best_epoch,
+        "device": run.device,
+        "world_size": run.world_size,
+        "strategy": run.strategy,
+        "seconds": run.timing.fit,
+        "command": without_folders(run.command),
+    }
+
+
+_TRAINING = (
+    *("data", "split", "split_sha256", "images", "patients", "positives", "patient_overlap"),
+    *("dropped", "seed", "epochs", "best_epoch", "device", "world_size", "strategy", "seconds"),
+    "command",
+)

@@ -1,0 +1,282 @@
+"""ONNX backend: exported models run by onnxruntime, with their metadata; imports no torch."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xray_lightning.data.cache import threads
+from xray_lightning.data.images import DECODER_VERSION
+from xray_lightning.errors import RunFailedError, UserError, one_line
+from xray_lightning.evaluation.calibration import sigmoid
+from xray_lightning.evaluation.model_entry import check_alike
+from xray_lightning.findings import check_findings
+from xray_lightning.html.page import NOTICE
+
+SCHEMA_VERSION = 1
+IMAGES, PROBABILITIES, LOGITS = "images", "probabilities", "logits"  # names in the graph
+
+# What is text as it is; every other value of an ONNX file's metadata is JSON.
+TEXTS = ("notice", "preparation", "decoder_version", "checkpoint_sha256", "precision")
+
+
+def describe(checkpoint: Mapping[str, Any], *, sha256: str) -> dict[str, Any]:
+    """What an exported model needs to be used without its checkpoint.
+
+    Args:
+        checkpoint: its `xray` entry.
+        sha256: of the checkpoint's file.
+    """
+    same = ("findings", "image_size", "normalize", "model", "split_sha256")
+    fitted = ("thresholds", "operating_points", "calibration")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "notice": NOTICE,
+        "preparation": preparation(checkpoint["image_size"]),
+        "decoder_version": DECODER_VERSION,
+        **{key: checkpoint.get(key) for key in (*same, *fitted)},
+        "checkpoint_sha256": sha256,
+        "checkpoint_schema_version": checkpoint["schema_version"],
+        "precision": "float32",
+    }
+
+
+def preparation(image_size: int) -> str:
+    """How a file becomes the graph's input, in words: what `deploy.preprocess` does."""
+    return (
+        f"Input {IMAGES}: uint8 (N, 1, {image_size}, {image_size}), any N, 0 to 255, bright where "
+        "X-rays were stopped. Decode to gray: colour as ITU-R 601 luma, alpha dropped, 1 bit as 0 "
+        "and 255, 16 bits as round(value / 257), orientation tags ignored; DICOM as "
+        "xray_lightning.data.dicom. "
+        f"Resize to {image_size} x {image_size} by Pillow's BILINEAR (antialiased), without "
+        "keeping the aspect ratio. Do not scale or normalise: the graph does. Outputs "
+        f"{PROBABILITIES} (raw, not calibrated) and {LOGITS}: float32 (N, findings)."
+    )
+
+
+def to_texts(described: Mapping[str, Any]) -> dict[str, str]:
+    """The description as texts, for a format that holds nothing else."""
+    return {
+        key: str(value) if key in TEXTS else json.dumps(value, allow_nan=False)
+        for key, value in described.items()
+    }
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What `to_texts` gave, checked as far as every use needs it.
+
+    Raises:
+        UserError: it is another's, of another schema, or damaged.
+    """
+    if "schema_version" not in texts or "checkpoint_sha256" not in texts:
+        raise UserError("it was not written by xray export: it does not say its findings")
+    try:
+        described = {key: text if key in TEXTS else json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"its metadata are damaged ({error}); export it again") from error
+    if described["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"it has schema_version {described['schema_version']}, and this version reads "
+            f"{SCHEMA_VERSION}; export it again"
+        )
+    described["findings"] = list(check_findings(described.get("findings"), what="its findings"))
+    size = described.get("image_size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"its image_size, {size}, is no size; export it again")
+    return described
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's own log lines and warnings to itself: parity is what is judged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+Array = npt.NDArray[np.float32]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = ("auto", *PROVIDERS)
+ERRORS_ALONE = 3  # onnxruntime's severity; its warnings would stand among a command's lines
+LONGEST = 200  # characters of onnxruntime's own words
+
+
+@dataclass(frozen=True)
+class OnnxMember:
+    """One exported model.
+
+    Attributes:
+        sha256: of the checkpoint that it was exported from.
+        described: see `exported.describe`.
+        session: onnxruntime's.
+    """
+
+    path: Path
+    sha256: str
+    described: dict[str, Any]
+    session: Any
+
+    @classmethod
+    def read(cls, path: Path, *, device: str = "cpu") -> "OnnxMember":
+        """Read a file that `xray export --format onnx` has written.
+
+        The file must hold everything itself: weights in files beside it are not read.
+
+        Raises:
+            UserError: it is missing, damaged or another's, or onnxruntime is.
+        """
+        onnxruntime()
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"{path} {what}; give the path of an .onnx file")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        return cls.of(content, path=path, device=device)
+
+    @classmethod
+    def of(cls, content: bytes, *, path: Path, device: str = "cpu") -> "OnnxMember":
+        """Take what such a file holds; `path` is for messages.
+
+        Raises:
+            UserError: as `read`.
+        """
+        runtime = onnxruntime()
+        provider = _provider(runtime, device)
+        options = runtime.SessionOptions()
+        options.log_severity_level = ERRORS_ALONE
+        options.intra_op_num_threads = threads()
+        try:
+            session = runtime.InferenceSession(content, options, providers=[provider])
+        # onnxruntime's errors have no base of their own.
+        except Exception as error:
+            raise UserError(
+                f"{path} is no ONNX model that onnxruntime can run ({one_line(error)[:LONGEST]}); "
+                "export it again"
+            ) from error
+        try:
+            described = from_texts(session.get_modelmeta().custom_metadata_map)
+            _check_graph(session, size=described["image_size"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return cls(path, described["checkpoint_sha256"], described, session)
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
+        """Probabilities and logits (B, F) of images (B, 1, S, S).
+
+        Raises:
+            RunFailedError: an answer that is no number, or none.
+        """
+        try:
+            found = self.session.run([PROBABILITIES, LOGITS], {IMAGES: pixels})
+        except Exception as error:  # as above
+            text = one_line(error)[:LONGEST]
+            raise RunFailedError(f"{self.path} cannot be run: {text}") from error
+        probabilities, logits = found
+        expected = (len(pixels), len(self.described["findings"]))
+        if probabilities.shape != expected or logits.shape != expected:
+            raise RunFailedError(
+                f"{self.path} answers with {probabilities.shape} numbers in place of {expected}"
+            )
+        if invalid := int((~np.isfinite(logits)).any(axis=1).sum()):
+            raise RunFailedError(
+                f"{self.path} gives no number for {invalid} of {len(pixels)} images (NaN or "
+                "infinite logits)"
+            )
+        return probabilities, logits
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """One exported model, or several averaged.
+
+    Attributes:
+        average: `probabilities` or `logits`.
+    """
+
+    members: Sequence[OnnxMember]
+    average: str = "probabilities"
+
+    @classmethod
+    def load(
+        cls, paths: Sequence[Path], *, device: str, precision: str, average: str
+    ) -> "OnnxNetwork":
+        """Read exported models; the arguments are those of `load_model`."""
+        if precision != "32-true":
+            raise UserError(
+                f"precision={precision} is of checkpoints: an .onnx file computes as it was "
+                "exported; leave it out"
+            )
+        members = [OnnxMember.read(path, device=device) for path in paths]
+        check_alike(members)
+        return cls(members, average)
+
+    def prepare(self) -> None:
+        """Nothing: onnxruntime has its own threads."""
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> Array:
+        """Of images (B, 1, S, S): float32 (B, F), averaged as `evaluation.ensemble.average` does.
+
+        Raises:
+            RunFailedError: an answer that is no number.
+        """
+        each = [member.answers(pixels) for member in self.members]
+        if len(each) == 1:
+            return each[0][0]
+        if self.average == "logits":
+            logits = np.stack([one[1] for one in each])
+            return sigmoid(logits.mean(axis=0, dtype=np.float64)).astype(np.float32)
+        mean: Array = (
+            np.stack([one[0] for one in each]).mean(axis=0, dtype=np.float64).astype(np.float32)
+        )
+        return mean
+
+
+def onnxruntime() -> Any:
+    """The package, or one line on how to get it."""
+    try:
+        return import_module("onnxruntime")
+    except ImportError as error:
+        raise UserError(
+            "an .onnx file needs onnxruntime, which is not installed; install xray-lightning[onnx]"
+        ) from error
+
+
+def _provider(runtime: Any, device: str) -> str:
+    if device not in DEVICES:
+        raise UserError(f"accelerator={device} is unknown; choose one of {', '.join(DEVICES)}")
+    there = runtime.get_available_providers()
+    if device == "cuda" and PROVIDERS["cuda"] not in there:
+        raise UserError(
+            "accelerator=cuda, but this onnxruntime runs on CPUs alone; install onnxruntime-gpu, "
+            "or use accelerator=cpu"
+        )
+    wanted = ("cuda", "cpu") if device == "auto" else (device,)
+    return next(PROVIDERS[name] for name in wanted if PROVIDERS[name] in there)
+
+
+def _check_graph(session: Any, *, size: int) -> None:
+    inputs, outputs = session.get_inputs(), {one.name for one in session.get_outputs()}
+    images = inputs[0] if len(inputs) == 1 else None
+    if (
+        images is None
+        or (images.name, images.type, images.shape[1:])
+        != (IMAGES, "tensor(uint8)", [1, size, size])
+        or not {PROBABILITIES, LOGITS} <= outputs
+    ):
+        raise UserError("its inputs and outputs are not those of xray export; export it again")

@@ -1,0 +1,303 @@
+"""Gallery of explained images: overlays, and one HTML page that fetches nothing."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
+from xray_lightning.deploy.model import Model, Prediction
+from xray_lightning.deploy.saliency.localisation import Box
+from xray_lightning.deploy.saliency.maps import NAMES, Explainer, Maps
+from xray_lightning.errors import UserError
+from xray_lightning.html.page import data_uri, rendered
+
+LONGEST = 512  # pixels of a picture's longer side: far more than any map can tell apart
+HEAT_SIDE = 96  # pixels of a heat map alone, which is shown as large as its image
+COLOURS = "inferno"  # dark to bright in equal steps, also to colour-blind readers
+BLEND = 0.8  # opacity of a map's largest value in an overlay
+QUALITY = 85  # of JPEG
+
+
+def shrunk(gray: Gray) -> Gray:
+    """An image of at most `LONGEST` pixels a side, its aspect kept."""
+    image = Image.fromarray(gray)
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def heat_png(values: Maps) -> bytes:
+    """A map as colours that are the more opaque the larger a value is: PNG with transparency.
+
+    Args:
+        values: 0 and up, (S, S).
+    """
+    image = Image.fromarray(_heat(values))
+    image = image.resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BILINEAR)
+    return _encoded(image, "PNG")
+
+
+def overlay_png(gray: Gray, values: Maps) -> bytes:
+    """An image with its map blended in: PNG.
+
+    Args:
+        gray: uint8 (H, W), as `shrunk` gives it.
+        values: 0 and up, (S, S), of the whole image.
+    """
+    height, width = gray.shape
+    heat = Image.fromarray(_heat(values)).resize((width, height), Image.Resampling.BILINEAR)
+    colours = np.asarray(heat, dtype=np.float32)
+    opacity = BLEND * colours[..., 3:] / 255
+    blended = (1 - opacity) * gray[..., None] + opacity * colours[..., :3]
+    return _encoded(Image.fromarray(blended.round().astype(np.uint8)), "PNG")
+
+
+def gray_jpeg(gray: Gray) -> bytes:
+    """An image alone: JPEG."""
+    return _encoded(Image.fromarray(gray), "JPEG")
+
+
+def scale_png() -> bytes:
+    """The colours from nothing to a map's largest value, from left to right: PNG."""
+    ramp = np.linspace(0, 1, HEAT_SIDE)[None].repeat(4, axis=0)
+    return _encoded(Image.fromarray((255 * _colours(ramp)).astype(np.uint8)), "PNG")
+
+
+def _heat(values: Maps) -> npt.NDArray[np.uint8]:
+    """Red, green, blue and opacity (S, S, 4); nothing is seen of a map of nothing."""
+    largest = values.max()
+    shares = values / largest if largest > 0 else np.zeros_like(values)
+    # Squared: what is far below the largest value must not lie over the whole image as a veil.
+    rgba = np.dstack([_colours(shares), shares**2])
+    return (255 * rgba).round().astype(np.uint8)
+
+
+def _colours(shares: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    colours: npt.NDArray[np.floating] = matplotlib.colormaps[COLOURS](shares)[..., :3]
+    return colours
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, quality=QUALITY)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image.
+
+    Attributes:
+        prediction: what the model answers, or why the image cannot be read.
+        gray: the image, uint8 (H, W), small enough to be shown; None where it cannot be read.
+        maps: by finding, most probable first: float32 (S, S).
+        boxes: where findings are said to be.
+    """
+
+    prediction: Prediction
+    gray: Gray | None
+    maps: Mapping[str, Maps]
+    boxes: Sequence[Box] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which findings of an image get a map.
+
+    Attributes:
+        findings: always these; None for the most probable ones, and those that have a box.
+        top: how many of the most probable ones.
+    """
+
+    findings: tuple[str, ...] | None = None
+    top: int = 3
+
+    def of(self, prediction: Prediction, known: Sequence[str], boxes: Sequence[Box]) -> list[int]:
+        """Places among the `known` findings, most probable first."""
+        probabilities = prediction.probabilities
+        if probabilities is None:
+            return []
+        order = np.argsort(-probabilities, kind="stable").tolist()
+        if self.findings is None:
+            boxed = {box.finding for box in boxes}
+            wanted = set(order[: self.top]) | {p for p, name in enumerate(known) if name in boxed}
+        else:
+            wanted = {known.index(name) for name in self.findings}
+        return [place for place in order if place in wanted]
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse a finding that the model does not know.
+
+        Raises:
+            UserError: naming it.
+        """
+        for name in self.findings or ():
+            if name not in known:
+                raise UserError(
+                    f"--findings {name}: the model does not know it; it knows {', '.join(known)}"
+                )
+
+
+def explain_each(
+    explainer: Explainer,
+    paths: Sequence[str],
+    choice: Choice,
+    *,
+    boxes: Mapping[str, Sequence[Box]],
+) -> Iterator[Explained]:
+    """Explain files in their order, some at once, in memory that does not grow with them.
+
+    Args:
+        boxes: by the image's path.
+
+    Raises:
+        RunFailedError: an answer that is no number.
+    """
+    known = explainer.findings
+    for batch in explainer.model.decoded(paths):
+        predictions = list(explainer.model.answer(batch))
+        wanted = [choice.of(one, known, boxes.get(one.image, ())) for one in predictions]
+        maps: list[dict[int, Maps]] = [{} for _ in batch]
+        for finding in sorted({place for places in wanted for place in places}):
+            rows = [row for row, places in enumerate(wanted) if finding in places]
+            pixels = [batch[row].picture for row in rows]
+            stacked = np.stack([picture.pixels for picture in pixels if picture is not None])
+            for row, found in zip(rows, explainer.maps(stacked[:, None], finding), strict=True):
+                maps[row][finding] = found
+        for prediction, places, found_of in zip(predictions, wanted, maps, strict=True):
+            yield _explained(
+                prediction,
+                {known[place]: found_of[place] for place in places},
+                boxes.get(prediction.image, ()),
+            )
+
+
+def _explained(prediction: Prediction, maps: Mapping[str, Maps], boxes: Sequence[Box]) -> Explained:
+    if prediction.reason is not None:
+        return Explained(prediction, None, {})
+    try:
+        gray = shrunk(decode_gray(prediction.image))
+    except UnreadableImageError as error:  # it was there a moment ago
+        reason = str(error).removeprefix(f"{prediction.image}: ")
+        return Explained(Prediction(prediction.image, reason=reason), None, {})
+    return Explained(prediction, gray, maps, boxes)
+
+
+PAGE = "gallery.html"
+MOST_IMAGES = 100  # in one page: about 0.1 MB each
+
+# Shows the map that is chosen, as opaque as the slider says.
+SCRIPT = """
+"use strict";
+for (const card of document.querySelectorAll(".card")) {
+  const slider = card.querySelector("input[type=range]");
+  if (!slider) continue;
+  const show = () => {
+    const chosen = card.querySelector("input[type=radio]:checked").value;
+    for (const heat of card.querySelectorAll(".heat")) {
+      heat.hidden = heat.dataset.finding !== chosen;
+      heat.style.opacity = slider.value / 100;
+    }
+    for (const box of card.querySelectorAll(".marked"))
+      box.classList.toggle("other", box.dataset.finding !== chosen);
+    card.querySelector("output").value = slider.value + " %";
+  };
+  card.addEventListener("input", show);
+  show();
+}
+const boxes = document.querySelector("#boxes");
+if (boxes) {
+  const toggle = () => document.body.classList.toggle("no-boxes", !boxes.checked);
+  boxes.addEventListener("input", toggle);
+  toggle();
+}
+"""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is said of one finding that has a map."""
+
+    finding: str
+    heat: str
+    probability: float
+    calibrated: float | None
+    threshold: float | None
+    present: bool | None
+
+
+class Gallery:
+    """Collects images, the first `MOST_IMAGES` of them, for a page."""
+
+    def __init__(self, model: Model, *, checkpoint: Path, method: str) -> None:
+        self._model, self._checkpoint, self._method = model, checkpoint, method
+        self._cards: list[dict[str, Any]] = []
+        self._unreadable: list[tuple[str, str]] = []
+        self._images = self._unreadable_count = 0
+
+    def add(self, one: Explained) -> None:
+        """Take an image in."""
+        said = one.prediction
+        if one.gray is None:
+            self._unreadable_count += 1
+            if len(self._unreadable) < MOST_IMAGES:
+                self._unreadable.append((said.image, said.reason or ""))
+            return
+        self._images += 1
+        if len(self._cards) == MOST_IMAGES:
+            return
+        height, width = one.gray.shape
+        rows = [
+            _Row(
+                finding=name,
+                heat=data_uri(heat_png(values), kind="image/png"),
+                probability=_of(said.probabilities, place),
+                calibrated=None if said.calibrated is None else _of(said.calibrated, place),
+                threshold=(self._model.operating_points or {}).get(name),
+                present=None if said.decisions is None else bool(said.decisions[place]),
+            )
+            for name, values in one.maps.items()
+            for place in [self._model.findings.index(name)]
+        ]
+        self._cards.append(
+            {
+                "name": Path(said.image).name,
+                "path": said.image,
+                "uri": data_uri(gray_jpeg(one.gray), kind="image/jpeg"),
+                "width": width,
+                "height": height,
+                "flags": said.flags,
+                "rows": rows,
+                "boxes": one.boxes,
+            }
+        )
+
+    def page(self) -> str:
+        """The page as HTML."""
+        return rendered(
+            "gallery.html.jinja",
+            script=SCRIPT,
+            title="Where the model saw findings",
+            checkpoint=self._checkpoint.name,
+            run=self._checkpoint.absolute().parent.parent.name,
+            size=self._model.image_size,
+            method=NAMES[self._method],
+            cards=self._cards,
+            images=self._images,
+            unreadable=self._unreadable,
+            unreadable_count=self._unreadable_count,
+            decided=self._model.operating_points is not None,
+            calibrated=self._model.calibrated,
+            boxed=any(card["boxes"] for card in self._cards),
+            scale=data_uri(scale_png(), kind="image/png"),
+        )
+
+
+def _of(values: Any, place: int) -> float:
+    return float(values[place])

@@ -1,0 +1,430 @@
+"""Localisation scores: the pointing game and overlap of maps with boxes, beside chance."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.manifest import read_manifest
+from xray_lightning.data.sources.nih import FILE, read_boxes
+from xray_lightning.data.splits import make_split, own_split
+from xray_lightning.deploy.preprocess import Preprocessing
+from xray_lightning.deploy.saliency.maps import BATCH, Explainer, Maps
+from xray_lightning.errors import UserError
+from xray_lightning.evaluation.bootstrap import FEW_WITH, NO_SPREAD, resampled
+from xray_lightning.progress import Display, unseen
+from xray_lightning.runs.predictions import Bools, Floats, Integers
+
+LEVELS = (0.25, 0.5, 0.75)  # of a map's largest value, from which on a pixel is marked
+LEAST_PATIENTS = 10  # for an interval, as of the other scores
+PLACE = ["left", "top", "right", "bottom"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share or a mean of one finding, or their mean over findings.
+
+    Attributes:
+        value: of the maps.
+        ci95: by resampling patients; None with the reason `why`.
+        chance: what a point at random, or a map at random, would get on average.
+        another: what the maps of other patients with the same finding get, of these boxes. What a
+            map gains over it comes from the image, not from where such findings usually lie.
+    """
+
+    value: float
+    ci95: tuple[float, float] | None
+    chance: float
+    another: float
+    why: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            **({} if self.why is None else {"ci95_undefined": self.why}),
+            "chance": self.chance,
+            "another_patient": None if np.isnan(self.another) else self.another,
+        }
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """What maps of one model and method score.
+
+    Attributes:
+        images: with boxes, by finding.
+        pointing: share of maps whose largest value lies in a box, by finding, and "macro".
+        overlap: mean intersection over union of what is marked and the boxes, by `LEVELS`, then
+            as `pointing`.
+        unreadable: images with boxes that cannot be read, and why.
+    """
+
+    images: dict[str, int]
+    pointing: dict[str, Score]
+    overlap: dict[float, dict[str, Score]]
+    unreadable: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "pointing": {name: one.as_json() for name, one in self.pointing.items()},
+            "iou": {
+                f"{level:g}": {name: one.as_json() for name, one in scores.items()}
+                for level, scores in self.overlap.items()
+            },
+            "unreadable": self.unreadable,
+        }
+
+
+MACRO = "macro"
+
+
+@dataclass
+class _Cases:
+    """Maps of one finding beside their boxes; all arrays have the images first."""
+
+    patients: list[str]
+    inside: Bools  # pixels in a box, (N, S, S)
+    maps: Maps  # (N, S, S)
+
+    def outcomes(self, others: Integers) -> dict[str, Floats]:
+        """Of each image (N,), every score, and those of the map that another has.
+
+        Args:
+            others: for each image, the one whose map stands in; itself where there is none.
+        """
+        area = self.inside.mean(axis=(1, 2))
+        found: dict[str, Floats] = {"chance": area}
+        for name, maps in (("own", self.maps), ("another", self.maps[others])):
+            found[f"{name}_hit"] = _hits(maps, self.inside)
+            for level in LEVELS:
+                found[f"{name}_{level}"] = _overlap(_marked(maps, level), self.inside)
+        for level in LEVELS:
+            # As many pixels as the map marks, anywhere: expected intersection over expected union.
+            share = _marked(self.maps, level).mean(axis=(1, 2))
+            both = share * area
+            found[f"chance_{level}"] = both / (share + area - both)
+        missing = others == np.arange(len(others))
+        for name in found:
+            if name.startswith("another"):
+                found[name] = np.where(missing, np.nan, found[name])
+        return found
+
+
+def localise(
+    explainer: Explainer,
+    boxes: pd.DataFrame,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Display = unseen,
+) -> Localisation:
+    """Score a model's maps against boxes.
+
+    Args:
+        explainer: the model and the method.
+        boxes: as `data.boxes.read_boxes` gives them, with `path` and `patient_id` of each image.
+        resamples: draws of patients for the intervals.
+        seed: of the draws, and of whose map stands in for another's.
+        progress: display for the maps.
+
+    Raises:
+        UserError: no box of a finding that the model knows, of an image that can be read.
+    """
+    boxes = boxes[boxes["finding"].isin(explainer.findings)]
+    unreadable: dict[str, str] = {}
+    outcomes: dict[str, dict[str, Floats]] = {}
+    patients: dict[str, list[str]] = {}
+    random = np.random.default_rng(seed)
+    with progress("explaining", boxes.groupby("finding")["image"].nunique().sum()) as advance:
+        for finding in explainer.findings:
+            cases = _cases(explainer, boxes[boxes["finding"] == finding], finding, unreadable)
+            if cases is not None:
+                outcomes[finding] = cases.outcomes(_others(cases.patients, random))
+                patients[finding] = cases.patients
+            advance(boxes["image"][boxes["finding"] == finding].nunique())
+    if not outcomes:
+        raise UserError(
+            "there is no box of a finding that the model knows, around one in an image that can be "
+            "read: nothing to score"
+        )
+    scores = _scores(outcomes, patients, resamples=resamples, seed=seed)
+    images = {finding: len(names) for finding, names in patients.items()}
+    return Localisation(
+        images, scores["hit"], {level: scores[f"{level}"] for level in LEVELS}, unreadable
+    )
+
+
+def _cases(
+    explainer: Explainer, boxes: pd.DataFrame, finding: str, unreadable: dict[str, str]
+) -> _Cases | None:
+    """The maps of a finding, and where its boxes are, of the images that can be read."""
+    place = explainer.findings.index(finding)
+    patients: list[str] = []
+    inside: list[Bools] = []
+    maps: list[Maps] = []
+    for batch in _batches(explainer, boxes, unreadable):
+        maps.append(explainer.maps(np.stack([one[0] for one in batch])[:, None], place))
+        inside += [one[1] for one in batch]
+        patients += [one[2] for one in batch]
+    return _Cases(patients, np.stack(inside), np.concatenate(maps)) if maps else None
+
+
+def _batches(
+    explainer: Explainer, boxes: pd.DataFrame, unreadable: dict[str, str]
+) -> Iterator[list[tuple[npt.NDArray[np.uint8], Bools, str]]]:
+    """Pixels (S, S), what lies in a box (S, S), and patient of each image, some at once."""
+    size = explainer.model.image_size
+    prepare = Preprocessing(size)
+    batch: list[tuple[npt.NDArray[np.uint8], Bools, str]] = []
+    for image, rows in boxes.groupby("image"):
+        path = rows["path"].iloc[0]
+        try:
+            pixels = prepare.file(path).pixels
+        except UnreadableImageError as error:
+            unreadable[str(image)] = str(error).removeprefix(f"{path}: ")
+            continue
+        batch.append((pixels, box_mask(rows[PLACE].to_numpy(), size), rows["patient_id"].iloc[0]))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def box_mask(boxes: Floats, size: int) -> Bools:
+    """Which pixels of a square have their middle in a box: bool (size, size).
+
+    Args:
+        boxes: left, top, right and bottom, in shares of the image: (N, 4).
+    """
+    middles = (np.arange(size) + 0.5) / size
+    inside = np.zeros((size, size), dtype=bool)
+    for left, top, right, bottom in boxes:
+        rows = (middles >= top) & (middles <= bottom)
+        columns = (middles >= left) & (middles <= right)
+        # A box between two middles still is somewhere.
+        for near, start, end in ((rows, top, bottom), (columns, left, right)):
+            if not near.any():
+                near[min(size - 1, int((start + end) / 2 * size))] = True
+        inside |= rows[:, None] & columns
+    return inside
+
+
+def _hits(maps: Maps, inside: Bools) -> Floats:
+    """Whether each map's largest value lies in a box; a map of nothing points nowhere."""
+    flat = maps.reshape(len(maps), -1)
+    largest = flat.argmax(axis=1)
+    hit = inside.reshape(len(maps), -1)[np.arange(len(maps)), largest]
+    hits: Floats = (hit & (flat.max(axis=1) > 0)).astype(np.float64)
+    return hits
+
+
+def _marked(maps: Maps, level: float) -> Bools:
+    """Pixels (N, S, S) of at least this share of their map's largest value."""
+    largest = maps.max(axis=(1, 2), keepdims=True)
+    marked: Bools = (maps >= level * largest) & (largest > 0)
+    return marked
+
+
+def _overlap(marked: Bools, inside: Bools) -> Floats:
+    both = (marked & inside).sum(axis=(1, 2))
+    either = (marked | inside).sum(axis=(1, 2))
+    overlap: Floats = both / np.maximum(either, 1)
+    return overlap
+
+
+def _others(patients: Sequence[str], random: np.random.Generator) -> Integers:
+    """For each image another patient's, drawn at random; itself where all are of one patient."""
+    names = np.array(patients, dtype=object)
+    others = np.arange(len(names))
+    for place, name in enumerate(names):
+        candidates = np.flatnonzero(names != name)
+        if len(candidates):
+            others[place] = random.choice(candidates)
+    return others
+
+
+def _scores(
+    outcomes: Mapping[str, Mapping[str, Floats]],
+    patients: Mapping[str, Sequence[str]],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Score]]:
+    """Of each measure, the score of each finding and of their mean."""
+    everyone = sorted({name for names in patients.values() for name in names})
+    number_of = {name: number for number, name in enumerate(everyone)}
+    rows = {
+        finding: np.array([number_of[name] for name in names])
+        for finding, names in patients.items()
+    }
+    measures = ("hit", *(str(level) for level in LEVELS))
+
+    def means(drawn: Integers) -> dict[str, Floats]:
+        """Of each measure, the weighted mean of each finding (F,)."""
+        return {
+            measure: np.array(
+                [_mean(outcomes[f][f"own_{measure}"], drawn[rows[f]]) for f in outcomes]
+            )
+            for measure in measures
+        }
+
+    plain, draws = resampled(means, patients=len(everyone), resamples=resamples, seed=seed)
+    found: dict[str, dict[str, Score]] = {}
+    for measure in measures:
+        chance = "chance" if measure == "hit" else f"chance_{measure}"
+        values = np.append(plain[measure], np.nanmean(plain[measure]))
+        drawn = np.column_stack([draws[measure], list(map(_known_mean, draws[measure]))])
+        ends = np.nanpercentile(drawn, [2.5, 97.5], axis=0).T.tolist()
+        beside = np.array(
+            [
+                [_known_mean(outcomes[f][chance]), _known_mean(outcomes[f][f"another_{measure}"])]
+                for f in outcomes
+            ]
+        )
+        others = [*beside.tolist(), [_known_mean(column) for column in beside.T]]
+        counts = [*(len(set(patients[f])) for f in outcomes), len(everyone)]
+        found[measure] = {
+            name: _score(float(value), (low, high), *one, patients=count)
+            for name, value, (low, high), one, count in zip(
+                (*outcomes, MACRO), values, ends, others, counts, strict=True
+            )
+        }
+    return found
+
+
+def _score(
+    value: float,
+    ends: tuple[float, float],
+    chance: float,
+    another: float,
+    *,
+    patients: int,
+) -> Score:
+    why = None
+    if patients < LEAST_PATIENTS:
+        why = FEW_WITH
+    elif ends[0] == ends[1]:
+        why = NO_SPREAD
+    return Score(value, None if why else ends, chance, another, why)
+
+
+def _mean(values: Floats, weights: Integers) -> float:
+    total = weights.sum()
+    return float(values @ weights / total) if total else float("nan")
+
+
+def _known_mean(values: Floats) -> float:
+    """The mean without NaNs; NaN where there is nothing else."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box around a finding, in shares of the image's width and height."""
+
+    finding: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+log = logging.getLogger(__name__)
+
+ABOVE = 3  # folders that are looked into: DIR/images_001/images, as NIH's archives are laid out
+
+
+def boxes_of(paths: Sequence[str], *, file: Path | None) -> Mapping[str, Sequence[Box]]:
+    """The boxes of images, by path.
+
+    Args:
+        file: the list of boxes; None for those found beside the images or in folders above.
+
+    Raises:
+        UserError: a `file` that is not there or has a fault. A faulty list that was not asked for
+            is told of and left out.
+    """
+    listed: dict[Path, dict[str, list[Box]]] = {}
+    found: dict[str, list[Box]] = {}
+    nearest: dict[str, Path | None] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in nearest:
+            nearest[folder] = file or _nearest(Path(folder))
+        place = nearest[folder]
+        if place is None:
+            continue
+        if place not in listed:
+            listed[place] = _read(place, asked_for=file is not None)
+        if name in listed[place]:
+            found[path] = listed[place][name]
+    return found
+
+
+def _nearest(folder: Path) -> Path | None:
+    folders = [folder, *folder.absolute().parents][:ABOVE]
+    return next((one / FILE for one in folders if (one / FILE).is_file()), None)
+
+
+def _read(file: Path, *, asked_for: bool) -> dict[str, list[Box]]:
+    try:
+        boxes = read_boxes(file)
+    except UserError as error:
+        if asked_for:
+            raise
+        log.warning("%s; no boxes are shown", error)
+        return {}
+    found: dict[str, list[Box]] = {}
+    for image, *box in boxes.itertuples(index=False):
+        found.setdefault(str(image), []).append(Box(*box))
+    return found
+
+
+SIDES = ("test", "all")
+
+
+def boxes_to_score(root: Path, *, images: Path | None = None, side: str = "test") -> pd.DataFrame:
+    """The boxes of a data set, with the file and patient of their images.
+
+    Args:
+        root: folder of NIH's table, lists and boxes.
+        images: folder of the images; `root` when None.
+        side: `test`, the images of the official test list, or `all` of them.
+
+    Returns:
+        As `read_boxes`, and `path`, `patient_id`; of images that have a row and a file.
+
+    Raises:
+        UserError: a file that is not there or cannot be read, or no box that is left.
+    """
+    if side not in SIDES:
+        raise UserError(f"--side {side} is unknown; choose one of {', '.join(SIDES)}")
+    manifest = read_manifest(root, images=images)
+    boxes = read_boxes(root / FILE)
+    rows = manifest.table[["image", "path", "patient_id"]]
+    if side == "test":
+        name = own_split(manifest)
+        if name is None:
+            raise UserError(
+                f"{root} brings no split along, so that nobody knows which images are for testing; "
+                "give --side all"
+            )
+        rows = rows[rows["image"].isin(make_split(manifest, name).sides["test"])]
+    found = boxes.merge(rows[rows["path"] != ""], on="image")
+    if found.empty:
+        raise UserError(
+            f"{root / FILE}: none of {len(boxes):,} boxes is of an image that is there and on the "
+            f"side asked for ({side})"
+        )
+    return found

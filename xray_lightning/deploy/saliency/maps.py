@@ -1,0 +1,133 @@
+"""Where in an image a model saw a finding: maps by Captum's methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xray_lightning.deploy.model import Model, is_exported
+from xray_lightning.deploy.torch_backend import TorchNetwork
+from xray_lightning.errors import UserError
+from xray_lightning.models.checkpoint import RestoredModel
+
+Maps = npt.NDArray[np.float32]
+
+BATCH = 16  # images at once: gradients take memory
+
+
+def captum() -> Any:
+    """The package, or one line on how to get it."""
+    try:
+        return import_module("captum.attr")
+    except ImportError as error:
+        raise UserError(
+            "xray explain needs captum, which is not installed; install xray-lightning[explain]"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One checkpoint, and a way to ask it where it saw a finding.
+
+    Attributes:
+        model: what it answers.
+        network: the same, as torch's module.
+        method: a key of `METHODS`.
+    """
+
+    model: Model
+    network: TorchNetwork
+    method: str
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, method: str, device: str = "auto") -> "Explainer":
+        """Read a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, the method is unknown, or captum is not installed.
+        """
+        if method not in METHODS:
+            raise UserError(f"--method {method} is unknown; choose one of {', '.join(METHODS)}")
+        if is_exported(checkpoint):
+            raise UserError(f"{checkpoint}: an exported model has no gradients; give the .ckpt")
+        captum()
+        network = TorchNetwork.load(
+            [checkpoint], device=device, precision="32-true", average="probabilities"
+        )
+        network.prepare()
+        return cls(Model(network, batch_size=BATCH), network, method)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        return self.model.findings
+
+    def maps(self, pixels: npt.NDArray[np.uint8], finding: int) -> Maps:
+        """Where the model sees one finding in images.
+
+        Args:
+            pixels: uint8 (B, 1, S, S).
+            finding: its place among `findings`.
+
+        Returns:
+            What speaks for the finding, 0 and up, in no unit: float32 (B, S, S).
+        """
+        device = torch.device(self.network.device)
+        model = self.network.members[0].model.to(device)
+        with torch.no_grad():
+            images = model.normalize(torch.tensor(pixels, device=device))
+        found = METHODS[self.method](model, images, finding)  # (B, 1, h, w)
+        whole = functional.interpolate(
+            found.detach().float().clamp(min=0), images.shape[2:], mode="bilinear"
+        )
+        maps: Maps = whole[:, 0].cpu().numpy()
+        return maps
+
+
+def gradcam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
+    """Grad-CAM of the last convolutions (Selvaraju et al., ICCV 2017)."""
+    attribution = captum().LayerGradCam(model.backbone, stages(model.backbone)[-1])
+    found: Tensor = attribution.attribute(
+        images.requires_grad_(), target=finding, relu_attributions=True
+    )
+    return found
+
+
+def layercam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
+    """LayerCAM of all four stages, added up (Jiang et al., IEEE TIP 30, 2021).
+
+    Each place of a stage is weighed by its own gradient, so that stages of a finer grid than the
+    last may speak, too: the last one alone has 4 x 4 places in an image of 128 x 128.
+    """
+    attribution = captum().LayerGradientXActivation(model.backbone, stages(model.backbone))
+    total = images.new_zeros(images.shape)
+    for products in attribution.attribute(images.requires_grad_(), target=finding):
+        found = products.clamp(min=0).sum(dim=1, keepdim=True)  # (B, 1, h, w)
+        largest = found.amax(dim=(2, 3), keepdim=True)
+        found = torch.where(largest > 0, found / largest, 0)
+        total = total + functional.interpolate(found, images.shape[2:], mode="bilinear")
+    return total
+
+
+METHODS: dict[str, Callable[[RestoredModel, Tensor, int], Tensor]] = {
+    "layercam": layercam,
+    "gradcam": gradcam,
+}
+# What people call them.
+NAMES = {"layercam": "LayerCAM of all stages", "gradcam": "Grad-CAM of the last stage"}
+
+
+def stages(backbone: nn.Module) -> list[nn.Module]:
+    """The four stages of a backbone, from the finest grid to the coarsest."""
+    for name in ("layer{}", "features.denseblock{}"):
+        try:
+            return [backbone.get_submodule(name.format(number)) for number in (1, 2, 3, 4)]
+        except AttributeError:
+            continue
+    raise UserError(f"xray explain knows no stages of {type(backbone).__name__}")

@@ -1,0 +1,394 @@
+"""Predictions of the same images set side by side: two runs, or an ensemble and its members.
+
+Both sets are scored in the same resamples of the patients, and the difference is taken within each
+resample: what makes a resample hard is hard for both, so that the interval of the difference is far
+narrower than those of the two scores.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.errors import UserError, check_whole
+from xray_lightning.evaluation.bootstrap import NO_SPREAD, interval95
+from xray_lightning.evaluation.scores import SCORES, Resampled, TableScores
+from xray_lightning.findings import differing
+from xray_lightning.runs.folder import DamagedResultsError, read_run
+from xray_lightning.runs.predictions import LABEL, Floats, findings_of, read_predictions
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import FREE_KEYS, Run, predictions_name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two scores.
+
+    Attributes:
+        value: second minus first; None where the score does not exist.
+        ci95: its interval at 95 %; None where there is none.
+        reason: why one of them is None.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    reason: str | None = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "value": self.value,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "excludes_zero": self.excludes_zero,
+            "undefined_reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Second minus first, over the same images; `findings` are those that the macros are over."""
+
+    images: int
+    patients: int
+    findings: tuple[str, ...]
+    auroc_macro: Difference
+    average_precision_macro: Difference
+    label_accuracy: Difference
+    brier_macro: Difference
+    per_finding: dict[str, Difference]  # AUROC
+    first: TableScores
+    second: TableScores
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "images": self.images,
+            "patients": self.patients,
+            "findings": list(self.findings),
+            **{name: getattr(self, name).to_plain() for name in SCORES},
+            "per_finding": {name: one.to_plain() for name, one in self.per_finding.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """An ensemble's macro AUROC minus the mean of its members', and itself against each member."""
+
+    over_mean: Difference
+    over_each: tuple[Comparison, ...]
+
+
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> Comparison:
+    """Second minus first, with intervals by a paired bootstrap over patients.
+
+    Args:
+        first, second: predictions of the same images, in whatever order; see `Evaluator`.
+        resamples: of the patients; 0 for no intervals.
+        seed: of the resamples.
+
+    Raises:
+        UserError: other images, or other labels or patients of an image, or an image twice.
+    """
+    tables = aligned([first, second])
+    before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
+    return _between(before, after)
+
+
+def gain(
+    members: Sequence[pd.DataFrame], ensemble: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> Gain:
+    """What the ensemble's predictions gain over its members', paired as in `compare`.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    tables = aligned([*members, ensemble])
+    *before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
+    known = [one.scores.auroc_macro for one in before if one.scores.auroc_macro is not None]
+    mean = np.mean([one.drawn["auroc_macro"] for one in before], axis=0)
+    over_mean = _difference(
+        float(np.mean(known)) if known else None,
+        after.scores.auroc_macro,
+        after.drawn["auroc_macro"] - mean,
+        reason=after.why["auroc_macro"],
+    )
+    return Gain(over_mean, tuple(_between(one, after) for one in before))
+
+
+def comparable(first: Run, second: Run) -> None:
+    """Refuse runs that were not tested on the same images.
+
+    Raises:
+        UserError: another split, or none recorded, or another number of test images.
+    """
+    one, other = first.split_sha256, second.split_sha256
+    if one is None or one != other:
+        raise UserError(
+            f"{first.folder} and {second.folder} were tested on different splits: "
+            f"{_split(first)} and {_split(second)}; compare runs of the same split"
+        )
+    counts = [run.images.get("test") for run in (first, second)]
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"{first.folder} and {second.folder} were tested on {counts[0]} and {counts[1]} images"
+        )
+
+
+def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Predictions of the same images in the same order, that of the images' names.
+
+    Raises:
+        UserError: tables that are not of the same images, labels and patients.
+    """
+    sorted_ = []
+    for place, table in enumerate(tables, start=1):
+        if twice := int(table["image"].duplicated().sum()):
+            raise UserError(
+                f"{twice} of {len(table)} images are there twice in predictions {place}; each "
+                "must count once"
+            )
+        sorted_.append(table.sort_values("image", ignore_index=True))
+    first = sorted_[0]
+    findings = findings_of(first.columns, what="predictions")
+    labels = [f"{LABEL}{finding}" for finding in findings]
+    for table in sorted_[1:]:
+        others = findings_of(table.columns, what="predictions")
+        if others != findings:
+            raise UserError(
+                f"the predictions are of different findings: {differing(others, findings)}"
+            )
+        _refuse_other_images(first["image"], table["image"])
+        if other := int((first[labels].to_numpy() != table[labels].to_numpy()).any(axis=1).sum()):
+            raise UserError(
+                f"the predictions differ in the labels of {other} of {len(first)} images: they "
+                "are of different data"
+            )
+        if other := int((first["patient_id"].to_numpy() != table["patient_id"].to_numpy()).sum()):
+            raise UserError(
+                f"the predictions differ in the patients of {other} of {len(first)} images: they "
+                "are of different data"
+            )
+    return sorted_
+
+
+def _refuse_other_images(first: pd.Series, second: pd.Series) -> None:
+    one, other = set(first), set(second)
+    if one != other:
+        raise UserError(
+            f"the predictions are of different images: {len(one & other)} in both, "
+            f"{len(one - other)} in the first alone, {len(other - one)} in the second alone"
+        )
+
+
+def _split(run: Run) -> str:
+    return f"{run.split or 'unknown'} ({run.split_sha256[:7] if run.split_sha256 else 'no hash'})"
+
+
+def _between(before: Resampled, after: Resampled) -> Comparison:
+    def of(name: str, one: float | None, other: float | None) -> Difference:
+        drawn = after.drawn[name] - before.drawn[name]
+        return _difference(one, other, drawn, reason=after.why[name])
+
+    first, second = before.scores, after.scores
+    return Comparison(
+        images=after.images,
+        patients=after.patients,
+        findings=after.findings,
+        **{name: of(name, getattr(first, name), getattr(second, name)) for name in SCORES},
+        per_finding={
+            finding: of(finding, first.per_finding[finding], second.per_finding[finding])
+            for finding in second.per_finding
+        },
+        first=first,
+        second=second,
+    )
+
+
+def _difference(
+    first: float | None, second: float | None, drawn: Floats, *, reason: str | None
+) -> Difference:
+    if first is None or second is None:
+        return Difference(None, None, reason)
+    interval = None if reason else interval95(drawn)
+    value = second - first
+    if interval is None:
+        return Difference(value, None, reason or NO_SPREAD)
+    return Difference(value, (interval[0], interval[1]))
+
+
+SCHEMA_VERSION = 1
+PREDICTIONS = predictions_name("test")
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """Two runs of one split, and how they differ."""
+
+    first: Run
+    second: Run
+    comparison: Comparison
+    resamples: int
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What each run is called: its folder, its name and its seed."""
+        first, second = (
+            f"{run.folder} ({run.name}, seed {run.seed})" for run in (self.first, self.second)
+        )
+        return first, second
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        runs = {"first": self.first, "second": self.second}
+        scores = {"first": self.comparison.first, "second": self.comparison.second}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **{
+                key: {"folder": str(run.folder), "name": run.name, "seed": run.seed}
+                | vars(scores[key])
+                for key, run in runs.items()
+            },
+            "split": self.first.split,
+            "split_sha256": self.first.split_sha256,
+            "bootstrap": {"resamples": self.resamples, "seed": self.seed},
+            "second_minus_first": self.comparison.to_plain(),
+        }
+
+
+def compare_runs(first: Path, second: Path, *, resamples: int = 1000, seed: int = 0) -> RunPair:
+    """Compare two run folders on their test images.
+
+    Raises:
+        UserError: a folder that is no run's, one run twice, other splits or images, or predictions
+            that cannot be read.
+    """
+    check_whole("--resamples", resamples, least=0)
+    check_whole("--seed", seed, least=0)
+    if first.resolve() == second.resolve():
+        raise UserError(f"{first} and {second} are the same run; give two")
+    one, other = _run(first), _run(second)
+    comparable(one, other)
+    before, after = (read_predictions(run.folder / PREDICTIONS) for run in (one, other))
+    comparison = compare(before, after, resamples=resamples, seed=seed)
+    return RunPair(one, other, comparison, resamples, seed)
+
+
+def _run(folder: Path) -> Run:
+    folder = folder.parent if folder.name == RESULTS else folder
+    if not folder.is_dir():
+        raise UserError(f"no such run: {folder}; name a run folder")
+    if not (folder / RESULTS).exists():
+        raise UserError(f"no {RESULTS} in {folder}; name a run folder")
+    try:
+        run = read_run(folder)
+    except DamagedResultsError as error:
+        raise UserError(f"{folder / RESULTS}: {error}") from error
+    if run.status != "finished":
+        raise UserError(f"{folder} is {run.status}; only runs that have finished are compared")
+    return run
+
+
+# What may differ between runs of one recipe: what it is called, its draws of random numbers, and
+# where it runs. A resumed run may change its Trainer and callbacks, too; but the epochs, the
+# precision and early stopping are part of a recipe.
+RECIPE_ANYWAY = ("callbacks", "trainer")
+FREE = (
+    *(key for key in FREE_KEYS if key not in RECIPE_ANYWAY),
+    *("name", "seed", "data.seed", "augment.seed", "trainer.accelerator"),
+    *("callbacks.best.dirpath", "callbacks.last.path"),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over several runs; `spread` is the sample standard deviation, None of one run."""
+
+    mean: float
+    spread: float | None
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarise at least one value."""
+        spread = stdev(values) if len(values) > 1 else None
+        return cls(fmean(values), spread, min(values), max(values))
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """The test scores of runs of one recipe on one split.
+
+    Attributes:
+        name: that of the first run.
+        runs: how many there are.
+        seeds: theirs, in the order of `folders`.
+        auroc_macro, average_precision_macro, label_accuracy: None where a run lacks the score.
+    """
+
+    name: str
+    runs: int
+    seeds: tuple[int | None, ...]
+    folders: tuple[Path, ...]
+    auroc_macro: Spread | None
+    average_precision_macro: Spread | None
+    label_accuracy: Spread | None
+
+
+def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
+    """Group runs of one recipe on one split, in the order of the first of each.
+
+    Runs that are not finished, that have no test, or that only tested another run's checkpoint are
+    left out. A group may hold a single run.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished" and run.test is not None and _trained(run):
+            groups.setdefault(_recipe(run), []).append(run)
+    return [_summary(group) for group in groups.values()]
+
+
+def _trained(run: Run) -> bool:
+    stages = run.settings.get("stages", ["fit", "test"])
+    return "fit" in ([stages] if isinstance(stages, str) else stages)
+
+
+def _recipe(run: Run) -> str:
+    """The same text for runs of the same recipe on the same split."""
+    kept = {
+        key: value
+        for key, value in run.settings.items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    }
+    return json.dumps([run.split_sha256, kept], sort_keys=True, default=str)
+
+
+def _summary(group: Sequence[Run]) -> SeedSummary:
+    tests = [run.test for run in group if run.test is not None]
+    return SeedSummary(
+        name=group[0].name,
+        runs=len(group),
+        seeds=tuple(run.seed for run in group),
+        folders=tuple(run.folder for run in group),
+        auroc_macro=_spread([test.auroc for test in tests]),
+        average_precision_macro=_spread([test.average_precision for test in tests]),
+        label_accuracy=_spread([test.label_accuracy for test in tests]),
+    )
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if len(known) == len(values) else None

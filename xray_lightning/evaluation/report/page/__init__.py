@@ -1,1 +1,0 @@
-"""report.html: the page of one run, and that of several."""

@@ -1,0 +1,156 @@
+"""Files that are whole at every moment, and the lock and free space of a folder of downloads."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from xray_lightning.errors import RunFailedError, UserError, one_line
+
+# What ends a write and is no mistake of the caller's: no room, a quota, a limit, a failing disk.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def check_writable(folder: Path, *, key: str) -> None:
+    """Refuse a folder, there or not yet, that could not be written to when the work is done.
+
+    Raises:
+        UserError: naming the option `key`.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{key} {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):  # a read-only disk, too, even for root
+        raise UserError(f"{key} {folder}: {there} may not be written to; give another folder")
+
+
+@contextmanager
+def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
+    """Turn the OSError of a place that cannot be written into one line.
+
+    Args:
+        what: the line's beginning, such as `--out a.csv cannot be written`.
+        advice: what the caller can do, such as `give another file`.
+
+    Raises:
+        RunFailedError: the disk is full, or fails.
+        UserError: it is anything else.
+        BrokenPipeError: as it is: whoever reads has seen enough.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        message = f"{what}: {error.strerror or one_line(error)}"
+        if error.errno in DISK_FULL:
+            raise RunFailedError(message) from error
+        raise UserError(f"{message}; {advice}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream beside the file that takes its place at the end: a kill leaves the old or the new.
+
+    Args:
+        path: in a folder that exists.
+
+    Raises:
+        OSError: it cannot be written; the old file is untouched, and nothing is left beside it,
+            as after any other exception in the block.
+    """
+    # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
+    # It has no ending: what a kill leaves must not be taken for a checkpoint or a table.
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(partial, 0o644)  # mkstemp gives a file that only its owner may read
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file by `replacing` it; text is written as UTF-8."""
+    with replacing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+STATE = ".download"  # beside the data: what is on its way, and notes of what is finished
+
+Free = Callable[[Path], int]
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written into the folder."""
+    return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def working_in(root: Path) -> Iterator[Path]:
+    """Make the folder and hold it: yields where to keep what is on its way.
+
+    Raises:
+        UserError: it cannot be written, or another download works in it.
+    """
+    state = root / STATE
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(state / "lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{root}: another download works in it; wait for it, or give another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{root} cannot be written: {error.strerror or error}") from error
+    try:
+        yield state
+    finally:
+        lock.release()
+
+
+def check_room(root: Path, needed: int, *, free: Free) -> None:
+    """Refuse to start what cannot be finished.
+
+    Raises:
+        UserError: with what is needed and what is there.
+    """
+    there = free(root)
+    if needed > there:
+        raise UserError(
+            f"{root}: {_gb(needed)} are needed and {_gb(there)} are free; make room, or give "
+            "another folder or fewer images"
+        )
+
+
+def note(path: Path, content: Mapping[str, object]) -> None:
+    """Write down that something is finished."""
+    try:
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise RunFailedError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def noted(path: Path) -> dict[str, object]:
+    """What was written down there, or {}."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,147 @@
+"""matplotlib figures as PNG, and as SVG that takes the colours and font of its page."""
+
+import io
+import re
+import warnings
+from contextlib import AbstractContextManager
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xray_lightning.errors import printable
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; black and yellow left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK, GRID = "#333333", "#DDDDDD"
+DOTS_PER_INCH = 150
+
+
+def dress(axes: Axes, title: str) -> None:
+    """The look of every plot: title on the left, no box, faint lines across."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A name may be written in letters that the font lacks: boxes are good enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+# No colour of matplotlib's own; any other six digits would do as well.
+INK, MUTED, GRID, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
+SERIES = tuple(f"#fe02{number:02x}" for number in range(1, 7))
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+    marker: f"--series-{number}" for number, marker in enumerate(SERIES, start=1)
+}
+
+# One unit of a figure's size in inches is 72 of its SVG's, which a page shows as pixels or more.
+POINTS = 72.0
+FONT_SIZE = 10.0
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "xray",  # ids that do not change from one drawing to the next
+    "font.size": FONT_SIZE,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.labelpad": 2.0,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "text.parse_math": False,  # a "$" in a name is no formula
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "xtick.minor.visible": False,
+    "ytick.minor.visible": False,
+    "lines.linewidth": 1.6,
+    "lines.solid_joinstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+_NAMESPACE = re.compile(r"^\{.*\}")
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_REFERENCE = re.compile(r"[\"(]#([^\")]+)")
+_FONT_FAMILY = re.compile(r"\s*font-family:[^;]*;?")
+
+
+def drawing() -> AbstractContextManager[None]:
+    """The settings that a figure is drawn under: `with drawing(): ...`."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def inline(figure: Figure, *, name: str, text: str) -> Markup:
+    """The figure as an `<svg>` element of no size of its own.
+
+    Args:
+        name: unique within the page; the ids inside begin with it.
+        text: what the figure shows, in words, for who cannot see it.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Letters that matplotlib's own font lacks: the page's font has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    drawn = ElementTree.fromstring(buffer.getvalue())
+    used = set(_REFERENCE.findall(buffer.getvalue().decode()))
+    box = drawn.attrib["viewBox"]
+    svg = ElementTree.Element("svg", {"viewBox": box, "role": "img", "aria-label": printable(text)})
+    svg.extend(_themed(child, name, used) for child in drawn if _tag(child) == "g")
+    svg.extend(_themed(child, name, used) for child in drawn.iterfind("{*}defs[{*}clipPath]"))
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))
+
+
+def _themed(element: ElementTree.Element, name: str, used: set[str]) -> ElementTree.Element:
+    """A copy without namespaces, with the page's colours and font, and ids of its own."""
+    attributes = {}
+    for key, value in element.attrib.items():
+        key = _NAMESPACE.sub("", key)
+        if key == "id":
+            if value not in used:
+                continue
+            value = f"{name}-{value}"
+        elif key == "href":
+            value = f"#{name}-{value.removeprefix('#')}"
+        elif key == "clip-path":
+            value = value.replace("#", f"#{name}-")
+        elif key == "style":
+            value = _style(value)
+        elif key != "class":
+            value = _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", value)
+            value = " ".join(value.split())
+        attributes[key] = value
+    copy = ElementTree.Element(_tag(element), attributes)
+    copy.text = element.text if element.text and element.text.strip() else None
+    copy.extend(_themed(child, name, used) for child in element)
+    return copy
+
+
+def _style(style: str) -> str:
+    for marker, variable in _VARIABLES.items():
+        style = style.replace(marker, f"var({variable})")
+    return _FONT_FAMILY.sub("", style)
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return _NAMESPACE.sub("", element.tag)

@@ -1,0 +1,105 @@
+"""A page from its template: its look, its safety and the notice are the same for all."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from xray_lightning.errors import printable
+
+NOTICE = "Research software, not a medical device."
+
+
+def rendered(
+    template: str,
+    *,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    script: str | None = None,
+    **content: Any,
+) -> str:
+    """A page as HTML.
+
+    Args:
+        template: its name in `templates` beside this file; it extends page.html.jinja, and may
+            import parts.html.jinja.
+        filters: more of the templates' filters; count, decimal, signed, percent and probability
+            are always there.
+        script: the one script that may run in it; none by default.
+        content: what the template shows; all text is escaped, markupsafe.Markup is not.
+    """
+    return (
+        _environment(filters or {})
+        .get_template(template)
+        .render(notice=NOTICE, script=script, script_hash=_hash(script), **content)
+    )
+
+
+def data_uri(content: bytes, *, kind: str) -> str:
+    """A file as an address that a page shows without fetching it; `kind` as in image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _hash(script: str | None) -> str | None:
+    """What a Content-Security-Policy knows a script by."""
+    if script is None:
+        return None
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _environment(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=count, decimal=decimal, signed=signed, percent=percent, probability=probability
+    )
+    environment.filters.update(filters)
+    environment.filters["json"] = _json
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Text with control, invisible and undecodable characters spelled out; markup as it is."""
+    return value if isinstance(value, Markup) else printable(str(value))
+
+
+def _json(value: Any) -> Markup:
+    """Data for a script, as the text of a <script type="application/json"> may hold it."""
+    text = json.dumps(value, allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def decimal(value: float | None) -> str:
+    """0.8126 as "0.813"."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """0.0126 as "+0.013"."""
+    return "-" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float | None) -> str:
+    """0.8612 as "86.12 %"."""
+    return "-" if value is None else f"{value:.2%}".replace("%", " %")
+
+
+def probability(value: float) -> str:
+    """Three digits, or as many as it takes to be told from 0 and from 1."""
+    return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.2g}"

@@ -1,0 +1,107 @@
+"""A training step as one CUDA graph: at small batches the launches of its kernels cost the most."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from xray_lightning.data.loader import Batch
+
+log = logging.getLogger(__name__)
+
+WARMUP_STEPS = 3  # before a capture: lazy allocations, cuDNN's search (PyTorch's "CUDA graphs")
+
+# A batch to what backward() starts from and to the loss that is reported; the first is the
+# second scaled, under fp16.
+Step = Callable[[Batch], tuple[Tensor, Tensor]]
+
+
+class Replayable(Protocol):
+    """What is wanted of `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None: ...
+
+
+@dataclass
+class _Captured:
+    """One batch size's graph, with the memory that it reads and writes."""
+
+    graph: Replayable
+    inputs: Batch
+    scale: Tensor  # ()
+    loss: Tensor  # ()
+    gradients: list[Tensor | None]
+
+
+class StepGraph:
+    """Forward and backward of a module, captured at each batch size's first step and replayed.
+
+    The optimizer's step stays outside, so that schedules, clipping, loss scaling and checkpoints
+    are what they are without a graph. A replay overwrites the gradients: it is
+    `zero_grad(); forward; backward`. The tail batch of an epoch has a graph of its own.
+
+    Args:
+        module: whose parameters get the gradients, and whose buffers (running statistics) the
+            warm-up before a capture shall leave as they were.
+        step: what is captured. It may not look at a value on the device.
+        state: further tensors that the step writes to.
+    """
+
+    def __init__(self, module: nn.Module, step: Step, *, state: Sequence[Tensor] = ()) -> None:
+        self._step = step
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._buffers = [*module.buffers(), *state]
+        self._captured: dict[tuple[int, ...], _Captured] = {}
+        self._pool: Any = None  # one for all sizes: they never run at the same time
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss (), and the gradients in the parameters' `grad`."""
+        size = tuple(batch.images.shape)
+        if size not in self._captured:
+            self._captured[size] = self._capture(batch)
+        captured = self._captured[size]
+        for fixed, given in zip(captured.inputs[:-1], batch[:-1], strict=True):
+            fixed.copy_(given, non_blocking=True)
+        captured.scale.fill_(batch.scale)
+        captured.graph.replay()
+        for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
+            parameter.grad = gradient
+        return captured.loss.clone()  # the next replay writes over it
+
+    def _capture(self, batch: Batch) -> _Captured:
+        scale = torch.full((), batch.scale, device=batch.images.device)
+        inputs = Batch(*(part.clone() for part in batch[:-1]), scale)  # type: ignore[call-arg, arg-type]
+        buffers = [buffer.clone() for buffer in self._buffers]
+        graph, loss = self._record(inputs)
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(before)
+        log.debug("captured the step of %d images as a CUDA graph", len(batch.images))
+        gradients = [parameter.grad for parameter in self._parameters]
+        return _Captured(graph, inputs, scale, loss, gradients)
+
+    def _record(self, inputs: Batch) -> tuple[Replayable, Tensor]:
+        """The graph of a step on these inputs, and the loss that it writes."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):
+                self._run(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may be copying the next batch: its calls are no business of the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            loss = self._run(inputs)
+        self._pool = self._pool or graph.pool()
+        return graph, loss
+
+    def _run(self, inputs: Batch) -> Tensor:
+        for parameter in self._parameters:  # so that backward makes new gradients, each its own
+            parameter.grad = None
+        start, loss = self._step(inputs)
+        with torch.autocast(start.device.type, enabled=False):
+            start.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()

@@ -1,0 +1,382 @@
+"""Sections of a run page: plots with their text, and the most confident mistakes."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from PIL import Image
+
+from xray_lightning.data.image_files import find_named
+from xray_lightning.data.images import decode_gray
+from xray_lightning.errors import UserError
+from xray_lightning.html.page import data_uri, decimal
+from xray_lightning.report import plots
+from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
+from xray_lightning.report.tables import duration
+from xray_lightning.runs.record import (
+    CalibrationMetrics,
+    FindingMetrics,
+    Run,
+    Subgroup,
+    TestMetrics,
+    Timing,
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot with its title and a line of figures below it."""
+
+    title: str
+    remark: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a run's time in seconds; `number` is that of its colour, from 1."""
+
+    name: str
+    seconds: float
+    number: int
+
+
+SHORTEST = 0.05  # seconds; less is shown as 0.0
+BY = {"sex": "Sex", "age": "Age in years", "view": "View", "visit": "Visit"}
+
+
+def plain(finding: str) -> str:
+    """The finding's name as people write it."""
+    return finding.replace("_", " ")
+
+
+def findings_panel(test: TestMetrics) -> Markup | None:
+    """The AUROC of each finding with its interval; None where there is none at all."""
+    rows = [
+        plots.Estimate(plain(row.finding), row.auroc, row.auroc_ci95, decimal(row.auroc))
+        for row in test.per_finding
+        if row.auroc is not None
+    ]
+    if not rows:
+        return None
+    text = f"AUROC with 95 % interval of {len(rows)} findings: " + ", ".join(
+        f"{row.label} {row.remark}" for row in rows
+    )
+    return plots.forest_plot(rows, reference=test.auroc, xlabel="AUROC", name="findings", text=text)
+
+
+def curve_panels(test: TestMetrics, predictions: pd.DataFrame) -> tuple[list[Panel], list[Panel]]:
+    """The ROC and the precision-recall curves of the findings that have them."""
+    roc, precision_recall = [], []
+    for number, row in enumerate(test.per_finding):
+        if row.auroc is None or f"prob_{row.finding}" not in predictions:
+            continue
+        scores = predictions[f"prob_{row.finding}"].to_numpy(dtype=float)
+        labels = predictions[f"label_{row.finding}"].to_numpy() == 1
+        if labels.all() or not labels.any():
+            continue
+        title, cut = plain(row.finding), f"at the threshold {decimal(row.threshold)}"
+        chance = float(labels.mean())
+        roc.append(
+            Panel(
+                title,
+                f"AUROC {decimal(row.auroc)}",
+                plots.roc_plot(
+                    thinned(roc_curve(scores, labels)),
+                    point=_roc_point(row),
+                    name=f"roc-{number}",
+                    text=f"ROC curve of {title}: AUROC {decimal(row.auroc)}; {cut} sensitivity "
+                    f"{decimal(row.sensitivity)}, specificity {decimal(row.specificity)}",
+                ),
+            )
+        )
+        precision_recall.append(
+            Panel(
+                title,
+                f"AP {decimal(row.average_precision)}, chance {decimal(chance)}",
+                plots.precision_recall_plot(
+                    thinned(precision_recall_curve(scores, labels)),
+                    prevalence=chance,
+                    point=_recall_point(row),
+                    name=f"pr-{number}",
+                    text=f"Precision-recall curve of {title}: average precision "
+                    f"{decimal(row.average_precision)}, prevalence {decimal(chance)}",
+                ),
+            )
+        )
+    return roc, precision_recall
+
+
+def _roc_point(row: FindingMetrics) -> tuple[float, float] | None:
+    if row.sensitivity is None or row.specificity is None:
+        return None
+    return 1 - row.specificity, row.sensitivity
+
+
+def _recall_point(row: FindingMetrics) -> tuple[float, float] | None:
+    hits, alarms = row.true_positives, row.false_positives
+    if row.sensitivity is None or hits is None or alarms is None or hits + alarms == 0:
+        return None
+    return row.sensitivity, hits / (hits + alarms)
+
+
+def calibration_panels(test: TestMetrics) -> list[Panel]:
+    """The reliability diagrams: raw, and calibrated beside it where there is one."""
+    panels = []
+    for number, row in enumerate(test.per_finding):
+        if not row.raw.reliability:
+            continue
+        title, after = plain(row.finding), row.calibrated
+        remark = _calibration_error(row.raw)
+        text = f"Reliability of {title}, raw: {_bins(row.raw)}"
+        if after is not None:
+            remark += f" \N{RIGHTWARDS ARROW} {_calibration_error(after).removeprefix('ECE ')}"
+            text += f"; calibrated: {_bins(after)}"
+        svg = plots.reliability_plot(
+            row.raw.reliability,
+            after.reliability if after else None,
+            name=f"reliability-{number}",
+            text=text,
+        )
+        panels.append(Panel(title, remark, svg))
+    return panels
+
+
+def _calibration_error(metrics: CalibrationMetrics) -> str:
+    return f"ECE {decimal(metrics.expected_calibration_error)}"
+
+
+def _bins(metrics: CalibrationMetrics) -> str:
+    return ", ".join(
+        f"{b.mean_probability:.2f} given, {b.share_positive:.2f} true ({b.images} images)"
+        for b in metrics.reliability
+    )
+
+
+def subgroup_panel(test: TestMetrics) -> Markup | None:
+    """The macro AUROC of each group of images as a forest plot; None where none is defined."""
+    rows = [
+        plots.Estimate(
+            _label(group), group.auroc, group.auroc_ci95, f"n = {group.images}", group.flagged
+        )
+        for group in test.subgroups or ()
+        if group.auroc is not None
+    ]
+    if not rows:
+        return None
+    text = "Macro AUROC by group: " + ", ".join(
+        f"{row.label} {decimal(row.value)}{' (flagged)' if row.flagged else ''}" for row in rows
+    )
+    return plots.forest_plot(
+        rows, reference=test.auroc, xlabel="macro AUROC", name="subgroups", text=text
+    )
+
+
+def _label(group: Subgroup) -> str:
+    """The group's name where its heading is not above it: "age 0-17", "PA view"."""
+    if group.by == "age":
+        return f"age {group.group}"
+    return f"{group.group} view" if group.by == "view" else group.group
+
+
+def grouped(groups: Sequence[Subgroup]) -> list[tuple[str, list[Subgroup]]]:
+    """The groups by what they are formed by, under its heading."""
+    return [
+        (BY.get(by, by), list(together)) for by, together in groupby(groups, key=lambda g: g.by)
+    ]
+
+
+def training_panels(run: Run) -> list[Panel]:
+    """Loss, learning rate and validation AUROC by epoch, as far as they were recorded."""
+    best = run.best_epoch
+    panels: list[Panel] = []
+    losses = [
+        line
+        for line in (
+            line_of(run, lambda e: e.train_loss, number=0),
+            line_of(run, lambda e: e.val_loss, number=1),
+        )
+        if line.values
+    ]
+    rate = line_of(run, lambda e: e.lr, number=0)
+    auroc = line_of(run, lambda e: e.val_auroc, number=1)
+    for title, lines in (
+        ("Loss", losses),
+        ("Validation macro AUROC", [auroc]),
+        ("Learning rate", [rate]),
+    ):
+        if not any(line.values for line in lines):
+            continue
+        ends = [f"{line.values[0]:.4g} to {line.values[-1]:.4g}" for line in lines]
+        text = f"{title} by epoch, first to last: {'; '.join(ends)}"
+        if best is not None:
+            text += f"; best epoch {best}"
+        name = f"epochs-{len(panels)}"
+        svg = plots.epoch_plot(lines, best=best, name=name, text=text)
+        panels.append(Panel(title, "", svg))
+    return panels
+
+
+def line_of(run: Run, value: Callable[..., float | None], *, number: int) -> plots.Line:
+    """The known values of a run's history by epoch, counted from 1."""
+    known = [(e.number + 1, v) for e in run.history if (v := value(e)) is not None]
+    return plots.Line(number, [epoch for epoch, _ in known], [v for _, v in known])
+
+
+def time_shares(timing: Timing) -> list[Share]:
+    """The parts of a run's time that were recorded, and the rest; they add up to the whole."""
+    parts = {
+        "start-up": timing.startup or 0.0,
+        "image cache": timing.cache or 0.0,
+        "training, with validation": timing.fit or 0.0,
+        "test": timing.test or 0.0,
+    }
+    parts["the rest"] = (timing.total or 0.0) - sum(parts.values())
+    return [
+        Share(name, seconds, number)
+        for number, (name, seconds) in enumerate(parts.items(), start=1)
+        if seconds >= SHORTEST
+    ]
+
+
+def time_panel(shares: Sequence[Share]) -> Markup | None:
+    """Where the time went, as one bar; None where nothing was timed."""
+    if not shares:
+        return None
+    total = sum(share.seconds for share in shares)
+    scale, unit = (1.0, "seconds") if total < 300 else (60.0, "minutes")
+    if total >= 3 * 3600:
+        scale, unit = 3600.0, "hours"
+    text = "Where the time went: " + ", ".join(f"{s.name} {duration(s.seconds)}" for s in shares)
+    parts = [(share.number - 1, share.seconds / scale) for share in shares]
+    return plots.bar_plot(parts, xlabel=unit, name="time", text=text)
+
+
+MOST = 6  # of each kind
+MOST_PER_FINDING = 2  # so that one finding does not fill all places
+SIDE = 224  # pixels of a picture's longer side
+_QUALITY = 80  # of its JPEG
+_LEAST = 1e-7  # probabilities nearer to 0 or 1 are told apart by rounding alone
+_ANCESTORS = 4  # folders above the run's that its relative data.root may be meant from
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One image that was called wrongly for one finding.
+
+    Attributes:
+        times: how many times the odds of the probability are those of the threshold, or the
+            other way round for a finding that was missed; at least 1.
+        picture: a data URI; None with the `reason`.
+    """
+
+    image: str
+    finding: str
+    probability: float
+    threshold: float
+    times: float
+    picture: str | None = None
+    reason: str | None = None
+
+
+def most_confident(
+    predictions: pd.DataFrame, thresholds: Mapping[str, float], *, missed: bool
+) -> list[Mistake]:
+    """The false alarms, or the missed findings, that the model was surest of.
+
+    Probabilities of a rare and of a common finding do not compare, nor do their distances from
+    two thresholds. So mistakes are ordered by odds: those of the probability over those of the
+    finding's own threshold, which is what the model has added to the evidence that would just
+    have been enough. An image is taken once, a finding at most twice.
+
+    Args:
+        predictions: see `Evaluator`.
+        thresholds: operating point by finding; findings without one are left out.
+        missed: whether to look for missed findings rather than for false alarms.
+    """
+    found: list[Mistake] = []
+    for finding, cut in thresholds.items():
+        scores = predictions[f"prob_{finding}"].to_numpy(dtype=np.float64)
+        present = predictions[f"label_{finding}"].to_numpy() == 1
+        wrong = np.flatnonzero(present & (scores < cut) if missed else ~present & (scores >= cut))
+        sure = np.abs(_log_odds(scores[wrong]) - _log_odds(np.array(cut)))
+        # More than could be shown, as some images may be taken by another finding.
+        for place in np.argsort(-sure, kind="stable")[: MOST + MOST_PER_FINDING]:
+            image = str(predictions["image"].iloc[wrong[place]])
+            score, times = float(scores[wrong[place]]), float(np.exp(sure[place]))
+            found.append(Mistake(image, finding, score, float(cut), times))
+    found.sort(key=lambda mistake: (-mistake.times, mistake.image, mistake.finding))
+    return _varied(found)
+
+
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    inside = np.clip(probability, _LEAST, 1 - _LEAST)
+    odds: np.ndarray = np.log(inside / (1 - inside))
+    return odds
+
+
+def _varied(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    kept: list[Mistake] = []
+    for mistake in mistakes:
+        of_finding = sum(other.finding == mistake.finding for other in kept)
+        taken = any(other.image == mistake.image for other in kept)
+        if of_finding < MOST_PER_FINDING and not taken and len(kept) < MOST:
+            kept.append(mistake)
+    return kept
+
+
+def with_pictures(
+    mistakes: Sequence[Mistake], *, root: str | None, run_folder: Path
+) -> list[Mistake]:
+    """The mistakes with their pictures, or with the reason why there is none.
+
+    Args:
+        root: the folder of the images, as the run's configuration names it.
+        run_folder: a relative root is looked for here and in the folders above, too: a run lies
+            below the folder that it was started in.
+    """
+    folder = _folder(root, run_folder)
+    if folder is None:
+        reason = f"{root or 'the folder of its images'} is not there"
+        return [replace(mistake, reason=reason) for mistake in mistakes]
+    try:
+        paths, _ = find_named(folder, frozenset(filter(_inside, (m.image for m in mistakes))))
+    except UserError as error:
+        return [replace(mistake, reason=str(error)) for mistake in mistakes]
+    return [_pictured(mistake, paths.get(mistake.image), folder) for mistake in mistakes]
+
+
+def _inside(image: str) -> bool:
+    """Whether a name leads to no place outside of the folder that it is looked for in."""
+    path = PurePosixPath(image)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _folder(root: str | None, run_folder: Path) -> Path | None:
+    if not root:
+        return None
+    above = [run_folder.resolve(), *run_folder.resolve().parents][: _ANCESTORS + 1]
+    return next((p for p in (Path(root), *(a / root for a in above)) if os.path.isdir(p)), None)
+
+
+def _pictured(mistake: Mistake, path: str | None, folder: Path) -> Mistake:
+    if path is None:
+        return replace(mistake, reason=f"no file of this name in {folder}")
+    try:
+        return replace(mistake, picture=_data_uri(path))
+    except UserError as error:
+        return replace(mistake, reason=str(error))
+
+
+def _data_uri(path: str) -> str:
+    picture = Image.fromarray(decode_gray(path))
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=_QUALITY)
+    return data_uri(buffer.getvalue(), kind="image/jpeg")

@@ -1,0 +1,432 @@
+"""Tables of the report: the paper's two with ours beside, summary, seeds, published, paired."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from xray_lightning.errors import UserError
+from xray_lightning.evaluation.compare import (
+    Comparison,
+    Difference,
+    SeedSummary,
+    Spread,
+    compare,
+    summarise_seeds,
+)
+from xray_lightning.evaluation.published import (
+    OFFICIAL_TEST_IMAGES,
+    PAPER_ALWAYS_NEGATIVE,
+    PAPER_CONDITIONS,
+    PAPER_ROWS,
+    PUBLISHED_AUROCS,
+    PaperRow,
+)
+from xray_lightning.findings import FINDINGS
+from xray_lightning.html.page import decimal, percent
+from xray_lightning.report.wording import (
+    baseline_note,
+    data_notes,
+    grouped,
+    on_published_split,
+    state,
+    state_notes,
+)
+from xray_lightning.runs.predictions import read_predictions
+from xray_lightning.runs.record import Interval, Run, TestMetrics, predictions_name
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading, and whether it holds numbers, which stand to the right."""
+
+    heading: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of plain text, to be rendered for the terminal and as Markdown.
+
+    Attributes:
+        rows: one tuple of cells per row, each cell a tuple of lines.
+        notes: sentences that belong under the table.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[tuple[str, ...], ...], ...]
+    notes: tuple[str, ...]
+
+
+def auroc_cell(test: TestMetrics | None) -> tuple[str, ...]:
+    if test is None or test.auroc is None:
+        return (NONE,)
+    if test.auroc_ci95 is None:
+        return (decimal(test.auroc), "no interval")
+    low, high = test.auroc_ci95
+    return (decimal(test.auroc), f"{decimal(low)}-{decimal(high)}")
+
+
+def precision_cell(run: Run | None) -> tuple[str, ...]:
+    if run is None or run.precision_used is None:
+        return (NONE,)
+    if run.precision_asked in (None, run.precision_used):
+        return (run.precision_used,)
+    return (run.precision_used, f"asked {run.precision_asked}")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: "48.2 s", "12.1 min", "2.5 h"."""
+    if seconds is None:
+        return NONE
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plain(finding: str) -> str:
+    """Pleural_Thickening as it is written."""
+    return finding.replace("_", " ")
+
+
+def count(value: int | None) -> str:
+    """1045 as "1,045"."""
+    return NONE if value is None else f"{value:,}"
+
+
+def between(interval: Interval | None, *, percentages: bool = False) -> str:
+    """An interval as "0.812-0.850"."""
+    if interval is None:
+        return NONE
+    if percentages:
+        return "-".join(percent(end).removesuffix(" %") for end in interval) + " %"
+    return "-".join(map(decimal, interval))
+
+
+def with_interval(value: float | None, interval: Interval | None, *, signed: bool = False) -> str:
+    """A figure as "0.831 (0.812-0.850)"."""
+    if value is None:
+        return NONE
+    shown = f"{value:+.3f}" if signed else decimal(value)
+    if interval is None:
+        return shown
+    ends = " to ".join(f"{end:+.3f}" for end in interval) if signed else between(interval)
+    return f"{shown} ({ends})"
+
+
+def of_paper(run: Run) -> bool:
+    """Whether the run is a row of the paper's study."""
+    of_its_findings = set(run.findings) in (set(), set(FINDINGS))  # none known: not read yet
+    return run.paper_row in {row.row for row in PAPER_ROWS} and of_its_findings
+
+
+def paper_tables(runs: Sequence[Run]) -> list[Table]:
+    """The paper's Tables 1 and 2 with ours beside; each run is a row of its study."""
+    return [_accuracy_table(runs), _time_table(runs)]
+
+
+def _accuracy_table(runs: Sequence[Run]) -> Table:
+    columns = (
+        Column("#", number=True),
+        Column("Model, strategy"),
+        Column("Paper", number=True),
+        Column("Ours", number=True),
+        Column("Always negative", number=True),
+        Column("AUROC\n(95 % CI)", number=True),
+    )
+    rows = []
+    for paper, run in _beside(runs):
+        test = run.test if run else None
+        rows.append(
+            (
+                *_paper_cells(paper),
+                (percent(paper.accuracy),),
+                _ours(paper, run, percent(test.label_accuracy) if test else NONE),
+                (percent(test.always_negative) if test else NONE,),
+                auroc_cell(test),
+            )
+        )
+    notes = [
+        f"Paper: {PAPER_CONDITIONS}; always answering 'no finding' scores "
+        f"{percent(PAPER_ALWAYS_NEGATIVE)} on its test set.",
+        *data_notes(runs),
+        *baseline_note(runs),
+        *state_notes(runs),
+    ]
+    title = "Table 1. Test label accuracy by strategy"
+    return Table(title, columns, tuple(rows), tuple(notes))
+
+
+def _time_table(runs: Sequence[Run]) -> Table:
+    columns = (
+        Column("#", number=True),
+        Column("Model, strategy"),
+        Column("Paper", number=True),
+        Column("Ours", number=True),
+        Column("Our machine"),
+        Column("Images x epochs", number=True),
+        Column("Precision"),
+    )
+    rows = []
+    for paper, run in _beside(runs):
+        rows.append(
+            (
+                *_paper_cells(paper),
+                (f"{paper.minutes:.2f} min",),
+                _ours(paper, run, duration(run.timing.fit) if run else NONE),
+                (_machine(run),),
+                (_trained(run),),
+                precision_cell(run),
+            )
+        )
+    notes = (
+        f"Paper: {PAPER_CONDITIONS}. Ours: fit, with validation. Images x epochs: training images "
+        "an epoch, epochs done.",
+        "The times were measured on different machines and data: they do not give a speed-up.",
+    )
+    return Table("Table 2. Training time by strategy", columns, tuple(rows), notes)
+
+
+def _beside(runs: Sequence[Run]) -> list[tuple[PaperRow, Run | None]]:
+    """Every row of the paper with each run of it, or with None where there is none."""
+    pairs: list[tuple[PaperRow, Run | None]] = []
+    for paper in PAPER_ROWS:
+        ours = [run for run in runs if run.paper_row == paper.row]
+        pairs += [(paper, run) for run in ours] or [(paper, None)]
+    return pairs
+
+
+def _paper_cells(paper: PaperRow) -> tuple[tuple[str, ...], ...]:
+    return (str(paper.row),), (paper.model, paper.strategy)
+
+
+def _ours(paper: PaperRow, run: Run | None, value: str) -> tuple[str, ...]:
+    """Our value, and beneath it what keeps it from being the paper's row."""
+    if run is None:
+        return ("not run",)
+    if run.status == "skipped":
+        return (state(run),)
+    lines = [value] if run.status == "finished" else [value, state(run)]
+    if value == NONE:
+        lines = lines[1:] or lines
+    if run.accelerator and run.accelerator != paper.accelerator:
+        lines.append(f"run on {run.accelerator.upper()}")
+    return tuple(lines)
+
+
+def _machine(run: Run | None) -> str:
+    if run is None or run.status == "skipped":
+        return NONE
+    ranks = "" if run.world_size in (None, 1) else f" x {run.world_size} ranks"
+    return f"{run.device or run.accelerator or NONE}{ranks}"
+
+
+def _trained(run: Run | None) -> str:
+    if run is None or not run.history:
+        return NONE
+    return f"{run.images.get('train', 0)} x {len(run.history)}"
+
+
+def tables_of(runs: Sequence[Run]) -> list[Table]:
+    """The tables that `runs` give: the paper's two if any is a row of it, then the others."""
+    paper = sorted(filter(of_paper, runs), key=lambda run: run.paper_row or 0)
+    others = [run for run in runs if not of_paper(run)]
+    tables = paper_tables(paper) if paper else []
+    if others:
+        tables.append(_summary_table(others))
+    if several := [s for s in summarise_seeds(runs) if len(set(s.seeds)) > 1]:
+        tables.append(_seeds_table(several))
+    if official := [run for run in runs if on_published_split(run)]:
+        tables.append(published_table(official))
+    return tables
+
+
+def _summary_table(runs: Sequence[Run]) -> Table:
+    columns = (
+        Column("Run"),
+        Column("Data"),
+        Column("Model"),
+        Column("AUROC\n(95 % CI)", number=True),
+        Column("Label accuracy", number=True),
+        Column("Fit", number=True),
+    )
+    rows = [
+        (
+            (run.name, *([] if run.status == "finished" else [state(run)])),
+            (run.data or NONE, run.split, (run.split_sha256 or "")[:7]),
+            (run.model or NONE, run.strategy or NONE, *precision_cell(run)),
+            (*auroc_cell(run.test), *_precision_and_images(run.test)),
+            _accuracy_and_baseline(run.test),
+            _fit(run),
+        )
+        for run in runs
+    ]
+    notes = ["AUROC and AP (average precision) are macro. n: test images. neg: always negative."]
+    notes += [*data_notes(runs, beside_paper=False), *baseline_note(runs), *state_notes(runs)]
+    return Table("Runs", columns, tuple(rows), tuple(notes))
+
+
+def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
+    columns = (
+        Column("Recipe"),
+        Column("Seeds"),
+        Column("AUROC\n(lowest-highest)", number=True),
+        Column("AP\n(lowest-highest)", number=True),
+        Column("Label accuracy\n(lowest-highest)", number=True),
+    )
+    rows = [
+        (
+            (seeds.name,),
+            (f"{seeds.runs}: {', '.join(map(str, seeds.seeds))}",),
+            _spread(seeds.auroc_macro, decimal),
+            _spread(seeds.average_precision_macro, decimal),
+            _spread(seeds.label_accuracy, percent),
+        )
+        for seeds in summaries
+    ]
+    note = (
+        "Runs of one recipe that differ in the seed alone: mean, and after ± the sample standard "
+        "deviation, which is of the training and not of the test images."
+    )
+    return Table("Seeds", columns, tuple(rows), (note,))
+
+
+def _fit(run: Run) -> tuple[str, ...]:
+    rate = run.timing.fit_images_per_second
+    return (
+        duration(run.timing.fit),
+        f"{rate:.0f} img/s" if rate else "",
+        f"on {(run.accelerator or NONE).upper()}" if run.timing.fit else "",
+    )
+
+
+def _spread(spread: Spread | None, shown: Callable[[float | None], str]) -> tuple[str, ...]:
+    if spread is None:
+        return (NONE,)
+    mean = shown(spread.mean).removesuffix(" %")
+    around = f"{mean} ± {shown(spread.spread)}" if spread.spread is not None else mean
+    return around, f"{shown(spread.lowest).removesuffix(' %')}-{shown(spread.highest)}"
+
+
+def published_table(runs: Sequence[Run]) -> Table:
+    """Published figures of NIH's official split beside runs that are `on_published_split`."""
+    columns = (
+        Column("System"),
+        Column("Macro AUROC", number=True),
+        Column("Test images", number=True),
+        Column("Seen in"),
+    )
+    rows: list[tuple[tuple[str, ...], ...]] = [
+        ((p.system,), (decimal(p.auroc),), (f"{OFFICIAL_TEST_IMAGES}",), (p.source,))
+        for p in PUBLISHED_AUROCS
+        if p.split == "official"
+    ]
+    rows += [
+        ((f"ours: {r.name}",), (decimal(r.test.auroc),), (str(r.test.images),), ("this report",))
+        for r in runs
+        if r.test
+    ]
+    return Table("Macro AUROC on the official split", columns, tuple(rows), notes=())
+
+
+def _precision_and_images(test: TestMetrics | None) -> tuple[str, ...]:
+    return (f"AP {decimal(test.average_precision)}", f"n = {test.images}") if test else ()
+
+
+def _accuracy_and_baseline(test: TestMetrics | None) -> tuple[str, ...]:
+    if test is None:
+        return (NONE,)
+    return (percent(test.label_accuracy), f"neg {percent(test.always_negative)}")
+
+
+PREDICTIONS = predictions_name("test")
+Row = tuple[tuple[str, ...], ...]
+
+_NOTE = (
+    "Differences of macro figures on the same test images, from the same resamples of patients. An "
+    "interval that holds 0 shows no difference; it does not show that there is none."
+)
+_COLUMNS = (
+    Column("Run"),
+    Column("Against"),
+    Column("AUROC\n(95 % CI)", number=True),
+    Column("AP\n(95 % CI)", number=True),
+    Column("Label accuracy\n(95 % CI)", number=True),
+    Column("AUROC differs"),
+)
+
+
+def paired_tables(runs: Sequence[Run]) -> list[Table]:
+    """Each run minus the first one on its split, as a table; none where there is no such pair.
+
+    Runs that cannot be compared are named in the notes, with the reason.
+    """
+    splits: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.test and run.split_sha256:
+            splits.setdefault(run.split_sha256, []).append(run)
+    rows: list[Row] = []
+    left_out: list[tuple[Run, str]] = []
+    for group in splits.values():
+        if len(group) == 1:
+            left_out.append((group[0], ": on a split of its own, and so not comparable."))
+            continue
+        found, not_compared = _against_first(group)
+        rows += found
+        left_out += not_compared
+    if not rows:
+        return []
+    notes = (_NOTE, *grouped(left_out))
+    return [Table("Paired differences", _COLUMNS, tuple(rows), notes)]
+
+
+def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]]]:
+    """The rows of runs on one split against the first that has predictions, and who has none."""
+    rows: list[Row] = []
+    left_out = []
+    first: tuple[Run, pd.DataFrame] | None = None
+    for run in runs:
+        path = run.folder / PREDICTIONS
+        if not path.is_file():
+            left_out.append((run, f": not compared, for want of {PREDICTIONS}."))
+            continue
+        try:
+            predictions = read_predictions(path)
+            if first is not None:
+                rows.append(_paired_row(run, first[0], compare(first[1], predictions)))
+        except UserError as error:
+            left_out.append((run, f": not compared: {error}."))
+            continue
+        first = first or (run, predictions)
+    return rows, left_out
+
+
+def _paired_row(run: Run, first: Run, compared: Comparison) -> Row:
+    return (
+        (run.name,),
+        (first.name,),
+        _difference(compared.auroc_macro, _signed),
+        _difference(compared.average_precision_macro, _signed),
+        _difference(compared.label_accuracy, _points),
+        ("yes" if compared.auroc_macro.excludes_zero else "not shown",),
+    )
+
+
+def _difference(difference: Difference, shown: Callable[[float], str]) -> tuple[str, ...]:
+    if difference.value is None:
+        return NONE, difference.reason or ""
+    if difference.ci95 is None:
+        return shown(difference.value), "no interval"
+    low, high = difference.ci95
+    return shown(difference.value), f"{shown(low).removesuffix(' %')} to {shown(high)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f} %"

@@ -1,0 +1,313 @@
+"""Wording of the report: what was run, what to know, what is missing and why."""
+
+from collections.abc import Iterable, Sequence
+
+from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
+from xray_lightning.findings import FINDINGS
+from xray_lightning.html.page import decimal
+from xray_lightning.runs.record import FindingMetrics, Run, Subgroup, TestMetrics, Timing
+
+NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
+
+
+def label_of(run: Run) -> str:
+    """How notes and figures call a run: its row of the paper, or its name."""
+    return f"Row {run.paper_row}" if run.paper_row else run.name
+
+
+def state(run: Run) -> str:
+    """ "skipped: needs CUDA" in full, as it is short; of others the status, with a note below."""
+    return _state_and_reason(run) if run.status == "skipped" else run.status
+
+
+def _state_and_reason(run: Run) -> str:
+    reason = (run.reason or "").removeprefix(f"{run.status}: ").rstrip(".")
+    return f"{run.status}: {reason}" if reason else run.status
+
+
+def state_notes(runs: Sequence[Run]) -> list[str]:
+    said = [(run, f" {_state_and_reason(run)}.") for run in runs if run.status != "finished"]
+    return grouped(said)
+
+
+def baseline_note(runs: Sequence[Run]) -> list[str]:
+    """The sentence for runs whose label accuracy says nothing, or no sentence."""
+    said = f": {NO_BETTER}."
+    return grouped([(run, said) for run in runs if run.test and not beats_baseline(run.test)])
+
+
+def beats_baseline(test: TestMetrics) -> bool:
+    """Whether label accuracy is above that of always answering "no finding", if both are known."""
+    if test.label_accuracy is None or test.always_negative is None:
+        return True  # nothing to say
+    # Two ways to sum the same labels may differ in the last bit; one label makes more than that.
+    return test.label_accuracy > test.always_negative + 1e-12
+
+
+def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
+    """What to know of the data before comparing: another source, several splits, leaks, drops."""
+    notes = _source_notes(runs) if beside_paper else []
+    if len({r.split_sha256 for r in runs if r.split_sha256}) > 1:
+        notes.append(
+            "These runs do not share one split (split_sha256 differs): compare only within a split."
+        )
+    said = []
+    for run in runs:
+        for pair, patients in run.overlap.items():
+            leak = f": {patients} patients are on both sides of {pair}, which flatters the figures."
+            said.append((run, leak))
+        if run.dropped:
+            counts = ", ".join(f"{count} x {reason}" for reason, count in run.dropped.items())
+            said.append((run, f": counted while reading: {counts}."))
+        if run.test and run.test.auroc_findings < len(run.test.per_finding):
+            count = f"{run.test.auroc_findings} of {len(run.test.per_finding)}"
+            said.append((run, f": macro AUROC over the {count} findings that have one."))
+    return notes + grouped(said)
+
+
+def _source_notes(runs: Sequence[Run]) -> list[str]:
+    sources = sorted({f"{run.data}, split {run.split}" for run in runs if run.data})
+    images = sorted({run.test.images for run in runs if run.test})
+    tested = f", {' / '.join(map(str, images))} test images" if images else ""
+    notes = [f"Ours: {'; '.join(sources)}{tested}."] if sources else []
+    if any(run.data not in ("ai4m", "") for run in runs):
+        notes.append("Ours are other images than the paper's: do not compare the accuracies.")
+    return notes
+
+
+def grouped(said: Sequence[tuple[Run, str]]) -> list[str]:
+    """One sentence for all runs of which the same is said: "Row 2 and Row 3 skipped: ..."."""
+    labels: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
+    for run, sentence in said:
+        labels.setdefault(sentence, {})[label_of(run)] = None
+    return [_listed(list(names)) + sentence for sentence, names in labels.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def on_published_split(run: Run) -> bool:
+    """Whether the run was tested on what the published figures of the official split are of."""
+    official = (run.data, run.split) == ("nih", "official")
+    tested = run.test is not None and run.test.images == OFFICIAL_TEST_IMAGES
+    return official and tested and set(run.findings) == set(FINDINGS)
+
+
+OLDER = "not in results.json: an older version wrote it"
+RULES = {
+    "youden": "the highest sum of sensitivity and specificity (Youden's index)",
+    "f1": "the highest F1 score",
+    "sensitivity": "the highest threshold whose sensitivity is at least {target}",
+    "specificity": "the lowest threshold whose specificity is at least {target}",
+}
+METHODS = {"platt": "Platt", "temperature": "temperature"}
+
+
+def summary(run: Run) -> str:
+    """What was trained and tested on what, in one sentence."""
+    images = {side.name: counted(side.images, "image") for side in run.sides}
+    data = f"{run.data}, split {run.split}" if run.data else "data that was never read"
+    parts = [f"{run.model or 'A model'} on {data}"]
+    if run.history and "train" in images:
+        parts.append(f"trained for {counted(len(run.history), 'epoch')} on {images['train']}")
+    if run.test:
+        patients = f" of {counted(run.test.patients, 'patient')}" if run.test.patients else ""
+        parts.append(f"tested on {counted(run.test.images, 'image')}{patients}")
+    return f"{'; '.join(parts)}."
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What the run was made of, as terms and values."""
+    ranks = f", {run.world_size} ranks" if run.world_size and run.world_size > 1 else ""
+    accelerator = f" ({run.accelerator})" if run.accelerator else ""
+    size = run.settings.get("data.image_size")
+    normalised = run.settings.get("data.normalize")
+    return [
+        ("Model", run.model or "-"),
+        ("Data", run.data or "-"),
+        ("Split", run.split or "-"),
+        ("Split hash", (run.split_sha256 or "-")[:12]),
+        ("Input", f"{size} x {size} px, {normalised}" if size else "-"),
+        ("Device", f"{run.device or 'none was chosen'}{accelerator}{ranks}"),
+        ("Strategy", run.strategy or "-"),
+        ("Precision", precision_of(run)),
+        ("Seed", "-" if run.seed is None else str(run.seed)),
+    ]
+
+
+def precision_of(run: Run) -> str:
+    """What it ran in, and what it was asked to where that differs."""
+    if run.precision_used is None:
+        return "-"
+    if run.precision_asked in (None, run.precision_used):
+        return run.precision_used
+    return f"{run.precision_used} (asked {run.precision_asked})"
+
+
+def verdict(test: TestMetrics) -> str | None:
+    """The sentence for a label accuracy that says nothing; None where it says something."""
+    return None if beats_baseline(test) else f"Its {NO_BETTER}."
+
+
+def notes(run: Run) -> list[str]:
+    """What to know before believing the figures."""
+    said = [
+        f"{counted(patients, 'patient')} on both sides of {pair}: this flatters the figures."
+        for pair, patients in run.overlap.items()
+    ]
+    said += [f"Counted while reading: {count} x {why}." for why, count in run.dropped.items()]
+    if run.test and run.test.auroc_findings < len(run.test.per_finding):
+        without = [row.finding for row in run.test.per_finding if row.auroc is None]
+        names = ", ".join(without).replace("_", " ")
+        all_findings = len(run.test.per_finding)
+        said.append(
+            f"Macro figures are over {run.test.auroc_findings} of {all_findings} findings"
+            f"{f'; without an AUROC: {names}' if names else ''}."
+        )
+    paper = next((row for row in PAPER_ROWS if row.row == run.paper_row), None)
+    if paper and run.accelerator and paper.accelerator != run.accelerator:
+        said.append(
+            f"Ran on {run.accelerator.upper()}, where the paper's row {paper.row} ran on "
+            f"{paper.accelerator.upper()}."
+        )
+    if run.precision_used and run.precision_asked not in (None, run.precision_used):
+        asked = run.precision_asked
+        said.append(f"Precision {asked} was asked for; it ran as {run.precision_used}.")
+    if run.skipped_steps:
+        said.append(f"{counted(run.skipped_steps, 'step')} left out by fp16's loss scaling.")
+    return said + [f"Warning: {text}" for text in run.warnings]
+
+
+def no_test(run: Run) -> str:
+    """Why a run has no test figures."""
+    reason = (run.reason or "").removeprefix(f"{run.status}: ").rstrip(".")
+    return {
+        "finished": "This run was not tested: its stages were "
+        f"{run.settings.get('stages', 'others')}.",
+        "running": "This run has not come to its test yet.",
+        "skipped": f"This run was skipped: {reason}.",
+    }.get(run.status, f"This run {_ended(run.status)} before its test: {reason}.")
+
+
+def _ended(status: str) -> str:
+    return "was interrupted" if status == "interrupted" else status
+
+
+def operating_point(test: TestMetrics) -> str:
+    """By which rule the thresholds were chosen."""
+    point = test.operating_point
+    if point is None:
+        return "No operating point was fitted: each finding is called present from 0.5 on."
+    rule = RULES.get(point.rule, point.rule).format(target=decimal(point.target))
+    return (
+        f"A finding is called present from its threshold on, chosen as {rule} on "
+        f"{counted(point.images, 'validation image')}; no test image had a say in it."
+    )
+
+
+def calibrated_label(test: TestMetrics) -> str | None:
+    """What the calibrated probabilities are, in a few words; None where there are none."""
+    if test.calibrated is None:
+        return None
+    method = METHODS.get(test.calibrated.method, test.calibrated.method)
+    return f"calibrated ({method}, fitted on {counted(test.calibrated.images, 'validation image')})"
+
+
+def chance_precision(test: TestMetrics) -> float | None:
+    """The mean prevalence of the findings that the macro average precision is over."""
+    known = [
+        row.prevalence
+        for row in test.per_finding
+        if row.average_precision is not None and row.prevalence is not None
+    ]
+    return sum(known) / len(known) if known else None
+
+
+def undefined(test: TestMetrics) -> list[str]:
+    """Why figures of some findings are not there, one sentence a reason."""
+    return _by_reason(
+        (row.finding.replace("_", " "), reason)
+        for row in test.per_finding
+        for reason in row.undefined_reason.values()
+    )
+
+
+def undefined_groups(groups: Sequence[Subgroup]) -> list[str]:
+    """Why figures of some groups are not there, one sentence a reason."""
+    return _by_reason(
+        (f"{group.by} {group.group}", group.undefined_reason)
+        for group in groups
+        if group.undefined_reason
+    )
+
+
+def _by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
+    for name, reason in reasons:
+        names.setdefault(reason, {})[name] = None
+    return [f"{', '.join(together)}: {reason}." for reason, together in names.items()]
+
+
+def has_counts(test: TestMetrics) -> bool:
+    """Whether right and wrong calls were counted."""
+    return any(row.true_positives is not None for row in test.per_finding)
+
+
+def precision(row: FindingMetrics) -> str:
+    """The share of right calls among those that call the finding present."""
+    hits, alarms = row.true_positives, row.false_positives
+    if hits is None or alarms is None:
+        return "-"
+    return f"{hits / (hits + alarms):.1%}".replace("%", " %") if hits + alarms else "none called"
+
+
+def mined_labels(run: Run) -> bool:
+    """Whether the labels come from ChestX-ray14, which a program has read from reports."""
+    return run.data in ("nih", "ai4m")
+
+
+def speed(timing: Timing) -> str | None:
+    """Images a second, wait for data and memory, as far as they were measured."""
+    parts = []
+    if timing.fit_images_per_second is not None:
+        parts.append(f"{timing.fit_images_per_second:.0f} images/s over all of training")
+    if timing.steady_images_per_second is not None:
+        parts.append(f"{timing.steady_images_per_second:.0f} in its steps once warm")
+    if timing.data_wait_fraction is not None:
+        parts.append(f"{100 * timing.data_wait_fraction:.1f} % of that time waiting for data")
+    for name, size in (("host", timing.host_bytes), ("device", timing.device_bytes)):
+        if size is not None:
+            parts.append(f"at most {size / 2**30:.2f} GiB of {name} memory")
+    return f"{'; '.join(parts)}." if parts else None
+
+
+def multiplicity(groups: Sequence[Subgroup]) -> str:
+    """How many gaps are there by chance among so many, in two sentences."""
+    gaps = sum(group.gap_ci95 is not None for group in groups)
+    flagged = sum(group.flagged for group in groups)
+    return (
+        f"{flagged} of {counted(gaps, 'gap')} flagged, as the 95 % interval of the gap to all "
+        "other images of the attribute leaves out 0. The intervals are not corrected for their "
+        f"number: of {gaps} about {gaps * 0.05:.1f} would be flagged where no group differs, so "
+        "that a flag says where to look, not what is so. Two groups of one attribute share one gap."
+    )
+
+
+def published(run: Run) -> str | None:
+    """Why no published figure stands beside the run's; None where some do."""
+    if on_published_split(run):
+        return None
+    official = sum(figure.split == "official" for figure in PUBLISHED_AUROCS)
+    images = counted(run.test.images if run.test else 0, "test image")
+    ours = f"{images} of {run.data or 'no data'}, split {run.split or 'none'}"
+    return (
+        f"No published figure is shown: the {official} that the project knows for an official "
+        f"split are of all {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list, and this "
+        f"run is of {ours}. Figures of different splits do not compare."
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "1,045 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

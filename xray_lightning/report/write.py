@@ -1,0 +1,293 @@
+"""Writer of the report (`xray report`): runs beside the paper, as pages, Markdown and tables."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from xray_lightning.errors import UserError, printable
+from xray_lightning.evaluation.published import PAPER
+from xray_lightning.files import told_if_unwritable, write_atomically
+from xray_lightning.html.page import NOTICE
+from xray_lightning.report.tables import Table, of_paper, tables_of
+from xray_lightning.runs.folder import DamagedResultsError, find_run_folders, newest_run, read_run
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import Run
+
+_NAMED = 5  # as many damaged files are named; the rest are counted
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown of a set of runs.
+
+    Attributes:
+        damaged: for each results.json that cannot be used, one line that names it and says why.
+    """
+
+    runs: tuple[Run, ...]
+    tables: tuple[Table, ...]
+    damaged: tuple[str, ...]
+
+
+def build_report(paths: Sequence[Path]) -> Report:
+    """Read every run at or below `paths`, or the newest one under runs/ when there are no paths.
+
+    Raises:
+        UserError: no run is there, or none whose results.json can be read.
+    """
+    runs, damaged = [], []
+    for folder in find_run_folders(paths or [newest_run(Path("runs"))]):
+        try:
+            runs.append(read_run(folder))
+        except DamagedResultsError as error:
+            damaged.append(printable(f"{folder / RESULTS}: {error}"))
+    if not runs:
+        raise UserError(f"no results left to report: {'; '.join(_first(damaged))}")
+    runs = _told_apart(runs)
+    return Report(tuple(runs), tuple(tables_of(runs)), tuple(damaged))
+
+
+def damaged_line(report: Report) -> str:
+    """What was left out, in one line; nothing where nothing was."""
+    if not report.damaged:
+        return ""
+    return f"Left out {len(report.damaged)} damaged {RESULTS}: {'; '.join(_first(report.damaged))}"
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _NAMED
+    return [*lines[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs with names of their own: that of its folder where several share a name."""
+    shared = Counter(run.name for run in runs)
+    names = [run.name if shared[run.name] == 1 else run.folder.resolve().name for run in runs]
+    return [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Number the repeats: a, a_2, b."""
+    taken: set[str] = set()
+    numbered = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate)
+        numbered.append(candidate)
+    return numbered
+
+
+def markdown(
+    report: Report, *, figures: Sequence[tuple[str, str]], further: Sequence[Table] = ()
+) -> str:
+    """The whole text.
+
+    Args:
+        figures: caption and file name of each, under figures/.
+        further: tables that follow those of the report.
+    """
+    paper = f"The paper: {PAPER}." if any(map(of_paper, report.runs)) else ""
+    parts = ["# Report", NOTICE, paper]
+    for table in [*report.tables, *further]:
+        parts += [f"## {table.title}", pipe_table(table), bullets(table.notes)]
+    parts.append(escaped(damaged_line(report)))
+    if figures:
+        parts.append("## Loss curves")
+        parts += [f"![{escaped(caption)}](figures/{name})" for caption, name in figures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pipe_table(table: Table) -> str:
+    """The columns and rows of a table, without its title and notes."""
+    lines = [
+        _pipe_row(column.heading.replace("\n", " ") for column in table.columns),
+        _pipe_row("---:" if column.number else "---" for column in table.columns),
+    ]
+    lines += [
+        _pipe_row(", ".join(escaped(line) for line in cell if line) for cell in row)
+        for row in table.rows
+    ]
+    return "\n".join(lines)
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A list, each sentence as it is."""
+    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
+
+
+def _pipe_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def escaped(text: str) -> str:
+    """`text` so that Markdown shows it as it is: no link, emphasis, table cell or HTML."""
+    text = re.sub(r"([\\`*\[\]|~])", r"\\\1", printable(text))
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+PAGE = "report.html"
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write report.html of one run into its folder.
+
+    Raises:
+        UserError: there is no results.json that can be read, or the page cannot be written.
+        RunFailedError: the disk is full or fails.
+    """
+    from xray_lightning.report.pages import run_page
+
+    try:
+        run = read_run(folder)
+    except DamagedResultsError as error:
+        raise UserError(printable(f"{folder / RESULTS}: {error}")) from error
+    page = folder / PAGE
+    with _told(folder):
+        write_atomically(page, run_page(run))
+    return page
+
+
+def write_report(report: Report, out: Path | None = None) -> Path:
+    """Write report.html, report.md and its figures/, each beside its place and renamed.
+
+    Args:
+        out: the folder; by default the run's own, or `report` above several runs.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: the folder cannot be written to.
+        RunFailedError: the disk is full or fails.
+    """
+    # matplotlib takes most of a second to import, which printing alone should not cost.
+    from xray_lightning.report.pages import run_page, runs_page
+    from xray_lightning.report.tables import paired_tables
+
+    out = out or _default_folder(report.runs)
+    paired = paired_tables(report.runs)
+    with _told(out):
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        text = markdown(report, figures=_write_figures(report, out / "figures"), further=paired)
+        write_atomically(out / "report.md", text)
+        one = len(report.runs) == 1 and not report.damaged
+        html = run_page(report.runs[0]) if one else runs_page(report, paired=paired, out=out)
+        write_atomically(out / PAGE, html)
+    return out / PAGE
+
+
+def _write_figures(report: Report, folder: Path) -> list[tuple[str, str]]:
+    """Draw the loss curves; returns the caption and file name of each."""
+    from xray_lightning.report.plots import has_losses, loss_curve, loss_overview
+
+    drawn = [run for run in report.runs if has_losses(run)]
+    labels = [_figure_label(run) for run in drawn]
+    names = ["loss"] if len(drawn) == 1 else unique([f"loss_{_slug(label)}" for label in labels])
+    figures = []
+    if len(drawn) > 1:
+        figures.append(("Loss of all runs", "overview.png"))
+        write_atomically(folder / "overview.png", loss_overview(drawn, labels=labels))
+    for run, label, name in zip(drawn, labels, names, strict=True):
+        figures.append((f"Loss by epoch: {label}", f"{name}.png"))
+        curve = loss_curve(run, title=f"Loss by epoch: {label}")
+        write_atomically(folder / f"{name}.png", curve)
+    return figures
+
+
+def _told(out: Path) -> AbstractContextManager[None]:
+    """Tell in one line that a folder cannot be written to."""
+    return told_if_unwritable(
+        f"cannot write the report to {out}", advice="give another folder with --out"
+    )
+
+
+def _default_folder(runs: Sequence[Run]) -> Path:
+    if len(runs) == 1:
+        return runs[0].folder
+    return Path(os.path.commonpath([run.folder.resolve() for run in runs])) / "report"
+
+
+def _figure_label(run: Run) -> str:
+    return printable(f"Row {run.paper_row}: {run.name}" if run.paper_row else run.name)
+
+
+def _slug(label: str) -> str:
+    """A short file name of plain letters, whatever the label holds."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_").lower()[:60] or "run"
+
+
+_WIDEST_NUMBER = len("0.812-0.850")
+_WIDEST_WORD = len("patient_random")
+_GAP = 2  # blanks between columns
+_STATE_STYLES = {"run on ": "yellow", "skipped": "yellow", "failed": "red", "interrupted": "red"}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the tables and their notes, as wide as the console."""
+    for table in report.tables:
+        console.print(rich_table(table, room=console.width))
+        for note in table.notes:
+            console.print(Text(printable(note), style="dim"))
+        console.print()
+    if line := damaged_line(report):
+        console.print(Text(line, style="red"))
+    console.print(Text(NOTICE, style="italic"))
+
+
+def rich_table(table: Table, *, room: int) -> RichTable:
+    """A table for a terminal of `room` columns."""
+    rich = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+        leading=any(len(cell) > 1 for row in table.rows for cell in row),
+    )
+    for column, width in zip(table.columns, _widths(table, room=room), strict=True):
+        justify: JustifyMethod = "right" if column.number else "left"
+        rich.add_column(column.heading, justify=justify, overflow="fold", width=width)
+    for row in table.rows:
+        rich.add_row(*(Text("\n").join(_line(x) for x in cell if x) for cell in row))
+    return rich
+
+
+def _line(text: str) -> Text:
+    """A line of a cell as literal text, so that a name cannot carry markup."""
+    styles = (style for start, style in _STATE_STYLES.items() if text.startswith(start))
+    return Text(printable(text), style=next(styles, ""))
+
+
+def _widths(table: Table, *, room: int) -> list[int] | list[None]:
+    """Column widths that fold text between words and numbers not at all, if `room` allows."""
+    least, most = [], []
+    for index, column in enumerate(table.columns):
+        cells = [printable(line) for row in table.rows for line in row[index]]
+        words = [*column.heading.split(), *(word for cell in cells for word in cell.split())]
+        whole = min(max(map(cell_len, cells), default=0), _WIDEST_NUMBER) if column.number else 0
+        least.append(max(whole, min(max(map(cell_len, words)), _WIDEST_WORD)))
+        most.append(max(map(cell_len, [*column.heading.split("\n"), *cells])))
+    spare = room - sum(least) - _GAP * (len(least) - 1)
+    if spare < 0:
+        return [None] * len(least)  # too narrow a terminal: folded as Rich sees fit
+    for _ in range(spare):
+        short = max(range(len(least)), key=lambda index: most[index] - least[index])
+        least[short] += least[short] < most[short]
+    return least

@@ -1,0 +1,492 @@
+"""Callbacks: throughput and history, TensorBoard, progress, and checkpoints."""
+
+import logging
+import math
+import resource
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from time import monotonic, perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import Progress
+
+from xray_lightning.data.loader import Batch
+from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.findings import FINDINGS, decode
+from xray_lightning.models.checkpoint import write_checkpoint
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.progress import live_bar
+from xray_lightning.runs.record import differences
+
+WARMUP_STEPS = 5  # left out of the steady rate: allocations, autotuning
+
+
+class Throughput(Callback):
+    """Clocks of the fit, the history rows of results.json, and the rates in TensorBoard.
+
+    `fit_images_per_second` counts everything inside fit, validation and checkpoints too;
+    `steady_images_per_second` the training steps alone, after the first few: the wait for each
+    batch, the step, and all that Lightning does around it. Nothing here waits for a GPU but at
+    the end of the warm-up and of an epoch.
+    """
+
+    def __init__(self, *, batch_size: int) -> None:
+        self.batch_size = batch_size  # over all ranks
+        self.history: list[dict[str, Any]] = []
+        self.fit_seconds = 0.0
+        self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
+        self._images = 0
+        self._steady_images = 0
+        self._steady_seconds = 0.0
+        self._wait_seconds = 0.0
+        self._steps = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit_start = perf_counter()
+        self._start_epoch()  # a run resumed in mid-epoch gets no on_train_epoch_start
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self._epoch_start = self._mark = perf_counter()
+        self._epoch_images = self._epoch_steps = 0
+        self._train_seconds = self._epoch_wait = 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.first_step_at is None:
+            self.first_step_at = monotonic()
+        self._wait = perf_counter() - self._mark
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        self._steps += 1
+        if pl_module.device.type == "cuda" and (
+            self._steps == WARMUP_STEPS or batch_idx + 1 >= trainer.num_training_batches
+        ):
+            torch.cuda.synchronize()
+        now = perf_counter()
+        images = round(trainer.world_size / batch.scale)  # the global batch's size
+        seconds = now - self._mark
+        self._images += images
+        self._epoch_images += images
+        self._epoch_steps += 1
+        self._epoch_wait += self._wait
+        self._train_seconds += seconds
+        if self._steps > WARMUP_STEPS:
+            self._steady_images += images
+            self._steady_seconds += seconds
+            self._wait_seconds += self._wait
+        self._recent.append((seconds, images))
+        self._mark = now
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Classifier):
+            raise TypeError("the history is of a Classifier")
+        now = perf_counter()
+        metrics = trainer.callback_metrics
+        self.history.append(
+            {
+                "epoch": trainer.current_epoch,
+                "train_loss": float(pl_module.mean_train_loss()),
+                "val_loss": float(metrics.get("val/loss", math.nan)),
+                "val_auroc_macro": float(metrics.get("val/auroc_macro", math.nan)),
+                "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+                "seconds": now - self._epoch_start,
+            }
+        )
+        self.fit_seconds = now - self._fit_start
+        for logger in trainer.loggers:
+            logger.log_metrics(self._epoch_rates(), step=trainer.global_step)
+
+    def _epoch_rates(self) -> dict[str, float]:
+        seconds = self._train_seconds or math.nan
+        memory = {f"memory/{key}_bytes": peak for key, peak in peak_memory().items() if peak}
+        return {
+            "train/images_per_second": self._epoch_images / seconds,
+            "train/step_seconds": seconds / max(1, self._epoch_steps),
+            "train/data_wait_fraction": self._epoch_wait / seconds,
+            **memory,
+        }
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.fit_seconds = perf_counter() - self._fit_start
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if hasattr(self, "_fit_start") and trainer.training:
+            self.fit_seconds = perf_counter() - self._fit_start
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Over the last few steps, for the progress bar."""
+        seconds = sum(seconds for seconds, _ in self._recent)
+        return sum(images for _, images in self._recent) / seconds if seconds else None
+
+    def timing(self) -> dict[str, float | None]:
+        """The rates of results.json's `timing` block."""
+        steady = self._steady_seconds
+        steps = self._steps - WARMUP_STEPS
+        return {
+            "fit": self.fit_seconds or None,
+            "fit_images_per_second": self._images / self.fit_seconds if self.fit_seconds else None,
+            "steady_images_per_second": self._steady_images / steady if steady else None,
+            "step_seconds": steady / steps if steady else None,
+            "data_wait_fraction": self._wait_seconds / steady if steady else None,
+        }
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most memory that this process has had, in bytes: of the host, and of CUDA's tensors."""
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return {"host": host, "device": device}
+
+
+class FiniteLoss(Callback):
+    """Ends the run at the step whose loss is no number, before a checkpoint can hold it.
+
+    Args:
+        patience: steps in a row that may go wrong; fp16 with loss scaling skips such steps, and
+            only a long run of them is a failure.
+    """
+
+    CUDA_STEPS = 20  # on a GPU the loss is looked at only so often: each look waits for the device
+
+    def __init__(self, *, patience: int = 0) -> None:
+        self.patience = patience
+        self.skipped = 0
+        self._bad: list[torch.Tensor] = []  # of the steps up to this one, not yet looked at
+        self._step = 0
+        self._in_a_row = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        self._bad.append(~outputs["loss"].detach().isfinite())
+        self._step = batch_idx
+        last = batch_idx + 1 >= trainer.num_training_batches
+        if pl_module.device.type == "cpu" or last or len(self._bad) >= self.CUDA_STEPS:
+            self.look(trainer)
+
+    def look(self, trainer: Trainer) -> None:
+        """Look at the losses of the last steps.
+
+        Raises:
+            RunFailedError: too many in a row are no finite numbers.
+        """
+        if not self._bad:
+            return
+        first = self._step - len(self._bad) + 1
+        for offset, bad in enumerate(torch.stack(self._bad).tolist()):
+            self._in_a_row = self._in_a_row + 1 if bad else 0
+            self.skipped += bad
+            if self._in_a_row > self.patience:
+                raise RunFailedError(
+                    f"the loss is not a finite number at epoch {trainer.current_epoch}, step "
+                    f"{first + offset}; lower optimizer.lr, or use precision=32-true. "
+                    "The checkpoints are from before"
+                )
+        self._bad.clear()
+
+
+log = logging.getLogger(__name__)
+
+GRID_IMAGES = 16
+
+
+def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    """The trainer's TensorBoard logger, if it has one."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return found[0] if found else None
+
+
+class InputGrid(Callback):
+    """The first training batch as images with their findings: what the model is really given.
+
+    It is drawn beside the training: matplotlib takes longer than many steps.
+    """
+
+    def __init__(self) -> None:
+        self._drawing: Thread | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            board = tensorboard(trainer)
+            if board is not None:
+                first = batch._replace(
+                    images=batch.images[:GRID_IMAGES].cpu(),
+                    targets=batch.targets[:GRID_IMAGES].cpu(),
+                )
+                writer = board.experiment  # opened here: the first one to ask opens it
+                self._drawing = Thread(
+                    target=_add_inputs, args=(writer, first, _names(pl_module)), name="inputs"
+                )
+                self._drawing.start()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wait()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._drawing is not None:
+            self._drawing.join()
+            self._drawing = None
+
+
+def _names(module: LightningModule) -> tuple[str, ...]:
+    names: tuple[str, ...] = getattr(module, "findings", FINDINGS)
+    return names
+
+
+def _add_inputs(writer: Any, batch: Batch, findings: Sequence[str]) -> None:
+    try:
+        writer.add_figure("inputs", input_figure(batch, findings), global_step=0)
+    except OSError as error:
+        log.warning("the inputs are not drawn: %s", error)
+
+
+def input_figure(batch: Batch, findings: Sequence[str] = FINDINGS) -> Any:
+    """A matplotlib figure of a batch's first images, each under its findings."""
+    from matplotlib.figure import Figure
+
+    images = batch.images[:GRID_IMAGES, 0].cpu().numpy()
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(columns * 2.4, rows * 2.75), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, target in zip(axes, images, batch.targets.cpu(), strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        names = decode(target.tolist(), findings).replace("_", " ").split("|")
+        shown = names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"]
+        axis.set_title("\n".join(shown), fontsize=8)
+    return figure
+
+
+def log_hyperparameters(
+    trainer: Trainer, *, config: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> None:
+    """Put the run's choices beside its final metrics, for TensorBoard's HPARAMS tab."""
+    board = tensorboard(trainer)
+    if board is not None and trainer.is_global_zero:
+        known = {f"test/{key}": value for key, value in metrics.items() if value is not None}
+        board.log_hyperparams(dict(config), known)
+        board.save()
+
+
+class ImagesBar(Callback):
+    """One live line: the epoch, the run's steps, images/s over all ranks, and the time left.
+
+    Lightning's own bars take several lines here, leave pieces behind when they stop, and count
+    the time that is left of an epoch alone.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        self._throughput = throughput
+        self._bar: Progress | None = None
+
+    def _open(self, title: str, *, steps: int | None, done: int = 0) -> None:
+        self._close()
+        self._bar = live_bar()
+        self._bar.add_task(title, total=steps, completed=done, rate="")
+        self._bar.start()
+        # A second Ctrl-C ends the process at once; the cursor must be there then.
+        self._bar.console.show_cursor(True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _update(self, **changes: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], **changes)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
+        done = trainer.current_epoch * steps + trainer.fit_loop.epoch_loop.batch_idx + 1
+        total = epochs * steps if epochs > 0 else None
+        self._open(_epoch(trainer), steps=total, done=max(0, done))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(description=_epoch(trainer))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        steps = int(trainer.num_training_batches)
+        rate = self._throughput.images_per_second or 0.0
+        self._update(
+            completed=trainer.current_epoch * steps + batch_idx + 1, rate=f"{rate:.0f} images/s"
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._open("validating", steps=sum(map(int, trainer.num_val_batches)))
+        else:
+            self._update(description=f"{_epoch(trainer)}, validating")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._step()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("testing", steps=sum(map(int, trainer.num_test_batches)))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._step()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _step(self) -> None:
+        if self._bar is not None:
+            rate = (self._bar.tasks[0].speed or 0.0) * self._throughput.batch_size
+            self._update(advance=1, rate=f"{rate:.0f} images/s" if rate else "")
+
+
+def _epoch(trainer: Trainer) -> str:
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+
+
+class EpochLines(Callback):
+    """One line an epoch, with images/s and the time left."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        self._throughput = throughput
+        self._first_epoch: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_epoch = trainer.current_epoch
+        self._start = perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = self._throughput.history[-1]
+        epochs = trainer.max_epochs or 0
+        done = trainer.current_epoch + 1 - (self._first_epoch or 0)
+        left = (epochs - trainer.current_epoch - 1) * (perf_counter() - self._start) / done
+        log.info(
+            "epoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
+            row["epoch"] + 1,
+            epochs,
+            row["train_loss"],
+            row["val_loss"],
+            row["val_auroc_macro"],
+            row["lr"],
+            self._throughput.images_per_second or 0.0,
+            f"{int(left) // 60}:{int(left) % 60:02d}",
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves into a file beside the final one, synced and renamed.
+
+    Lightning's own goes through the temporary folder: from another file system the move is a
+    copy, and a kill or a full disk during it destroys the previous checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the full state of a whole epoch, to resume from: the last one, or nearly.
+
+    An epoch of a second is not worth a save of half a second: an epoch's end is left out where
+    saving would take more than its share of the time since the last save. The first and the last
+    epoch's are always saved. An interruption saves by itself.
+
+    ModelCheckpoint would do, but its state names the folder, and a moved run folder then warns.
+
+    Args:
+        path: the file.
+        most_time: share of the run's time that saving may take; 1 saves after every epoch.
+    """
+
+    def __init__(self, path: str | Path, *, most_time: float = 0.02) -> None:
+        if not isinstance(most_time, int | float) or not 0 < most_time <= 1:
+            raise UserError(f"callbacks.last.most_time={most_time} must be above 0, at most 1")
+        self.path = Path(path)
+        self.most_time = most_time
+        self._due = 0.0  # in time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        start = monotonic()
+        # Saving is a collective: all ranks follow rank 0's clock.
+        if last or trainer.strategy.broadcast(start >= self._due):
+            trainer.save_checkpoint(self.path)
+            saved = monotonic()
+            self._due = saved + (saved - start) * (1 / self.most_time - 1)
+
+
+def check_same(path: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was made of other parts.
+
+    Args:
+        found, expected: nested plain values; only the keys of `expected` are compared.
+
+    Raises:
+        UserError: every difference, as `key: checkpoint -> this run`.
+    """
+    changed = differences({key: found.get(key) for key in expected}, expected)
+    if changed:
+        raise UserError(
+            f"{path} does not fit this run ({'; '.join(changed)}); give the options that it was "
+            "trained with"
+        )

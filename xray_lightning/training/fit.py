@@ -1,0 +1,315 @@
+"""Fit, test and resume: from ready-made objects to a run folder."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import gethostname
+from time import monotonic, perf_counter
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.splits import render_split_table, split_table
+from xray_lightning.errors import UserError, one_line
+from xray_lightning.files import write_atomically
+from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
+from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.progress import on_terminal
+from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_table
+from xray_lightning.runs.record import RunRecord, kept_warnings, predictions_name
+from xray_lightning.training.callbacks import (
+    AtomicCheckpointIO,
+    EpochLines,
+    FiniteLoss,
+    ImagesBar,
+    Throughput,
+    check_same,
+    log_hyperparameters,
+    peak_memory,
+)
+from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.strategies import Strategy, World
+
+log = logging.getLogger(__name__)
+
+STAGES = ("fit", "test")
+SCALER_PATIENCE = 20  # fp16 steps in a row that loss scaling may skip before the run is given up
+
+Judge = Callable[..., dict[str, Any]]  # evaluation.judge.Judge, or the like
+
+
+@dataclass
+class Job:
+    """Everything that one run is made of."""
+
+    folder: Path
+    record: RunRecord
+    world: World
+    started: float  # time.monotonic() of the first process of this run
+    data: XrayDataModule
+    classifier: Classifier
+    trainer: Callable[..., Trainer]
+    strategy: Strategy
+    speed: Speed
+    accelerator: str
+    precision: str
+    judge: Judge
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+    stages: Sequence[str] = STAGES
+    ckpt_path: Path | None = None
+    resume: bool = False
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that speaks and writes."""
+        return self.world.rank == 0
+
+
+def run(job: Job) -> None:
+    """Run the job's stages and fill its record; the caller settles how it ended.
+
+    Raises:
+        XrayError: the run cannot start, or failed.
+    """
+    _refuse_bad_stages(job)
+    accelerator = choose_accelerator(job.accelerator)
+    precision = choose_precision(job.precision, accelerator=accelerator)
+    options = job.strategy.trainer_options(accelerator)
+    local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
+    threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
+    if job.leads:
+        _record_environment(job, accelerator=accelerator, precision=precision, threads=threads)
+        cluster = getattr(options.get("strategy"), "cluster_environment", None)
+        job.record.content["environment"]["hosts"] = getattr(cluster, "hosts", [gethostname()])
+        if precision != job.precision:
+            log.info(
+                "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s",
+                job.precision,
+                precision,
+            )
+    throughput = Throughput(batch_size=job.data.batch_size)
+    finite = FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
+    interruption = Interruption(
+        job.folder,
+        checkpoint=job.folder / "checkpoints" / LAST,
+        world=job.world,
+        check=finite.look,
+    )
+    interruption.install()
+    options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
+    callbacks = [
+        throughput,
+        finite,
+        _Recorder(job, throughput),
+        *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
+        *_display(job, throughput),
+        *job.callbacks,
+        interruption,  # last: the checkpoint it saves holds the others' state
+    ]
+    try:
+        trainer = job.trainer(
+            accelerator="gpu" if accelerator == "cuda" else "cpu",
+            precision=precision,
+            callbacks=callbacks,
+            logger=list(job.loggers),
+            enable_progress_bar=False,  # ours is among the callbacks
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    if trainer.world_size != job.world.size:
+        raise UserError(
+            f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
+            "processes; start equally many on each host"
+        )
+    # A graph holds no collective, and its gradients do not add up over steps.
+    alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+    job.classifier.cuda_graph = job.speed.cuda_graph and accelerator == "cuda" and alone
+    if job.speed.compile:
+        job.classifier.backbone.compile()
+    kept: list[str] = []
+    try:
+        with kept_warnings(kept):
+            if "fit" in job.stages:
+                _fit(job, trainer)
+            if "test" in job.stages:
+                _test(job, trainer)
+    finally:
+        job.record.content["training"] = {"warnings": kept, "skipped_steps": finite.skipped}
+        _record_timing(job, throughput)
+    trainer.strategy.barrier("end")  # ranks leave together
+
+
+def _refuse_bad_stages(job: Job) -> None:
+    unknown = [stage for stage in job.stages if stage not in STAGES]
+    if unknown or not job.stages:
+        raise UserError(f"stages=[{','.join(job.stages)}] must be made of {', '.join(STAGES)}")
+    if job.ckpt_path is not None and "fit" in job.stages:
+        raise UserError(
+            "ckpt_path names the checkpoint of stages=[test]; to go on with a run, give "
+            "resume=RUN_FOLDER"
+        )
+    if "fit" not in job.stages and job.ckpt_path is None:
+        raise UserError("stages=[test] needs ckpt_path=CHECKPOINT")
+
+
+def _fit(job: Job, trainer: Trainer) -> None:
+    ckpt_path = None
+    if job.resume:
+        ckpt_path = job.folder / "checkpoints" / LAST
+        read_checkpoint(ckpt_path, findings=job.data.findings)
+        # It shall be: that is what resuming means.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
+    trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _test(job: Job, trainer: Trainer) -> None:
+    start = perf_counter()
+    ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
+    if job.ckpt_path is not None:
+        described = read_checkpoint(ckpt_path, findings=job.data.findings)["xray"]
+        check_same(ckpt_path, found=described, expected=job.classifier.recipe)
+    predictions = {}
+    for side, stage in (("val", trainer.validate), ("test", trainer.test)):
+        stage(
+            job.classifier,
+            datamodule=job.data,
+            ckpt_path=ckpt_path,
+            weights_only=True,
+            verbose=False,
+        )
+        if job.leads:
+            predictions[side] = prediction_table(
+                job.data.table(side),
+                job.classifier.outputs,
+                side=side,
+                findings=job.data.findings,
+            )
+            path = job.folder / predictions_name(side)
+            write_atomically(path, csv_of(predictions[side]))
+    if job.leads:
+        metrics = job.judge(
+            **predictions,
+            checkpoint=ckpt_path,
+            fit=job.ckpt_path is None,
+            prevalences=_prevalences(job),
+        )
+        job.record.content["metrics"]["test"] = metrics
+        job.record.content["timing"]["test"] = perf_counter() - start
+        headline = ("auroc_macro", "average_precision_macro", "label_accuracy")
+        log_hyperparameters(
+            trainer,
+            config=job.hyperparameters,
+            metrics={key: metrics[key] for key in headline},
+        )
+        _console(job).print(metrics_table(metrics))
+
+
+def _prevalences(job: Job) -> dict[str, float]:
+    """The share of training images with each finding."""
+    shares = job.data.labels("train").mean(axis=0)
+    return dict(zip(job.data.findings, shares.tolist(), strict=True))
+
+
+def _console(job: Job) -> Console:
+    # Open MPI gives every rank a terminal, wherever its output goes: print plain text there.
+    return Console(force_terminal=False if job.world.launcher == "mpi" else None)
+
+
+def _live(job: Job) -> bool:
+    # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
+    return job.leads and job.world.launcher == "none" and on_terminal()
+
+
+def _display(job: Job, throughput: Throughput) -> list[Callback]:
+    if not job.leads:
+        return []
+    lines = EpochLines(throughput)
+    return [ImagesBar(throughput), lines] if _live(job) else [lines]
+
+
+class _Binding(Callback):
+    """Binds a rank to its cores once its node's cache is built."""
+
+    def __init__(self, speed: Speed, local_ranks: int) -> None:
+        self._speed, self._local_ranks = speed, local_ranks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._speed.bind(local_rank=trainer.local_rank, local_ranks=self._local_ranks)
+
+
+class _Recorder(Callback):
+    """Keeps results.json up to date while the run goes on, and shows the data at its start."""
+
+    def __init__(self, job: Job, throughput: Throughput) -> None:
+        self._job = job
+        self._throughput = throughput
+        self._described = False
+        self._earlier = [*job.record.content["history"]] if job.resume else []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        job = self._job
+        if not job.leads or self._described:
+            return
+        self._described = True
+        job.record.content["data"] = job.data.describe()
+        job.record.content["timing"]["cache"] = job.data.cache_seconds
+        job.record.write()
+        table = split_table(job.data.manifest, job.data.usable.split)
+        _console(job).print(
+            render_split_table(table, title=f"{job.data.name}: {job.data.split_name}")
+        )
+        for reason, count in job.record.content["data"]["dropped"].items():
+            log.info("%s: %d", reason, count)
+        if job.data.usable.patient_overlap:
+            log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._job.leads:
+            new = self._throughput.history
+            kept = [row for row in self._earlier if row["epoch"] < new[0]["epoch"]]
+            self._job.record.content["history"] = kept + new
+            self._job.record.write()
+
+
+def _record_environment(job: Job, *, accelerator: str, precision: str, threads: int) -> None:
+    environment = job.record.content["environment"]
+    environment |= {
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "device": device_name(accelerator),
+        "accelerator": accelerator,
+        "world_size": job.world.size,
+        "strategy": job.strategy.name,
+        "precision_asked": job.precision,
+        "precision_used": precision,
+        "threads_per_rank": threads,
+        "batch_size_per_rank": job.data.batch_size / job.world.size,
+    }
+    if job.world.launcher == "mpi":
+        from xray_lightning.training.mpi_environment import library_version
+
+        environment["mpi"] = library_version()
+
+
+def _record_timing(job: Job, throughput: Throughput) -> None:
+    if not job.leads:
+        return
+    timing = job.record.content["timing"]
+    timing |= throughput.timing()
+    if throughput.first_step_at is not None:
+        startup = throughput.first_step_at - job.started - job.data.cache_seconds
+        timing["startup"] = max(0.0, startup)
+    timing["total"] = monotonic() - job.started
+    timing["peak_memory_bytes"] = peak_memory()

@@ -1,0 +1,77 @@
+"""MPI starts the ranks and lets them meet; NCCL (CUDA) or Gloo (CPU) reduces.
+
+Torch wheels have no MPI backend.
+"""
+
+import os
+import socket
+
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.plugins.environments import MPIEnvironment
+
+from xray_lightning.errors import UserError
+from xray_lightning.training.strategies import load_mpi
+
+LOOPBACK = "127.0.0.1"
+
+
+def library_version() -> str:
+    """The MPI library's name and version, such as "Open MPI v5.0.11"."""
+    return str(load_mpi().Get_library_version()).split(",")[0].strip("\0 \n")
+
+
+class XrayMPIEnvironment(MPIEnvironment):
+    """Lightning's MPI environment with everything that is a collective asked for at once.
+
+    In the parent class address, port and local ranks are collectives at first access, and a rank
+    that never asks leaves the others waiting.
+
+    Args:
+        address: host name or IP address of rank 0 that all others can reach; None takes rank 0's
+            host name, or the loopback address when all ranks are on one host.
+        port: free TCP port there; None lets rank 0 choose one.
+
+    Raises:
+        UserError: an address that some rank cannot use.
+    """
+
+    def __init__(self, *, address: str | None = None, port: int | None = None) -> None:
+        load_mpi()
+        super().__init__()
+        comm = self._comm_world
+        self.hosts: list[str] = sorted(set(comm.allgather(socket.gethostname())))
+        default = LOOPBACK if len(self.hosts) == 1 else socket.gethostname()
+        self._main_address = comm.bcast(address or default, root=0)
+        self._main_port = comm.bcast(port or find_free_network_port(), root=0)
+        self._init_comm_local()
+        if self._comm_local is None:
+            raise RuntimeError("MPI gave no communicator for this host")
+        self.local_size: int = self._comm_local.Get_size()
+        self._refuse_unusable_addresses()
+
+    def _refuse_unusable_addresses(self) -> None:
+        """Say on every rank what would hang on one."""
+        problems = [text for text in self._comm_world.allgather(self._address_problem()) if text]
+        if problems:
+            raise UserError(problems[0])
+
+    def _address_problem(self) -> str:
+        host = socket.gethostname()
+        try:
+            socket.getaddrinfo(self._main_address, self._main_port)
+        except OSError as error:
+            return (
+                f"the main address {self._main_address} cannot be resolved on {host} ({error}); "
+                "set strategy.address to a name or IP address of rank 0's host"
+            )
+        if len(self.hosts) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+            try:
+                own = socket.gethostbyname(host)
+            except OSError:
+                own = ""
+            if own.startswith("127."):  # Debian's /etc/hosts; Gloo would advertise it and hang
+                return (
+                    f"host {host} resolves its own name to {own}, where no other host can reach "
+                    "it; set GLOO_SOCKET_IFNAME to the network interface, such as eth0"
+                )
+        return ""
