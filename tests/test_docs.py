@@ -16,9 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf
+from typer import Typer
 from typer.main import get_command
 
-from xray_lightning import cli
+from benchmarks import side_by_side
+from xray_lightning.cli import main as cli
 
 CONF = REPOSITORY / "conf"
 README = REPOSITORY / "README.md"
@@ -189,6 +191,14 @@ def test_every_xray_command_and_option_exists(command: Command) -> None:
     known = {"--help", *(name for p in current.params for name in (*p.opts, *p.secondary_opts))}
     given = {word.split("=", 1)[0] for word in words if word.startswith("-")}
     assert given <= known
+
+
+@pytest.mark.parametrize("command", commands("benchmarks.side_by_side"), ids=str)
+def test_every_option_of_the_benchmark_exists(command: Command) -> None:
+    app = Typer()
+    app.command()(side_by_side.main)
+    known = {"--help", *(name for p in get_command(app).params for name in p.opts)}
+    assert {word for word in command.words if word.startswith("--")} <= known
 
 
 def xray_options() -> set[str]:
