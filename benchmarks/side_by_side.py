@@ -582,7 +582,7 @@ def main(
 
     options = Options(
         data=data,
-        command=command_line(),
+        command=command_line("python", "-m", "benchmarks.side_by_side"),
         arms=split_names(arms),
         model=model,
         image_size=image_size,

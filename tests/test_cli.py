@@ -49,7 +49,7 @@ def test_the_console_script_is_installed() -> None:
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['xray', '--help']\n"
-        "from xray_lightning.cli import main\n"
+        "from xray_lightning.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib'} & sys.modules.keys()\n"

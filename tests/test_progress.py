@@ -59,7 +59,7 @@ def test_a_log_line_goes_to_what_stdout_is_at_the_moment(monkeypatch: pytest.Mon
 
 def test_importing_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys, xray_lightning.progress, xray_lightning.atomic\n"
+        "import sys, xray_lightning.progress, xray_lightning.files\n"
         "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )

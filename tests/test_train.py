@@ -30,7 +30,7 @@ SCHEMA = json.loads((REPOSITORY / "xray_lightning" / "runs" / "results_schema.js
 # it away at the end takes again.
 SERVER = """
 import atexit, gc, json, os, runpy, sys, traceback
-import hydra, xray_lightning.training.run
+import hydra, xray_lightning.training.fit
 
 gc.collect()
 gc.freeze()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Once, environment
+from conftest import REPOSITORY, Once, environment
 
 from benchmarks import side_by_side
 from benchmarks.arms import importable, prepare
@@ -20,6 +20,7 @@ from benchmarks.side_by_side import Options, loss_difference, workload_of
 from benchmarks.side_by_side import bench as time_arms
 from xray_lightning.errors import UserError
 
+PATHS = {"PYTHONPATH": str(REPOSITORY)}
 TINY = ("--image-size", "32", "--batch-size", "16", "--repeats", "1", "--steps", "1")
 # Loaded by every process of the test: two of the arms are not what they should be.
 SABOTAGE = """
@@ -45,9 +46,9 @@ class Benched:
 def bench(*arguments: str | Path, folder: Path, **variables: str) -> Benched:
     out = folder / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli.main", "bench", *map(str, arguments)],
+        [sys.executable, "-m", "benchmarks.side_by_side", *map(str, arguments)],
         cwd=folder,
-        env=environment(TMPDIR=str(folder), **variables),
+        env=environment(TMPDIR=str(folder), **PATHS | variables),
         capture_output=True,
         text=True,
         timeout=240,
@@ -71,7 +72,13 @@ def timed(phantoms: Path, folder: Path) -> Benched:
     arms = "paper_loop,ours,ours_no_channels_last,compute_only"
     options = (*TINY, "--threads", "1", "--precision", "32-true", "--json", "bench.json")
     return bench(
-        "--data", phantoms, "--arms", arms, *options, folder=folder, PYTHONPATH=str(folder)
+        "--data",
+        phantoms,
+        "--arms",
+        arms,
+        *options,
+        folder=folder,
+        PYTHONPATH=f"{folder}{os.pathsep}{REPOSITORY}",
     )
 
 
@@ -122,7 +129,7 @@ def test_an_arm_that_crashes_is_named_with_its_last_line(benched: Benched) -> No
 def test_the_json_tells_where_and_how_it_was_measured(benched: Benched) -> None:
     content = benched.content
     assert content["kind"] == "bench"
-    assert content["command"].startswith("xray bench --data ")
+    assert content["command"].startswith("python -m benchmarks.side_by_side --data ")
     assert content["machine"]["cores"] >= 1
     assert content["settings"]["train_images"] == 64
     assert content["settings"]["source_size"] == "64 x 64"
@@ -214,8 +221,8 @@ def test_a_missing_peer_that_was_named_is_an_error_with_its_install_line(phantom
 def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(phantoms), "--arms", "compute_only", *TINY]
     process = subprocess.Popen(
-        [sys.executable, "-m", "xray_lightning.cli.main", "bench", *arguments],
-        env=environment(TMPDIR=str(tmp_path)),
+        [sys.executable, "-m", "benchmarks.side_by_side", *arguments],
+        env=environment(TMPDIR=str(tmp_path), **PATHS),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -158,8 +158,8 @@ import os, sys, zlib
 from pathlib import Path
 import numpy as np
 from xray_lightning.data.cache import open_cache
-from xray_lightning.data.cache_folder import CacheManifest, PixelFile
-from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.cache import CacheManifest, PixelFile
+from xray_lightning.data.cache import ImageSet
 
 def private():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()

@@ -639,8 +639,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.cache_folder import CHUNK
-from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.cache import CHUNK
+from xray_lightning.data.cache import ImageSet
 from xray_lightning.errors import RunFailedError
 
 images, disk, done = ImageSet(map(str, Path(sys.argv[1]).iterdir())), Path(sys.argv[2]), 0
@@ -695,7 +695,7 @@ READ_ONLY = """
 import sys
 from pathlib import Path
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.image_set import ImageSet
+from xray_lightning.data.cache import ImageSet
 from xray_lightning.errors import UserError
 
 paths = sorted(map(str, Path(sys.argv[1]).iterdir()))

@@ -167,7 +167,7 @@ def test_control_c_ends_with_130_and_writes_nothing(small: Path) -> None:
         "def slow(path):\n"
         "    import time; print('looking', flush=True); time.sleep(0.02); return look(path)\n"
         "pictures.decode_gray = slow\n"
-        "from xray_lightning.cli import main; main()\n"
+        "from xray_lightning.cli.main import main; main()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "data", "check", small, "--json", small / "check.json"],

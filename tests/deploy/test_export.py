@@ -203,7 +203,7 @@ def test_images_are_compared_where_they_can_be_read(ckpt: Path, tmp_path: Path) 
 
 PREDICT = """
 import sys
-from xray_lightning.cli import app
+from xray_lightning.cli.main import app
 try:
     app(["predict", *sys.argv[1:]])
 except SystemExit as ended:

@@ -96,7 +96,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.training.checkpoints import AtomicCheckpointIO
+from xray_lightning.training.callbacks import AtomicCheckpointIO
 
 torch.set_num_threads(1)  # a fork does not survive OpenMP
 path, kills = Path(sys.argv[1]), int(sys.argv[2])

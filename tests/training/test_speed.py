@@ -38,7 +38,7 @@ def test_a_switch_of_another_kind_is_refused_by_its_key(
 def test_a_rank_takes_the_threads_that_it_is_told() -> None:
     code = """
 import torch
-from xray_lightning.training.speed import Speed
+from xray_lightning.hardware import Speed
 told = Speed(threads=3).prepare(accelerator="cpu", local_ranks=1)
 print(told, torch.get_num_threads())
 """
@@ -49,7 +49,7 @@ print(told, torch.get_num_threads())
 def test_freed_memory_is_kept_for_the_next_step_where_the_switch_is_on() -> None:
     code = """
 import sys, torch
-from xray_lightning.training.speed import Speed
+from xray_lightning.hardware import Speed
 Speed(keep_freed_memory={on}).prepare(accelerator="cpu", local_ranks=1)
 
 def resident():
@@ -68,7 +68,7 @@ print(resident() - before > 200 * 2**20)
 def test_tf32_and_cudnns_search_are_set_as_switched() -> None:
     code = """
 import torch
-from xray_lightning.training.speed import Speed
+from xray_lightning.hardware import Speed
 for on in (True, False):
     Speed(tf32=on, cudnn_benchmark=on).prepare(accelerator="cuda", local_ranks=1)
     cudnn = torch.backends.cudnn
@@ -107,7 +107,7 @@ def test_each_rank_keeps_to_cores_of_its_own(
 def test_binding_holds_for_threads_that_run_already() -> None:
     code = """
 import os, threading
-from xray_lightning.training.speed import Speed
+from xray_lightning.hardware import Speed
 os.sched_setaffinity(0, range(os.cpu_count()))
 done = threading.Event()
 threading.Thread(target=done.wait).start()

@@ -70,7 +70,7 @@ def test_a_process_started_before_python_imported_anything() -> None:
     code = """
 import time
 time.sleep(0.5)
-from xray_lightning.training.world import process_start
+from xray_lightning.training.strategies import process_start
 print(time.monotonic() - process_start())
 """
     before = time.monotonic()

@@ -30,9 +30,9 @@ class FilesOrStdout(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def command_line() -> str:
-    """This command as a shell takes it."""
-    return shlex.join(["xray", *sys.argv[1:]])
+def command_line(*program: str) -> str:
+    """This command as a shell takes it; `xray` where no other program is named."""
+    return shlex.join([*(program or ["xray"]), *sys.argv[1:]])
 
 
 def check_json(path: Path | None, *, option: str = "--json") -> None:

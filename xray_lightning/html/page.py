@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from xray_lightning.errors import printable
 
+TEMPLATES = [Path(__file__).parent / "templates"]
 NOTICE = "Research software, not a medical device."
 
 
@@ -53,7 +54,7 @@ def _hash(script: str | None) -> str | None:
 
 def _environment(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_shown,

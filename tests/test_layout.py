@@ -1,8 +1,9 @@
-"""The package's layers: imports point backwards only, and light commands stay light."""
+"""Layout of the package: its rooms, their order, the names of modules, and light commands."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,28 @@ ORDER = (
     "deploy",
     "cli",
 )
+# Names that say nothing to a reader of the field.
+NAMELESS = {
+    "utils",
+    "helpers",
+    "common",
+    "base",
+    "misc",
+    "util",
+    "helper",
+    "shown",
+    "known",
+    "facts",
+    "plain",
+    "use",
+    "alike",
+    "answers",
+    "rows",
+}
+# A command has the name of what it calls; a data set has a reader and a downloader.
+SHARED = {"figures", "page", "nih", "chestmnist", "explain", "evaluate", "cache"}
+# One concept each, and no module above or below where it would be looked for.
+SMALL = {"errors.py", "models/schedules.py", "cli/main.py", "cli/options.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "torchvision", "lightning", "pandas", "numpy", "matplotlib", "mpi4py")
 
@@ -71,9 +94,23 @@ def test_only_train_py_knows_hydra() -> None:
         assert known == [], path
 
 
-def test_no_module_is_named_after_nothing() -> None:
+def test_no_module_has_a_name_that_tells_nothing() -> None:
     names = {path.stem for path in FILES} | {path.name for path in PACKAGE.rglob("*/")}
-    assert not names & {"utils", "helpers", "common", "base", "misc", "util", "helper"}
+    assert not names & NAMELESS
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = Counter(path.stem for path in FILES if path.stem != "__init__")
+    assert {name for name, count in names.items() if count > 1} <= SHARED
+
+
+def test_no_module_is_too_small_to_have_a_room_of_its_own() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in FILES
+        if path.stem != "__init__"
+    }
+    assert {name for name, count in lines.items() if count < 60} <= SMALL
 
 
 @pytest.mark.parametrize(
