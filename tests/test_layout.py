@@ -47,7 +47,7 @@ NAMELESS = {
     "rows",
 }
 # A command has the name of what it calls; a data set has a reader and a downloader.
-SHARED = {"figures", "page", "nih", "chestmnist", "explain", "evaluate", "cache"}
+SHARED = {"figures", "page", "nih", "chestmnist", "explain", "evaluate", "tables"}
 # One concept each, and no module above or below where it would be looked for.
 SMALL = {"errors.py", "models/schedules.py", "cli/main.py", "cli/options.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))
