@@ -1,6 +1,6 @@
 """How near building a cache comes to decoding alone: the same decoder in as many threads.
 
-    python benchmarks/cache_build.py --data data/nih/images --repeats 7 --json cache_build.json
+    python -m benchmarks.cache_build --data data/nih/images --repeats 7 --json cache_build.json
 
 The arms take turns: `build` (decode, check, write, fsync and record), `decode` (the same images in
 the same kind of pool, the results thrown away), and `decode_processes` (the same in processes, for

@@ -1,6 +1,6 @@
 """Decoders of radiographs side by side: a file to 224 x 224 gray, in one thread and in two.
 
-    python benchmarks/decoders.py --data data/nih/images --repeats 7 --json benchmarks/decoders.json
+    python -m benchmarks.decoders --data data/nih/images --repeats 7 --json benchmarks/decoders.json
 
 The arms take turns. `pillow` is Pillow with its own check of the checksums, `ours` is `read_gray`;
 the others decode as fast as they can, mostly without that check, and are resized by Pillow

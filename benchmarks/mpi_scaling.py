@@ -1,6 +1,6 @@
 """What a second MPI rank brings: one rank and two, with one CPU thread each, beside two threads.
 
-    python benchmarks/mpi_scaling.py --data data/nih --repeats 5 --json mpi_scaling.json
+    python -m benchmarks.mpi_scaling --data data/nih --repeats 5 --json mpi_scaling.json
 
 Every turn runs train.py once for each arm, whole; the rates are results.json's steady images/s.
 """

@@ -1,12 +1,12 @@
 """onnxruntime beside torch: the same models, how far their answers lie apart, and how fast.
 
-    python benchmarks/onnx_speed.py --data data/nih/images --json benchmarks/onnx_speed.json \
+    python -m benchmarks.onnx_speed --data data/nih/images --json benchmarks/onnx_speed.json \
         runs/resnet18/checkpoints/best.ckpt runs/densenet121/checkpoints/best.ckpt
 
 Each checkpoint is exported as `xray export` does it and compared with torch on up to 200 images.
 With --int8 DIR it is exported in 8 bits, too, with ranges from the validation images of that data
 set. Then all answer to the same batches, in turns, as `xray predict` makes them: forward passes
-alone, and nothing is decoded meanwhile.
+alone, and nothing is decoded meanwhile. onnxruntime runs on the CPU, torch there or on --accelerator.
 """
 
 import argparse
@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--accelerator", default="cpu", choices=("cpu", "cuda"), help="of torch")
     parser.add_argument("--int8", type=Path, metavar="DIR", help="a data set")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -60,7 +61,7 @@ def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> 
         out = Path(folder) / "model.onnx"
         parity = export(checkpoint, out, format="onnx", images=paths)
         models = {
-            TORCH: load_model(checkpoint, device="cpu"),
+            TORCH: load_model(checkpoint, device=options.accelerator),
             FLOAT32: load_model(out, device="cpu"),
         }
         megabytes = {FLOAT32: parity.size / 1e6}
@@ -138,8 +139,11 @@ def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[
         for one in measured
     ]
     size = measured[0]["image_size"]
+    title = f"onnxruntime and torch on a CPU: {size} px, batch {options.batch}"
+    if options.accelerator == "cuda":
+        title = f"onnxruntime on a CPU, torch on CUDA: {size} px, batch {options.batch}"
     table = {
-        "title": f"onnxruntime and torch on a CPU: {size} px, batch {options.batch}",
+        "title": title,
         "columns": [
             "model",
             "probabilities apart",
@@ -156,7 +160,7 @@ def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[
             "channels-last convolutions, as xray predict runs it.",
         ],
     }
-    return record("onnx_speed", table=table) | {"models": measured}
+    return record("onnx_speed", table=table, accelerator=options.accelerator) | {"models": measured}
 
 
 if __name__ == "__main__":

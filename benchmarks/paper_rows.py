@@ -1,6 +1,6 @@
 """The clocks of finished runs as one measurement of this folder.
 
-    python benchmarks/paper_rows.py RUNS FILE.json "COMMAND"
+    python -m benchmarks.paper_rows RUNS FILE.json "COMMAND"
 
 RUNS is a folder with run folders below it. The paper's own minutes stand beside ours in README.md.
 """

@@ -210,10 +210,15 @@ def record(
     return {
         "kind": kind,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command or shlex.join(["python", *sys.argv]),
+        "command": command or command_line(),
         "machine": machine(accelerator),
         "table": table,
     }
+
+
+def command_line() -> str:
+    """This process's own command as a shell takes it, such as `python -m benchmarks.decoders`."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def installed(package: str) -> str | None:
