@@ -20,11 +20,12 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.results import record
-from xray_lightning.data.cache import ImageSet, threads
+from xray_lightning.data.cache import ImageSet
 from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.image_files import IMAGE_SUFFIXES
 from xray_lightning.data.images import read_gray
 from xray_lightning.files import write_atomically
+from xray_lightning.parallel import threads
 
 SIZE = 224
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Resize, ToTensor
 
 from benchmarks.arms import Side, Workload
-from xray_lightning.data.cache import threads
 from xray_lightning.data.transforms import EPSILON
+from xray_lightning.parallel import threads
 
 Loaded = Iterator[tuple[Tensor, Tensor]]
 

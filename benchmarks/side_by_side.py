@@ -43,7 +43,6 @@ from benchmarks.arms import (
 )
 from benchmarks.results import machine, ratios, ratios_by_precision, summarise, table
 from xray_lightning.cli.output import command_line
-from xray_lightning.data.cache import threads
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, XrayError, check_whole, one_line
 from xray_lightning.files import write_atomically
@@ -51,6 +50,7 @@ from xray_lightning.hardware import Speed, choose_accelerator
 from xray_lightning.models.backbones import build_backbone
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.losses import BinaryCrossEntropy
+from xray_lightning.parallel import threads
 from xray_lightning.progress import live_bar, on_terminal
 from xray_lightning.runs.record import FILE_NAME, RunRecord, finite
 from xray_lightning.training.callbacks import WARMUP_STEPS, InputGrid, LastCheckpoint

@@ -1,10 +1,11 @@
-"""Work on many files in threads: results in order, and an end at once on Ctrl-C."""
+"""Work in threads, some of it ahead: results in order, and an end at once on Ctrl-C."""
 
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from xray_lightning.errors import EXIT_INTERRUPTED, InterruptedRunError, RunFailedError, XrayError
@@ -13,66 +14,95 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def threads() -> int:
+    """CPU threads that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], *, jobs: int
-) -> Iterator[Result]:
-    """`map(work, items)` by so many threads, at most a few items ahead of what is taken."""
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    jobs: int | None = None,
+    ahead: int | None = None,
+) -> Generator[Result, None, None]:
+    """`map(work, items)` in threads: the results in order, the first error raised in its turn.
+
+    Items are taken as the results are, so that any number of them needs the same memory. What is
+    being done when the results are no longer wanted is waited for, but not on Ctrl-C: the threads
+    are daemons, unlike an executor's, and one that waits for a server keeps no process alive.
+
+    Args:
+        work: called in the threads.
+        items: taken in the caller's thread.
+        jobs: threads; None for one a core.
+        ahead: results that may wait for the caller to take them; None for four a thread.
+    """
+    jobs = threads() if jobs is None else jobs
+    ahead = 4 * jobs if ahead is None else ahead
+    todo: queue.SimpleQueue[tuple[Future[Result], Item] | None] = queue.SimpleQueue()
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="read")
+
+    def run() -> None:
+        while (task := todo.get()) is not None:
+            future, item = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(item))
+                except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+                    future.set_exception(error)
+            del task, future, item  # no result is held while the next item is waited for
+
+    pool = [threading.Thread(target=run, daemon=True, name="in_threads") for _ in range(jobs)]
+    for thread in pool:
+        thread.start()
+    interrupted = False
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * jobs:
+            future: Future[Result] = Future()
+            waiting.append(future)
+            todo.put((future, item))
+            del future
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for unwanted in waiting:
+            unwanted.cancel()
+        for _ in pool:
+            todo.put(None)
+        for thread in () if interrupted else pool:
+            thread.join()
 
 
-T = TypeVar("T")
-
-
-def all_of(work: Sequence[Callable[[], T]], *, jobs: int, stop: threading.Event) -> list[T]:
+def all_of(
+    work: Sequence[Callable[[], Result]], *, jobs: int, stop: threading.Event
+) -> list[Result]:
     """Do all of it, so many at once, and return the results in order.
 
     A piece that fails does not end the others: a download of hours should not wait for a person
-    because one of its files is not there. The threads are daemons, unlike an executor's: one that
-    waits for a server cannot keep a process alive that was told to stop.
+    because one of its files is not there.
 
     Raises:
         XrayError: that of the one piece that failed, or one that names all that have.
         InterruptedRunError: Ctrl-C; `stop` is set, and what is half done can be gone on with.
     """
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
-    for place in range(len(work)):
-        todo.put(place)
-
-    def run() -> None:
-        while not stop.is_set():
-            try:
-                place = todo.get_nowait()
-            except queue.Empty:
-                return
-            result: T | BaseException
-            try:
-                result = work[place]()
-            except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
-                result = error
-            done.put((place, result))
-
-    results: dict[int, T] = {}
+    results: dict[int, Result] = {}
     faults: dict[int, BaseException] = {}
+
+    def attempt(place: int) -> None:
+        try:
+            results[place] = work[place]()
+        except BaseException as error:  # noqa: BLE001 - raised below, when the others are done
+            faults[place] = error
+
     try:
-        for _ in range(min(jobs, len(work))):
-            threading.Thread(target=run, daemon=True).start()
-        while len(results) + len(faults) < len(work):
-            place, result = done.get()
-            if isinstance(result, BaseException):
-                faults[place] = result
-            else:
-                results[place] = result
+        for _ in in_threads(attempt, range(len(work)), jobs=min(jobs, len(work)), ahead=len(work)):
+            pass
     except KeyboardInterrupt:
         stop.set()
         raise InterruptedRunError(
@@ -80,11 +110,12 @@ def all_of(work: Sequence[Callable[[], T]], *, jobs: int, stop: threading.Event)
             exit_code=EXIT_INTERRUPTED,
         ) from None
     if faults:
-        raise _one([faults[place] for place in sorted(faults)])
+        raise _joined([faults[place] for place in sorted(faults)])
     return [results[place] for place in range(len(work))]
 
 
-def _one(faults: list[BaseException]) -> BaseException:
+def _joined(faults: list[BaseException]) -> BaseException:
+    """The first that is no XrayError, or one error with the messages of all."""
     for fault in faults:
         if not isinstance(fault, XrayError):
             return fault

@@ -206,8 +206,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from test_download_nih import SMALL, NO_TIME
-from xray_lightning.data.download import nih, unpack
+from xray_lightning.data.download import archive
 from xray_lightning.data.download.nih import download_nih
+from xray_lightning.errors import XrayError
 if len(sys.argv) > 4:
     class Stalls(io.BytesIO):  # the eleventh image stops in its middle
         def read(self, count=-1):
@@ -215,7 +216,7 @@ if len(sys.argv) > 4:
                 print('unpacking', flush=True)
                 time.sleep(60)
             return super().read(count)
-    extract, count, unpack.CHUNK = tarfile.TarFile.extractfile, [0], 1000
+    extract, count, archive.CHUNK = tarfile.TarFile.extractfile, [0], 1000
     def slow(tar, member):
         count[0] += 1
         source = extract(tar, member)
@@ -223,18 +224,18 @@ if len(sys.argv) > 4:
     tarfile.TarFile.extractfile = slow
 try:
     download_nih(Path(sys.argv[1]), parts=(1,), base_url=sys.argv[2], archives=SMALL)
-except nih.XrayError as error:
+except XrayError as error:
     print(error)
     sys.exit(error.exit_code)
 """
 
 
 def started(server: FileServer, root: Path, *flags: str) -> subprocess.Popen[str]:
-    script = SCRIPT.replace("nih.XrayError", "__import__('xray_lightning.errors').errors.XrayError")
+
     here = str(Path(__file__).parent)
     path = os.pathsep.join([str(REPOSITORY), here, str(REPOSITORY / "tests")])
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(root), server.url, here, *flags],
+        [sys.executable, "-c", SCRIPT, str(root), server.url, here, *flags],
         env=environment(no_proxy="127.0.0.1", PYTHONPATH=path),
         stdout=subprocess.PIPE,
         text=True,

@@ -43,7 +43,7 @@ def test_no_more_than_three_batches_are_taken_ahead() -> None:
         next(batches)
         assert taken <= 5 * (consumed + 3)
     batches.close()  # type: ignore[attr-defined]
-    assert not [one for one in threading.enumerate() if one.name.startswith("decode")]
+    assert not [one for one in threading.enumerate() if one.name == "in_threads"]
 
 
 def test_another_error_ends_the_work_with_it() -> None:

@@ -25,6 +25,7 @@ from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import SIDES, Split
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import write_atomically
+from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance
 
 Rows = npt.NDArray[np.int64]
@@ -113,11 +114,6 @@ Pixels = npt.NDArray[np.uint8]
 
 CHUNK = 64  # images that are finished, checked and lost together: 3.2 MB at 224 pixels
 SAMPLE = 16  # chunks whose checksums every opening looks at: 51 MB at 224 pixels
-
-
-def threads() -> int:
-    """CPU threads that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
 @dataclass
@@ -243,12 +239,11 @@ class PixelFile:
     def damaged(self, chunks: Sequence[int], *, advance: Advance | None = None) -> list[int]:
         """Those of the recorded chunks whose pixels are not what was written."""
         wrong = []
-        with ThreadPoolExecutor(threads()) as pool:
-            for chunk, right in zip(chunks, pool.map(self.matches, chunks), strict=True):
-                if advance is not None:
-                    advance(len(self._manifest.rows(chunk)))
-                if not right:
-                    wrong.append(chunk)
+        for chunk, right in zip(chunks, in_threads(self.matches, chunks), strict=True):
+            if advance is not None:
+                advance(len(self._manifest.rows(chunk)))
+            if not right:
+                wrong.append(chunk)
         return wrong
 
     def image(self, row: int) -> Pixels:

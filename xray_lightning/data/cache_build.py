@@ -8,11 +8,10 @@ import json
 import logging
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -27,11 +26,11 @@ from xray_lightning.data.cache import (
     Pixels,
     condition,
     state_of,
-    threads,
 )
 from xray_lightning.data.images import DECODER_VERSION, UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.files import DISK_FULL, write_atomically
+from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance, Display, unseen
 
 
@@ -296,19 +295,11 @@ class _Builder:
 
     def _fill(self, todo: list[int], advance: Advance) -> None:
         """Decode and record these chunks in turn, some ahead of the one that is written."""
-        ahead = 2 + threads() // CHUNK  # no thread waits while a chunk is written
-        pool = ThreadPoolExecutor(threads(), thread_name_prefix="decode")
-        waiting: deque[tuple[int, list[Future[Pixels]]]] = deque()
-        try:
+        rows = (row for chunk in todo for row in self._manifest.rows(chunk))
+        ahead = 2 * CHUNK + threads()  # no thread waits while a chunk is written
+        with closing(in_threads(self._image, rows, ahead=ahead)) as images:
             for chunk in todo:
-                rows = self._manifest.rows(chunk)
-                waiting.append((chunk, [pool.submit(self._image, row) for row in rows]))
-                if len(waiting) > ahead:
-                    self._finish(*waiting.popleft(), advance)
-            while waiting:
-                self._finish(*waiting.popleft(), advance)
-        finally:
-            pool.shutdown(cancel_futures=True)
+                self._finish(chunk, images, advance)
         if self._unreadable:
             more = f" and {len(self._unreadable) - 5} more" if len(self._unreadable) > 5 else ""
             raise UserError(
@@ -317,25 +308,31 @@ class _Builder:
                 "out (what is decoded is kept)"
             )
 
-    def _image(self, row: int) -> Pixels:
+    def _image(self, row: int) -> Pixels | UnreadableImageError:
         for beside in self._beside:
             if beside.holds(row):
                 return beside.image(row)
-        return read_gray(self._images.paths[row], self._image_size)
+        try:
+            return read_gray(self._images.paths[row], self._image_size)
+        except UnreadableImageError as error:
+            return error
 
-    def _finish(self, chunk: int, decoded: list[Future[Pixels]], advance: Advance) -> None:
+    def _finish(
+        self, chunk: int, images: Iterator[Pixels | UnreadableImageError], advance: Advance
+    ) -> None:
         """Wait for a chunk, and write and record it if all its images could be read."""
-        pixels = np.empty((len(decoded), self._image_size, self._image_size), dtype=np.uint8)
+        rows = self._manifest.rows(chunk)
+        pixels = np.empty((len(rows), self._image_size, self._image_size), dtype=np.uint8)
         readable = True
-        for place, image in enumerate(decoded):
-            try:
-                pixels[place] = image.result()
-            except UnreadableImageError as error:
-                self._unreadable.append(str(error))
+        for place, image in enumerate(islice(images, len(rows))):
+            if isinstance(image, UnreadableImageError):
+                self._unreadable.append(str(image))
                 readable = False
+            else:
+                pixels[place] = image
             advance(1)
         if readable:
-            self._check_unchanged(self._manifest.rows(chunk))
+            self._check_unchanged(rows)
             self._manifest.crc32[chunk] = self._pixels.write(chunk, pixels)
             self._manifest.write(self._folder)
 

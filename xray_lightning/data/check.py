@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xray_lightning.data.cache import threads
 from xray_lightning.data.check_tables import (
     Folder,
     Given,
@@ -32,6 +31,7 @@ from xray_lightning.data.manifest import check_folder
 from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.sources.nih import UNKNOWN_PATIENT
 from xray_lightning.errors import UserError, check_whole, printable
+from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
 
 SCHEMA_VERSION = 1

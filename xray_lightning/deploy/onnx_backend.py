@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.data.cache import threads
 from xray_lightning.data.images import DECODER_VERSION
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.evaluation.calibration import sigmoid
 from xray_lightning.evaluation.model_entry import check_alike
 from xray_lightning.findings import check_findings
 from xray_lightning.html.page import NOTICE
+from xray_lightning.parallel import threads
 
 SCHEMA_VERSION = 1
 IMAGES, PROBABILITIES, LOGITS = "images", "probabilities", "logits"  # names in the graph

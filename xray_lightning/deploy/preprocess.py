@@ -7,9 +7,8 @@ these two steps to the bit. Whatever else reads images for a model comes through
 """
 
 import io
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from xray_lightning.data import png
-from xray_lightning.data.cache import threads
 from xray_lightning.data.images import (
     DAMAGE,
     JPEG_START,
@@ -30,6 +28,7 @@ from xray_lightning.data.images import (
 )
 from xray_lightning.deploy.guard import Picture, Rule, flags
 from xray_lightning.errors import UserError
+from xray_lightning.parallel import in_threads
 
 THUMBNAIL = 64  # pixels: enough to tell a colour photograph
 # The byte of a PNG that holds its colour type, and the types of gray, without and with alpha.
@@ -138,17 +137,6 @@ def decoded_batches(
             return Decoded(source, None, error=error)
         return Decoded(source, picture, flags(picture))
 
-    inputs = iter(sources)
-    waiting: deque[Future[Decoded[Source]]] = deque()
-    pool = ThreadPoolExecutor(threads(), thread_name_prefix="decode")
-
-    def fill(count: int) -> None:
-        waiting.extend(pool.submit(decode, source) for source in islice(inputs, count))
-
-    try:
-        fill(2 * size)
-        while waiting:
-            fill(size)
-            yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(in_threads(decode, sources, ahead=2 * size)) as decoded:
+        while batch := list(islice(decoded, size)):
+            yield batch

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xray_lightning.data.cache import threads
 from xray_lightning.data.csv_table import shown as quoted
 from xray_lightning.data.explore import figures
 from xray_lightning.data.explore import figures as pictures
@@ -29,6 +28,7 @@ from xray_lightning.data.splits import IMAGES, PATIENTS, Split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.html.page import data_uri, rendered
+from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
 
 MOST_NAMED = 20  # unreadable images that are told by name
