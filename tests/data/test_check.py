@@ -189,7 +189,7 @@ def test_missing_columns_unknown_patients_and_a_second_table_are_told(nih: Path)
 def test_the_release_is_told_by_name_and_ages(nih: Path, file: str, age: str, release: str) -> None:
     write(nih, [row.replace(",50,", f",{age},") for row in rows_of(nih)])
     (nih / "Data_Entry_2017.csv").rename(nih / file)
-    assert check_data(nih, decode=False).source.release == f"NIH ChestX-ray14, {release}"
+    assert check_data(nih, decode=False).release.name == f"NIH ChestX-ray14, {release}"
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def test_the_csvs_of_ai_for_medicine_are_compared_with_each_other(tmp_path: Path
     }
     said = "'b.png': Atelectasis not as in train-small.csv, line 3"
     assert detail(health, "conflicting_row") == said
-    assert health.source.release == "AI for Medicine, of unknown release"
+    assert health.release.name == "AI for Medicine, of unknown release"
     (tmp_path / "test.csv").unlink()
     assert kinds(check_data(tmp_path))["list_missing"] == 1
 
@@ -419,7 +419,7 @@ def test_phantoms_are_sound(tmp_path: Path) -> None:
     health = check_data(tmp_path / "ph")
     assert health.problems == ()
     assert kinds(health) == {"age_over_100": 1, "odd_mode": 1}
-    assert health.source.release == "phantoms, 30 of 32 x 32"
+    assert health.release.name == "phantoms, 30 of 32 x 32"
 
 
 def test_chestmnist_is_told_by_its_table_and_its_split_is_compared(nih: Path) -> None:
@@ -434,7 +434,7 @@ def test_chestmnist_is_told_by_its_table_and_its_split_is_compared(nih: Path) ->
     split = [f"{row[0]},{side}" for row, side in zip(rows, sides, strict=True)]
     (nih / "split.csv").write_text("\n".join(["image,split", *split]))
     health = check_data(nih)
-    assert health.source.release == "ChestMNIST (MedMNIST v2)"
+    assert health.release.name == "ChestMNIST (MedMNIST v2)"
     assert health.problems == ()
     assert health.splits[0].patients == {"train": 3, "val": 1, "test": 2}
 
@@ -446,7 +446,7 @@ def test_a_table_of_ones_own_is_looked_at_with_its_paths_and_split(tmp_path: Pat
     text = "\n".join(["image,patient,Mass,split", *rows])
     (tmp_path / "table.csv").write_text(text)
     health = check_data(tmp_path)
-    assert health.source.dialect == "csv"
+    assert health.dialect == "csv"
     assert kinds(health) == {
         "patient_on_two_sides": 1,
         "unknown_side": 1,

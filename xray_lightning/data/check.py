@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -11,25 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xray_lightning.data.check_tables import (
-    Folder,
-    Given,
-    Source,
-    SplitFound,
-    check_boxes,
-    check_split,
-    of_column,
-    of_file,
-    read_source,
-    search,
-)
-from xray_lightning.data.check_tables import official as official_lists
-from xray_lightning.data.download.chestmnist import SPLIT
-from xray_lightning.data.faults import Remark, in_order, remark
+from xray_lightning.data.csv_table import shown
+from xray_lightning.data.faults import EveryFault, Remark, in_order
+from xray_lightning.data.image_files import Folder, search
 from xray_lightning.data.images import PLAIN_MODES, Picture, look_at
 from xray_lightning.data.manifest import check_folder
+from xray_lightning.data.sources import Given, Listing, Release, Source, known_sources, recognised
+from xray_lightning.data.sources.chestmnist import SPLIT
 from xray_lightning.data.sources.custom_csv import OwnTable
-from xray_lightning.data.sources.nih import UNKNOWN_PATIENT
+from xray_lightning.data.sources.nih import FILE, UNKNOWN_PATIENT, read_box_rows
+from xray_lightning.data.splits import NAMES as NAMES_OF_SPLITS
+from xray_lightning.data.splits import SIDES, read_split_file, sides_of_column
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
@@ -39,12 +32,31 @@ _UNKNOWN = UNKNOWN_PATIENT + ": "  # how the manifest begins a patient of its ow
 
 
 @dataclass(frozen=True)
+class SplitFound:
+    """A split that exists.
+
+    Attributes:
+        name: `official`, `ai4m`, `column`, or a file.
+        sides: each side's images that have a row, as they are counted.
+        patients: patients of each side.
+        overlaps: what pairs of sides share: "train-val" -> {"patients": n, "images": n}.
+    """
+
+    name: str
+    sides: dict[str, frozenset[str]]
+    patients: dict[str, int]
+    overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Health:
     """What was found; `as_json` says what each figure is.
 
     Attributes:
         root, images: the folders of the tables and of the images.
-        source: the kind of the set, and its tables.
+        dialect, release: the kind of the data set.
+        rows: rows read, with those that lack cells.
+        listing: what its table says.
         folder: what lies below `images`.
         found: images of the table that have a file.
         pictures: what each of these was found to be, by name; None without decoding.
@@ -55,7 +67,10 @@ class Health:
 
     root: Path
     images: Path
-    source: Source
+    dialect: str
+    release: Release
+    rows: int
+    listing: Listing
     folder: Folder
     found: int
     pictures: Mapping[str, Picture] | None
@@ -77,10 +92,10 @@ class Health:
         decoded = None
         if self.pictures is not None:
             decoded = sum(not one.fault for one in self.pictures.values())
-        table = self.source.tables.table
+        table = self.listing.table
         patients = {name for name in table["patient_id"] if not name.startswith(_UNKNOWN)}
         return {
-            "rows": self.source.tables.rows,
+            "rows": self.rows,
             "images": len(table),
             "patients": len(patients) or None,
             "image_files": sum(map(len, self.folder.files.values())),
@@ -103,8 +118,8 @@ class Health:
     @property
     def positives(self) -> dict[str, int]:
         """Images of each finding."""
-        tables = self.source.tables
-        return {name: int(tables.table[name].sum()) for name in tables.findings}
+        table = self.listing.table
+        return {name: int(table[name].sum()) for name in self.listing.findings}
 
     def as_json(self) -> dict[str, object]:
         """The content of --json; keys stay, new ones may come.
@@ -121,9 +136,9 @@ class Health:
             "schema_version": SCHEMA_VERSION,
             "root": str(self.root),
             "images": str(self.images),
-            "dialect": self.source.dialect,
-            "release": self.source.release,
-            "told_by": list(self.source.told_by),
+            "dialect": self.dialect,
+            "release": self.release.name,
+            "told_by": list(self.release.told_by),
             "sound": not self.problems,
             "counts": self.counts,
             "positives": self.positives,
@@ -159,58 +174,263 @@ def _as_json(one: Remark) -> dict[str, object]:
     }
 
 
+def check_data(
+    root: Path,
+    *,
+    images: Path | None = None,
+    split: str | None = None,
+    own: OwnTable | None = None,
+    findings: tuple[str, ...] | None = None,
+    decode: bool = True,
+    jobs: int | None = None,
+    progress: Display = unseen,
+) -> Health:
+    """Look at a data set's tables, files, images, splits and boxes.
+
+    Args:
+        root: folder of the tables.
+        images: folder of the images; `root` when None.
+        split: `official`, `ai4m`, `column`, or a CSV (image, split); None for all that are there.
+        own: how to read a custom CSV, rather than a table that is known; where there is none of
+            these, any single CSV is taken for one.
+        findings: those of the custom CSV; None for all of NIH's 14 that it has.
+        decode: whether to look into the images.
+        jobs: threads that do; None for one a core.
+        progress: display for that.
+
+    Raises:
+        UserError: no such folder, no table, no such split.
+    """
+    check_whole("--jobs", threads() if jobs is None else jobs, least=1, most=256)
+    check_folder(root, key="DIR")
+    if images is not None:
+        check_folder(images, key="--images")
+    source = own or recognised(root) or _custom_csv(root)
+    faults = EveryFault()
+    listing = source.read(root, faults, findings=findings)
+    table = listing.table
+    if len(table):
+        source.check(listing, faults)
+    release = source.describe(root, listing, faults)
+    rows = listing.rows + faults.count("short_row")
+    splits = [
+        check_split(name, given, table, faults)
+        for name, given in _splits(root, source, listing, split, faults).items()
+        if len(table)
+    ]
+    boxes = check_boxes(root / FILE, table, faults)
+    folder = search(images or root)
+    paths = {name: folder.path_of(name, by_path=source.by_path) for name in table["image"]}
+    there = {name: path for name, path in paths.items() if path}
+    check_files(folder, paths, listing.named, faults)
+    pictures = None
+    if decode:
+        with progress("checking images", len(there)) as advance:
+            looked = look_at(there.values(), jobs=jobs or threads(), advance=advance)
+        pictures = {name: looked[path] for name, path in there.items()}
+        check_pictures(pictures, release, faults)
+        check_same_pictures(pictures, listing, splits, faults)
+    return Health(
+        root,
+        images or root,
+        source.dialect,
+        release,
+        rows,
+        listing,
+        folder,
+        len(there),
+        pictures,
+        boxes,
+        tuple(splits),
+        in_order(faults.remarks),
+    )
+
+
+def _custom_csv(root: Path) -> OwnTable:
+    """The only CSV of a folder, to be read as a custom CSV."""
+    if not any(path.suffix.lower() == ".csv" for path in root.iterdir()):
+        raise UserError(_no_table(root))
+    # -1 and empty cells are counted, not refused: what they mean is said by the configuration.
+    return OwnTable(uncertain="negative", empty="negative")
+
+
+def _no_table(root: Path) -> str:
+    files = Counter(path.suffix.lower() for path in root.iterdir() if path.is_file())
+    found = ", ".join(f"{count:,} {shown(suffix)}" for suffix, count in files.most_common(3))
+    wanted = ", ".join(source.looked_for for source in known_sources() if source.looked_for)
+    return (
+        f"{root} holds no table of images: looked for {wanted} or a CSV of one's own with an "
+        f"image, a patient and findings in each row; found {found or 'no file'}; put the table "
+        "there, or give the folder that has it, and this one as --images"
+    )
+
+
+def _splits(
+    root: Path, source: Source, listing: Listing, split: str | None, faults: EveryFault
+) -> dict[str, Given]:
+    """The sides of each split that is there, or of the one that is asked for."""
+    given, of_lists = EveryFault(), EveryFault()
+    found: dict[str, tuple[Given, EveryFault]] = {}
+    sides = source.given_split(root, listing, of_lists)
+    if sides and source.dialect == "csv":
+        found["column"] = sides_of_column(sides, given), given
+    elif sides and source.split:
+        found[source.split] = sides, of_lists
+    if split in (None, SPLIT) and (root / SPLIT).is_file():
+        found[SPLIT] = _sides_of_file(root / SPLIT)
+    if split is not None and split not in found:
+        if not Path(split).is_file():
+            there = ", ".join(found) or "none"
+            raise UserError(f"--split {split} is neither a split of {root} ({there}) nor a file")
+        found[split] = _sides_of_file(Path(split))
+    chosen = {name: found[name] for name in found if split in (None, name)}
+    for _, told in chosen.values():
+        faults.remarks += told.remarks
+    return {name: sides for name, (sides, _) in chosen.items()}
+
+
+def _sides_of_file(path: Path) -> tuple[Given, EveryFault]:
+    faults = EveryFault()
+    rows = read_split_file(path, faults)
+    if faults.count("table_unreadable"):
+        return {}, faults
+    images = {side: tuple(dict.fromkeys(rows["image"][rows["split"] == side])) for side in SIDES}
+    return images, faults
+
+
+def check_split(name: str, given: Given, table: pd.DataFrame, faults: EveryFault) -> SplitFound:
+    """Compare every pair of sides, and the sides with the table.
+
+    Args:
+        name: of the split.
+        given: its images by side.
+        table: with `image` and `patient_id`, one row an image.
+        faults: sink of what is wrong.
+    """
+    patient_of = dict(zip(table["image"], table["patient_id"], strict=True))
+    sides = {side: frozenset(patient_of.keys() & names) for side, names in given.items()}
+    patients = {side: {patient_of[image] for image in images} for side, images in sides.items()}
+    split = SplitFound(name, sides, {side: len(ids) for side, ids in patients.items()})
+    for one, other in combinations(given, 2):
+        # Also images without a row: the lists contradict each other all the same.
+        images = set(given[one]) & set(given[other])
+        both = patients[one] & patients[other]
+        if images or both:
+            split.overlaps[f"{one}-{other}"] = {"patients": len(both), "images": len(images)}
+        where = f"in both {one} and {other} of the split {name}"
+        faults.tell("image_on_two_sides", images, text=f"images {where}")
+        theirs = [image for image in sides[one] | sides[other] if patient_of[image] in both]
+        faults.tell(
+            "patient_on_two_sides",
+            theirs,
+            count=len(both),
+            text=f"patients {where}, with {len(theirs):,} images",
+        )
+    named = {image for images in given.values() for image in images}
+    lists = name in NAMES_OF_SPLITS
+    without = named.difference(table["image"])
+    faults.tell("listed_without_row" if lists else "split_without_row", without)
+    left = [image for image in table["image"] if image not in named]
+    faults.tell("on_no_side", left, text=f"rows on no side of the split {name}")
+    empty = [side for side, images in sides.items() if not images]
+    faults.tell("side_empty", empty, text=f"sides of the split {name} without an image")
+    return split
+
+
+def check_boxes(path: Path, table: pd.DataFrame, faults: EveryFault) -> int:
+    """Compare the list of boxes, if there is one, with the table; returns its rows."""
+    if not path.is_file():
+        return 0
+    of_boxes = EveryFault()
+    boxes = read_box_rows(path, of_boxes)
+    row_of = {image: row for row, image in enumerate(table["image"])}
+    labels = {column: table[column].to_numpy() for column in table.columns}
+    no_row, no_label = [], []
+    for name, image, finding in zip(boxes["name"], boxes["image"], boxes["finding"], strict=True):
+        row = row_of.get(image)
+        if row is None:
+            no_row.append(name)
+        elif finding in labels and not labels[finding][row]:
+            no_label.append(name)
+    if len(table):
+        of_boxes.tell("box_without_row", no_row)
+    of_boxes.tell("box_without_label", no_label)
+    faults.remarks += of_boxes.remarks
+    return len(boxes) + of_boxes.count("short_row")
+
+
+def check_files(
+    folder: Folder, paths: Mapping[str, str], named: Set[str], faults: EveryFault
+) -> None:
+    """Tell what is wrong with the files, and between them and the rows."""
+    odd = folder.odd_names()
+    missing = [name for name, path in paths.items() if not path]
+    several = {
+        name: " and ".join(sorted(files)[:3])
+        for name, files in folder.files.items()
+        # A custom CSV may mean the one in the folder itself.
+        if len(files) > 1 and paths.get(name) in files
+    }
+    used = set(paths.values())
+    rows_of = Counter(paths.values())
+    unlisted = [
+        name
+        for name, files in folder.files.items()
+        if name not in paths and name not in named and not used.intersection(files)
+    ]
+    instead = {name: f"{odd[name]} is there" if name in odd else "" for name in missing}
+    faults.tell("missing_file", instead)
+    shared = [name for name, path in paths.items() if path and rows_of[path] > 1]
+    faults.tell("file_of_two_rows", shared)
+    faults.tell("two_files", several)
+    faults.tell("unlisted_file", unlisted)
+    faults.tell("folder_unreadable", folder.unreadable)
+    faults.tell("odd_entry", folder.odd)
+    faults.tell("folder_again", folder.again)
+
+
 NIH_SIZE = (1024, 1024)
 
 
-def check_pictures(pictures: Mapping[str, Picture], *, nih: bool, one_size: bool) -> list[Remark]:
-    """Remarks on images, by their names.
+def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: EveryFault) -> None:
+    """Tell what is wrong with images, by their names.
 
     Args:
         pictures: what each file was found to be.
-        nih: whether they are NIH's, of 1024 x 1024.
-        one_size: whether the set has one size, so that another one is a fault.
+        release: says whether the set has one size, so that another one is a fault.
+        faults: sink of what is wrong.
     """
-    faults = {name: one for name, one in pictures.items() if one.fault}
+    bad = {name: one for name, one in pictures.items() if one.fault}
     good = {name: one for name, one in pictures.items() if not one.fault}
-    cut = {name: one.fault for name, one in faults.items() if one.cut}
-    remarks = remark("truncated_image", cut)
-    remarks += remark(
-        "unreadable_image", {name: one.fault for name, one in faults.items() if not one.cut}
-    )
-    remarks += remark("blank_image", [name for name, one in good.items() if one.blank])
-    remarks += remark(
-        "odd_mode", {name: one.mode for name, one in good.items() if one.mode not in PLAIN_MODES}
-    )
-    return remarks + _sizes(good, nih=nih, one_size=one_size)
-
-
-def _sizes(good: Mapping[str, Picture], *, nih: bool, one_size: bool) -> list[Remark]:
+    faults.tell("truncated_image", {name: one.fault for name, one in bad.items() if one.cut})
+    faults.tell("unreadable_image", {name: one.fault for name, one in bad.items() if not one.cut})
+    faults.tell("blank_image", [name for name, one in good.items() if one.blank])
+    modes = {name: one.mode for name, one in good.items() if one.mode not in PLAIN_MODES}
+    faults.tell("odd_mode", modes)
     if not good:
-        return []
+        return
     usual, _ = Counter(one.size for one in good.values()).most_common(1)[0]
+    size = f"{usual[0]} x {usual[1]}"
     other = {
         name: f"{one.size[0]} x {one.size[1]}" for name, one in good.items() if one.size != usual
     }
-    remarks = []
-    shown = f"{usual[0]} x {usual[1]}"
-    if one_size:
-        remarks += remark("other_size", other, text=f"images that are not {shown} as the others")
+    if release.one_size:
+        faults.tell("other_size", other, text=f"images that are not {size} as the others")
     else:
-        remarks += remark("sizes_differ", other, text=f"images that are not {shown}, as most are")
-    if nih and usual != NIH_SIZE:
+        faults.tell("sizes_differ", other, text=f"images that are not {size}, as most are")
+    if release.original and usual != NIH_SIZE:
         copies = [name for name, one in good.items() if one.size == usual]
-        text = f"images of {shown}, where NIH's are 1024 x 1024: a resized copy"
-        remarks += remark("not_original_size", copies, text=text)
-    return remarks
+        text = f"images of {size}, where NIH's are 1024 x 1024: a resized copy"
+        faults.tell("not_original_size", copies, text=text)
 
 
-def same_pictures(
+def check_same_pictures(
     pictures: Mapping[str, Picture],
-    table: pd.DataFrame,
-    findings: Sequence[str],
+    listing: Listing,
     splits: Sequence[SplitFound],
-) -> list[Remark]:
-    """Images whose decoded pixels are those of an earlier one, to the bit.
+    faults: EveryFault,
+) -> None:
+    """Tell of images whose decoded pixels are those of an earlier one, to the bit.
 
     They contradict each other where their patient, their labels or their side of a split differ.
     Images of a single shade are all alike, and are left out.
@@ -221,10 +441,11 @@ def same_pictures(
             groups.setdefault(pictures[name].pixels, []).append(name)
     repeated = {name: group[0] for group in groups.values() for name in group[1:]}
     if not repeated:
-        return []
-    concerned = table["image"].isin({*repeated, *repeated.values()})
-    rows = table[concerned].set_index("image")
-    labels = dict(zip(rows.index, map(tuple, rows[list(findings)].to_numpy()), strict=True))
+        return
+    table = listing.table
+    rows = table[table["image"].isin({*repeated, *repeated.values()})].set_index("image")
+    findings = rows[list(listing.findings)].to_numpy()
+    labels = dict(zip(rows.index, map(tuple, findings), strict=True))
     patients = rows["patient_id"].to_dict()
     harmless, contradictory = {}, {}
     for name, first in repeated.items():
@@ -244,124 +465,12 @@ def same_pictures(
             contradictory[name] = f"{text}, but another {' and '.join(differing)}"
         else:
             harmless[name] = text
-    return remark("duplicate_conflict", contradictory) + remark("duplicate_image", harmless)
+    faults.tell("duplicate_conflict", contradictory)
+    faults.tell("duplicate_image", harmless)
 
 
 def _sides(split: SplitFound, image: str) -> frozenset[str]:
     return frozenset(side for side, images in split.sides.items() if image in images)
-
-
-def check_data(
-    root: Path,
-    *,
-    images: Path | None = None,
-    split: str | None = None,
-    own: OwnTable | None = None,
-    findings: tuple[str, ...] | None = None,
-    decode: bool = True,
-    jobs: int | None = None,
-    progress: Display = unseen,
-) -> Health:
-    """Look at a data set's tables, files, images, splits and boxes.
-
-    Args:
-        root: folder of the tables.
-        images: folder of the images; `root` when None.
-        split: `official`, `ai4m`, `column`, or a CSV (image, split); None for all that are there.
-        own, findings: how to read a table of one's own.
-        decode: whether to look into the images.
-        jobs: threads that do; None for one a core.
-        progress: display for that.
-
-    Raises:
-        UserError: no such folder, no table, no such split.
-    """
-    check_whole("--jobs", threads() if jobs is None else jobs, least=1, most=256)
-    check_folder(root, key="DIR")
-    if images is not None:
-        check_folder(images, key="--images")
-    source = read_source(root, own=own, findings=findings)
-    table = source.tables.table
-    remarks = list(source.tables.remarks)
-    splits: list[SplitFound] = []
-    for name, (given, faults) in _splits(root, source, split).items():
-        remarks += faults
-        if len(table):
-            splits.append(check_split(name, given, table))
-            remarks += splits[-1].remarks
-    boxes, faults = check_boxes(root, table)
-    remarks += faults if len(table) else [one for one in faults if one.kind != "box_without_row"]
-    folder = search(images or root)
-    own_table = source.dialect == "csv"
-    paths = {name: folder.path_of(name, own=own_table) for name in table["image"]}
-    there = {name: path for name, path in paths.items() if path}
-    remarks += _files(folder, paths, source.tables.named)
-    pictures = None
-    if decode:
-        with progress("checking images", len(there)) as advance:
-            looked = look_at(there.values(), jobs=jobs or threads(), advance=advance)
-        pictures = {name: looked[path] for name, path in there.items()}
-        remarks += check_pictures(pictures, nih=source.nih, one_size=source.one_size)
-        remarks += same_pictures(pictures, table, source.tables.findings, splits)
-    return Health(
-        root,
-        images or root,
-        source,
-        folder,
-        len(there),
-        pictures,
-        boxes,
-        tuple(splits),
-        in_order(remarks),
-    )
-
-
-def _splits(root: Path, source: Source, split: str | None) -> dict[str, tuple[Given, list[Remark]]]:
-    """The sides of each split that is there, or of the one that is asked for."""
-    tables = source.tables
-    found: dict[str, tuple[Given, list[Remark]]] = {}
-    if source.dialect == "nih":
-        given, remarks = official_lists(root)
-        if given:
-            found["official"] = given, remarks
-    if source.dialect == "ai4m" and tables.given:
-        found["ai4m"] = tables.given, []
-    if source.dialect == "csv" and tables.given:
-        found["column"] = of_column(tables.given)
-    if split in (None, SPLIT) and (root / SPLIT).is_file():
-        found[SPLIT] = of_file(root / SPLIT)
-    if split is None or split in found:
-        return {name: found[name] for name in found if split in (None, name)}
-    if Path(split).is_file():
-        return {split: of_file(Path(split))}
-    there = ", ".join(found) or "none"
-    raise UserError(f"--split {split} is neither a split of {root} ({there}) nor a file")
-
-
-def _files(folder: Folder, paths: Mapping[str, str], named: Set[str]) -> list[Remark]:
-    """What is wrong with the files, and between them and the rows."""
-    odd = folder.odd_names()
-    missing = [name for name, path in paths.items() if not path]
-    instead = {name: f"{odd[name]} is there" for name in missing if name in odd}
-    several = {
-        name: " and ".join(sorted(files)[:3])
-        for name, files in folder.files.items()
-        # One's own table may mean the one in the folder itself.
-        if len(files) > 1 and paths.get(name) in files
-    }
-    used = set(paths.values())
-    rows_of = Counter(paths.values())
-    shared = [name for name, path in paths.items() if path and rows_of[path] > 1]
-    unlisted = [
-        name
-        for name, files in folder.files.items()
-        if name not in paths and name not in named and not used.intersection(files)
-    ]
-    remarks = remark("missing_file", {name: instead.get(name, "") for name in missing})
-    remarks += remark("file_of_two_rows", shared)
-    remarks += remark("two_files", several) + remark("unlisted_file", unlisted)
-    remarks += remark("folder_unreadable", folder.unreadable)
-    return remarks + remark("odd_entry", folder.odd) + remark("folder_again", folder.again)
 
 
 NAMES = 5  # named of each remark; --json has them all
@@ -369,9 +478,8 @@ NAMES = 5  # named of each remark; --json has them all
 
 def show_health(health: Health, console: Console) -> None:
     """Print what the set is, its figures, and every problem and note with what to do."""
-    source = health.source
-    console.print(Text(source.release, style="bold"))
-    console.print(_text(f"told by {'; '.join(source.told_by)}"), style="dim")
+    console.print(Text(health.release.name, style="bold"))
+    console.print(_text(f"told by {'; '.join(health.release.told_by)}"), style="dim")
     console.print()
     console.print(_figures(health))
     console.print()

@@ -1,21 +1,20 @@
-"""Cells of a CSV as text, and errors that name the file and line of each fault."""
+"""Reader of CSV tables: cells as text and as values, and the file and line of each fault."""
 
 import csv
 import io
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from xray_lightning.data.faults import CellFault, Faults, FirstFault
 from xray_lightning.errors import UserError
 
-T = TypeVar("T")
-
-
+Bools = npt.NDArray[np.bool_]
 Titles = Mapping[str, tuple[str, ...]]  # our name of a column -> the titles it goes by in files
 
 MAX_CSV_BYTES = 64 * 2**20  # seven times NIH's own table; keeps memory bounded on a hostile file
@@ -24,7 +23,7 @@ MAX_ROWS = 1_000_000
 
 
 def read_cells(
-    path: Path, titles: Titles, *, required: tuple[str, ...], short: list[int] | None = None
+    path: Path, titles: Titles, *, required: tuple[str, ...], faults: Faults | None = None
 ) -> pd.DataFrame:
     """Read the named columns of a CSV as stripped text, by title and not by place.
 
@@ -35,15 +34,33 @@ def read_cells(
         path: the CSV.
         titles: the columns to look for.
         required: those that the header must have.
-        short: where the lines of rows that lack cells are put, rather than raised.
+        faults: sink of the faults; None to raise the first.
 
     Returns:
         A column of text for each key of `titles` that the file has, in the order of `titles`,
-        and `file` and `line`, which say where a row stands.
+        and `file` and `line`, which say where a row stands. Rows that lack cells are left out; a
+        file that is no such table gives no row, of every column.
 
     Raises:
-        UserError: undecodable or oversized file, missing or repeated column, short row, no row.
+        UserError: undecodable or oversized file, missing or repeated column, short row, no row;
+            if the sink does.
     """
+    faults = FirstFault() if faults is None else faults
+    short: list[int] = []
+    try:
+        cells = _whole_rows(path, titles, required, faults, short)
+    except UserError as error:
+        faults.refuse(error)
+        faults.tell("table_unreadable", {path.name: str(error)})
+        return pd.DataFrame({key: [] for key in (*titles, "file", "line")}, dtype=object)
+    faults.tell("short_row", [line_of(path, line) for line in short])
+    return cells
+
+
+def _whole_rows(
+    path: Path, titles: Titles, required: tuple[str, ...], faults: Faults, short: list[int]
+) -> pd.DataFrame:
+    """The rows that lack no cell, as `read_cells` returns them; adds the lines of the others."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     lines: list[int] = []
     rows: list[tuple[str, ...]] = []
@@ -58,12 +75,10 @@ def read_cells(
             if not any(cells):
                 continue
             if len(cells) < width:
-                if short is not None:
-                    short.append(start)
-                    continue
-                raise UserError(
-                    f"{path}, line {start}: {len(cells)} cells where the header needs {width}"
-                )
+                fault = f"{len(cells)} cells where the header needs {width}"
+                faults.refuse(UserError(f"{path}, line {start}: {fault}"))
+                short.append(start)
+                continue
             if len(rows) == MAX_ROWS:
                 raise UserError(f"{path}, line {start}: more than {MAX_ROWS:,} rows are not read")
             lines.append(start)
@@ -159,60 +174,141 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def one_row_an_image(rows: pd.DataFrame, dropped: dict[str, int], *, reason: str) -> pd.DataFrame:
-    """Drop and count the rows that repeat another; raise where two disagree about an image."""
-    facts = [column for column in rows.columns if column not in ("file", "line")]
-    repeated = rows.duplicated(facts)
-    count_in(dropped, reason, repeated)
-    rows = rows[~repeated].reset_index(drop=True)
-    conflicts = np.flatnonzero(rows["image"].duplicated())
-    if len(conflicts):
-        second = int(conflicts[0])
-        image = rows["image"].iloc[second]
-        first = int(np.flatnonzero(rows["image"] == image)[0])
-        both = rows[facts].iloc[[first, second]]
-        differing = both.columns[both.nunique(dropna=False) > 1]
-        raise fail_at(
-            rows,
-            second,
-            f"{shown(image)} is already at {where(rows, first)}, with another "
-            f"{', '.join(differing)}; keep the right row",
-        )
-    return rows
+def readable(
+    cells: pd.DataFrame, converters: Mapping[str, Callable[[str], object]], faults: Faults
+) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
+    """The rows of which every cell can be read, and the values of their cells.
 
+    Args:
+        cells: as `read_cells` gives them.
+        converters: from the text to the value of a column, by its key; raise `CellFault`. Each
+            distinct text is converted once.
+        faults: sink of the cells that cannot be read, in the order of the columns.
 
-def count_in(dropped: dict[str, int], reason: str, hit: npt.ArrayLike) -> None:
-    """Add the number of rows hit to a reason's, if there are any."""
-    if count := int(np.count_nonzero(hit)):
-        dropped[reason] = dropped.get(reason, 0) + count
-
-
-def converted(cells: pd.DataFrame, key: str, convert: Callable[[str], T]) -> list[T]:
-    """A column's cells as values, each distinct text converted once."""
-    codes, outcomes = converted_once(cells, key, convert)
-    values: list[T] = []
-    for code, (text, outcome) in enumerate(outcomes):
-        if isinstance(outcome, ValueError):
-            position = int(np.argmax(codes == code))
-            raise fail_at(cells, position, f"{key} {shown(text)}: {outcome}") from outcome
-        values.append(outcome)
-    return [values[code] for code in codes]
+    Returns:
+        The rows that are left, still as text, and their values by the keys of `converters`.
+    """
+    wrong = np.zeros(len(cells), dtype=bool)
+    values: dict[str, list[Any]] = {}
+    found: dict[str, dict[str, str]] = {}
+    for key, convert in converters.items():
+        codes, outcomes = converted_once(cells, key, convert, faults)
+        for code, (_, outcome) in enumerate(outcomes):
+            if isinstance(outcome, CellFault):
+                hit = codes == code
+                wrong |= hit
+                found.setdefault(outcome.kind, {}).update(named(cells, hit, outcome.detail))
+        values[key] = [outcomes[code][1] for code in codes]
+    for kind, names in found.items():
+        faults.tell(kind, names)
+    if wrong.any():
+        cells = cells[~wrong].reset_index(drop=True)
+        values = {
+            key: [value for value, bad in zip(column, wrong, strict=True) if not bad]
+            for key, column in values.items()
+        }
+    return cells, values
 
 
 def converted_once(
-    cells: pd.DataFrame, key: str, convert: Callable[[str], T]
-) -> tuple[npt.NDArray[np.intp], list[tuple[str, T | ValueError]]]:
-    """Each distinct text of a column with its value, or with why it has none.
+    cells: pd.DataFrame, key: str, convert: Callable[[str], object], faults: Faults
+) -> tuple[npt.NDArray[np.intp], list[tuple[str, Any]]]:
+    """Each distinct text of a column with its value, or with the `CellFault` why it has none.
 
     Returns:
         For each row (N,), the place of its text in the list of texts, in the order of their first
         rows.
     """
     codes, texts = pd.factorize(cells[key])
-    outcomes: list[tuple[str, T | ValueError]] = []
-    for text in texts.tolist():
+    outcomes: list[tuple[str, Any]] = []
+    for code, text in enumerate(texts.tolist()):
         try:
             outcomes.append((text, convert(text)))
-        except ValueError as error:
-            outcomes.append((text, error))
+        except CellFault as fault:
+            told = f"{key} {shown(text)}: {fault}" if fault.quoted else str(fault)
+            faults.refuse(fail_at(cells, int(np.argmax(codes == code)), told))
+            outcomes.append((text, fault))
     return codes, outcomes
+
+
+def one_row_an_image(
+    rows: pd.DataFrame,
+    faults: Faults,
+    *,
+    kind: str = "duplicate_row",
+    reason: str = "duplicate row",
+) -> pd.DataFrame:
+    """The first row of each image.
+
+    Args:
+        rows: with `image`, `file`, `line` and columns of facts.
+        faults: sink of rows that repeat another, or contradict it.
+        kind, reason: what it is told of those that repeat another.
+    """
+    facts = [column for column in rows.columns if column not in ("file", "line")]
+    repeated = rows.duplicated(facts).to_numpy(dtype=bool)
+    if repeated.any():
+        lines = _lines(rows[repeated]) if kind else {}
+        faults.tell(kind, lines, dropped={reason: int(np.count_nonzero(repeated))})
+        rows = rows[~repeated].reset_index(drop=True)
+    second = rows["image"].duplicated().to_numpy(dtype=bool)
+    if second.any():
+        others = rows[second].reset_index(drop=True)
+        first = rows[~second].set_index("image").loc[others["image"]].reset_index()
+        differing = _differing(others, first, facts)
+        faults.refuse(
+            fail_at(
+                others,
+                0,
+                f"{shown(others['image'].iloc[0])} is already at {where(first, 0)}, with another "
+                f"{', '.join(differing[0])}; keep the right row",
+            )
+        )
+        places = zip(others["file"], others["line"], first["file"], first["line"], strict=True)
+        conflicts = {
+            line_of(file, line): f"{shown(image)}: {', '.join(keys)} not as in {line_of(*before)}"
+            for image, keys, (file, line, *before) in zip(
+                others["image"], differing, places, strict=True
+            )
+        }
+        faults.tell("conflicting_row", conflicts)
+        rows = rows[~second].reset_index(drop=True)
+    return rows
+
+
+def _differing(rows: pd.DataFrame, first: pd.DataFrame, facts: list[str]) -> list[list[str]]:
+    """The columns in which each row differs from the first row of its image."""
+    differing: list[list[str]] = [[] for _ in range(len(rows))]
+    for key in facts:
+        one, other = rows[key].to_numpy(dtype=object), first[key].to_numpy(dtype=object)
+        known = ~pd.isna(one) & ~pd.isna(other)
+        unlike = pd.isna(one) != pd.isna(other)
+        unlike[known] = one[known] != other[known]
+        for place in np.flatnonzero(unlike):
+            differing[place].append(key)
+    return differing
+
+
+def _lines(rows: pd.DataFrame) -> dict[str, str]:
+    """Rows by where they stand, with their images."""
+    return {
+        line_of(file, line): shown(image)
+        for image, file, line in zip(rows["image"], rows["file"], rows["line"], strict=True)
+    }
+
+
+def named(cells: pd.DataFrame, hit: Bools, detail: str = "") -> dict[str, str]:
+    """What to call the rows hit, by their image where that is clear, and where they stand."""
+    rows = cells[hit]
+    told: dict[str, str] = {}
+    for image, file, line in zip(rows["image"], rows["file"], rows["line"], strict=True):
+        place = line_of(file, line)
+        # An image may have several rows, each with its fault.
+        name = image if image and image not in told else place
+        told[name] = "; ".join(filter(None, [detail, place if name != place else ""]))
+    return told
+
+
+def line_of(file: str | Path, line: object) -> str:
+    """A line of a file by the file's name alone."""
+    return f"{Path(file).name}, line {line}"

@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from xray_lightning.data.manifest import Manifest
-from xray_lightning.data.sources.nih import AI4M_TABLES
+from xray_lightning.data.sources.ai4m import AI4M_TABLES
 from xray_lightning.data.splits import SIDES, Split
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import (

@@ -1,7 +1,14 @@
-"""What there is to say of a data set: each kind of fault once, its weight, and what to do."""
+"""Faults of data sets: their kinds, with what to do about each, and the two sinks for them.
+
+Whoever reads a table tells each fault to a sink, and goes on. Training reads with `FirstFault`,
+which raises the first; `xray data check` reads with `EveryFault`, which keeps them all as remarks.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from xray_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -179,3 +186,102 @@ def remark(
 def in_order(remarks: Iterable[Remark]) -> tuple[Remark, ...]:
     """Problems first, each in the order of `KINDS`."""
     return tuple(sorted(remarks, key=lambda one: (not one.problem, _ORDER[one.kind])))
+
+
+Names = Iterable[str] | Mapping[str, str]
+
+
+class Faults(Protocol):
+    """Sink of the faults of a data set.
+
+    A reader calls `refuse` with the first fault of its kind that training does not accept, and
+    then `tell` with all that have it. What reading copes with, it only tells of.
+    """
+
+    def refuse(self, error: UserError) -> None:
+        """Raise the error, or leave it to `tell` and let the reader go on."""
+
+    def tell(
+        self,
+        kind: str,
+        names: Names,
+        *,
+        dropped: Mapping[str, int] | None = None,
+        count: int | None = None,
+        text: str = "",
+    ) -> None:
+        """Take what has a fault; nothing where there are no names.
+
+        Args:
+            kind: a key of `KINDS`; "" for what is only counted.
+            names: images mostly, with details where they are a mapping.
+            dropped: rows dropped and values changed in reading, by reason.
+            count, text: as of `remark`.
+        """
+
+
+@dataclass
+class FirstFault:
+    """Sink of training: raises the first fault, and counts what reading changes.
+
+    Attributes:
+        dropped: rows dropped and values changed, by reason.
+    """
+
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, error: UserError) -> None:
+        raise error
+
+    def tell(
+        self,
+        kind: str,
+        names: Names,
+        *,
+        dropped: Mapping[str, int] | None = None,
+        count: int | None = None,
+        text: str = "",
+    ) -> None:
+        for reason, rows in (dropped or {}).items():
+            if rows:
+                self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+
+@dataclass
+class EveryFault:
+    """Sink of `xray data check`: keeps every fault as a remark."""
+
+    remarks: list[Remark] = field(default_factory=list)
+
+    def refuse(self, error: UserError) -> None:
+        pass
+
+    def tell(
+        self,
+        kind: str,
+        names: Names,
+        *,
+        dropped: Mapping[str, int] | None = None,
+        count: int | None = None,
+        text: str = "",
+    ) -> None:
+        if kind:
+            self.remarks += remark(kind, names, count=count, text=text)
+
+    def count(self, kind: str) -> int:
+        """How often a kind was told of."""
+        return sum(one.count for one in self.remarks if one.kind == kind)
+
+
+class CellFault(ValueError):
+    """A cell that cannot be read as what it should be.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        detail: what the check shows of it; never a person's values.
+        quoted: whether the message begins with the column and the cell.
+    """
+
+    def __init__(self, kind: str, message: str, *, detail: str = "", quoted: bool = True) -> None:
+        super().__init__(message)
+        self.kind, self.detail, self.quoted = kind, detail, quoted

@@ -13,9 +13,12 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from xray_lightning.data.csv_table import Titles, fail_at, read_cells, shown
+from xray_lightning.data.csv_table import Titles, fail_at, line_of, read_cells, shown
+from xray_lightning.data.faults import Faults, FirstFault
 from xray_lightning.data.manifest import Manifest
-from xray_lightning.data.sources.nih import AI4M_TABLES, NIH_LISTS
+from xray_lightning.data.sources import Given
+from xray_lightning.data.sources.ai4m import AI4M_TABLES
+from xray_lightning.data.sources.nih import NIH_LISTS
 from xray_lightning.errors import UserError
 from xray_lightning.files import write_atomically
 from xray_lightning.findings import NO_FINDING
@@ -186,21 +189,43 @@ def _of_column(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
             "data.split=column needs data=csv and a column split in the table (or the one that "
             "data.columns.split names); choose data.split=patient_random"
         )
-    known = {text for spellings in SPELLINGS.values() for text in spellings}
-    for text, images in given.items():
-        if text.lower() not in known:
-            raise UserError(
-                f"data.split=column: {counted(images, 'image')} with split {shown(text)}, which "
-                f"is none of {', '.join(SPELLINGS)}"
-            )
-    sides = {
-        side: tuple(n for text, names in given.items() if text.lower() in spellings for n in names)
-        for side, spellings in SPELLINGS.items()
-    }
+    sides = dict.fromkeys(SIDES, ()) | sides_of_column(given, FirstFault())
     if sides["val"]:
         return sides
     carved = _carve(manifest, sides["train"], shares={"val": val_fraction}, seed=seed)
     return carved | {"test": sides["test"]}
+
+
+def sides_of_column(given: Given, faults: Faults) -> Sides:
+    """The images of each side, by what a column `split` of a custom CSV says."""
+    sides: Sides = {}
+    for text, images in given.items():
+        known = (side for side, spellings in SPELLINGS.items() if text.lower() in spellings)
+        if (side := next(known, None)) is None:
+            faults.refuse(
+                UserError(
+                    f"data.split=column: {counted(images, 'image')} with split {shown(text)}, "
+                    f"which is none of {', '.join(SPELLINGS)}"
+                )
+            )
+            faults.tell("unknown_side", images)
+        else:
+            sides[side] = sides.get(side, ()) + images
+    return sides
+
+
+def read_split_file(path: Path, faults: Faults) -> pd.DataFrame:
+    """The rows of a CSV (image, split) that are in train, val or test."""
+    rows = read_cells(path, SPLIT_TITLES, required=tuple(SPLIT_TITLES), faults=faults)
+    wrong = ~rows["split"].isin(SIDES).to_numpy(dtype=bool)
+    if not wrong.any():
+        return rows
+    first = int(np.argmax(wrong))
+    found = shown(rows["split"].iloc[first])
+    faults.refuse(fail_at(rows, first, f"side {found} is none of {SIDES}"))
+    places = zip(rows["image"][wrong], rows["line"][wrong], strict=True)
+    faults.tell("unknown_side", {image: line_of(path, line) for image, line in places})
+    return rows[~wrong].reset_index(drop=True)
 
 
 def _from_file(manifest: Manifest, name: str) -> Sides:
@@ -210,11 +235,7 @@ def _from_file(manifest: Manifest, name: str) -> Sides:
             f"data.split={shown(name)} is neither {', '.join(NAMES)} nor a file that exists; "
             "give one of them"
         )
-    rows = read_cells(path, SPLIT_TITLES, required=tuple(SPLIT_TITLES))
-    wrong = np.flatnonzero(~rows["split"].isin(SIDES))
-    if len(wrong):
-        first = int(wrong[0])
-        raise fail_at(rows, first, f"side {shown(rows['split'].iloc[first])} is none of {SIDES}")
+    rows = read_split_file(path, FirstFault())
     unknown = np.flatnonzero(~rows["image"].isin(manifest.table["image"]))
     if len(unknown):
         raise fail_at(

@@ -22,6 +22,7 @@ from PIL import Image
 
 from xray_lightning.data.download.http import Patience, check_base, fetch_verified, forget
 from xray_lightning.data.image_files import count_images
+from xray_lightning.data.sources.chestmnist import SPLIT, TABLE
 from xray_lightning.data.sources.nih import NIH_TABLES, UNKNOWN_PATIENT
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import (
@@ -38,7 +39,6 @@ from xray_lightning.progress import Advance, Display, Transfers, unseen
 
 SIDES = ("train", "val", "test")
 IMAGES = 112_120
-TABLE, SPLIT = "Data_Entry_chestmnist.csv", "split.csv"
 CHUNK = 256  # images read at once
 
 # The order of MedMNIST's labels is that of FINDINGS, which a test holds to MedMNIST's own names.

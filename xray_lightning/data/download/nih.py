@@ -12,8 +12,9 @@ from pathlib import Path
 from xray_lightning.data.csv_table import read_text
 from xray_lightning.data.download.archive import unpack_images
 from xray_lightning.data.download.http import Patience, check_base, fetch, fetch_verified, forget
+from xray_lightning.data.faults import FirstFault
 from xray_lightning.data.image_files import count_images
-from xray_lightning.data.sources.nih import NIH_LISTS, NIH_TABLES, nih_rows
+from xray_lightning.data.sources.nih import NIH_LISTS, NIH_TABLES, read_table
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.files import Free, check_room, free_bytes, note, noted, working_in
 from xray_lightning.parallel import all_of
@@ -116,7 +117,7 @@ def fetch_metadata(root: Path, state: Path, base_url: str, patience: Patience) -
 def _lines(path: Path, name: str) -> int:
     """The images that a table or list of this name has; raises UserError if it is none."""
     if name == TABLE:
-        return len(nih_rows(path, {}))
+        return len(read_table(path, FirstFault()).table)
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names or not all(line.lower().endswith(".png") for line in names):
         raise UserError(f"{path}: not a list of image files")

@@ -1,0 +1,129 @@
+"""Data sets that are known, and the contract that the module of each keeps.
+
+A module here holds one `SOURCE`: an object that recognises the data set in a folder, reads its
+table, and knows the split that its files give. That is all a new data set needs: `known_sources`
+finds the module. Each fault is told to a sink (`data.faults`), so that training, which refuses the
+first, and `xray data check`, which tells of them all, share one reader.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pandas as pd
+
+from xray_lightning.data.faults import EveryFault, Faults
+from xray_lightning.findings import FINDINGS
+
+Given = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the table of a data set says.
+
+    Attributes:
+        table: one row an image: `file`, `line`, `image`, `patient_id`, `follow_up` (Int64), `age`
+            (years, NaN unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), and the findings
+            as uint8, 1 where present.
+        findings: those of its columns that are findings, in their order.
+        given: images by split, where the table itself says so.
+        rows: whole rows read, with those that are repeated or wrong.
+        named: images that any row names, readable or not.
+        ages: the texts in the column of ages, each once.
+    """
+
+    table: pd.DataFrame
+    findings: tuple[str, ...] = FINDINGS
+    given: Given = field(default_factory=dict)
+    rows: int = 0
+    named: frozenset[str] = frozenset()
+    ages: frozenset[str] = frozenset()
+
+    @classmethod
+    def empty(cls) -> "Listing":
+        """That of a table which cannot be read."""
+        columns = ("file", "line", "image", "patient_id", "follow_up", "age", "sex", "view")
+        table = pd.DataFrame({key: [] for key in columns}, dtype=object)
+        return cls(table.assign(**{name: pd.Series(dtype="uint8") for name in FINDINGS}))
+
+
+@dataclass(frozen=True)
+class Release:
+    """Which release of a data set this is.
+
+    Attributes:
+        name: in words.
+        told_by: what that was told by.
+        original: whether its images are NIH's own, whose size is known.
+        one_size: whether all images must have one size.
+    """
+
+    name: str
+    told_by: tuple[str, ...]
+    original: bool = False
+    one_size: bool = True
+
+
+class Source(ABC):
+    """A data set: how to recognise it, and how to read it.
+
+    Attributes:
+        dialect: what the manifest calls the layout of its table.
+        findings: those of its table; None where they are asked for.
+        split: the name of the split that its files give; "" where they give none.
+        looked_for: its tables, for the message that a folder has none; "" to leave it out.
+        rank: of two data sets that a folder may be, the one of lower rank is read.
+        by_path: whether an image may be named by its path below the folder of the images.
+    """
+
+    dialect: str
+    findings: tuple[str, ...] | None = FINDINGS
+    split: str = ""
+    looked_for: str = ""
+    rank: int = 5
+    by_path: bool = False
+
+    @abstractmethod
+    def tables(self, root: Path) -> Sequence[Path]:
+        """The tables of this data set in a folder; none where it is another."""
+
+    @abstractmethod
+    def read(
+        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+    ) -> Listing:
+        """Read the tables that `tables` has found.
+
+        Args:
+            root: the folder.
+            faults: sink of what is wrong.
+            findings: those asked for, for a data set whose findings are not fixed.
+        """
+
+    def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
+        """The images of each split that the files themselves state; empty where none do."""
+        return listing.given
+
+    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+        """Which release this is, once it was read."""
+        return Release(self.dialect, tuple(path.name for path in self.tables(root)), one_size=False)
+
+    def check(self, listing: Listing, faults: EveryFault) -> None:  # noqa: B027
+        """Tell of what only the check looks for: a patient other than in a file's name, say."""
+
+
+@cache
+def known_sources() -> tuple[Source, ...]:
+    """The `SOURCE` of each module of this package, by rank."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    sources = [module.SOURCE for module in modules if hasattr(module, "SOURCE")]
+    return tuple(sorted(sources, key=lambda source: source.rank))
+
+
+def recognised(root: Path) -> Source | None:
+    """The data set that a folder holds; None where it is none of those that are known."""
+    return next((source for source in known_sources() if source.tables(root)), None)

@@ -1,6 +1,7 @@
-"""A table of one's own: which of its columns mean what, and its cells as the manifest's columns."""
+"""Reader of a custom CSV: which of its columns mean what, and what its cells say."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_lightning.data.csv_table import (
-    converted,
-    count_in,
     fail_at,
     header_of,
     one_row_an_image,
     read_cells,
+    readable,
     shown,
 )
-from xray_lightning.data.sources.nih import names, persons
+from xray_lightning.data.faults import CellFault, EveryFault, Faults, FirstFault
+from xray_lightning.data.sources import Listing, Release, Source
+from xray_lightning.data.sources.nih import (
+    PERSON_CELLS,
+    check_sexes,
+    name_columns,
+    person_columns,
+)
 from xray_lightning.errors import UserError
 from xray_lightning.findings import ALIASES, FINDINGS, folded, names_in
 
@@ -55,22 +62,14 @@ _VALUES = {
 _TAKEN_AS = {"negative": NEGATIVE, "positive": POSITIVE}
 
 
-@dataclass(frozen=True)
-class OwnRows:
-    """What a table says: `table` as `dialects.nih_rows` returns it, of these findings.
-
-    Attributes:
-        given: images by what the column `split` says; empty without one.
-    """
-
-    table: pd.DataFrame
-    findings: tuple[str, ...]
-    given: dict[str, tuple[str, ...]]
+# Reading quotes the cell that it stops at; those of persons are not repeated by the check.
+_QUOTED = re.compile(r"(: (?:age|follow_up|patient_id)) (['\"]).*\2: ")
+_UNQUOTED = r"\1: "
 
 
 @dataclass(frozen=True)
-class OwnTable:
-    """How to read a table of one's own.
+class OwnTable(Source):
+    """How to read a custom CSV.
 
     A finding is a column of 0 and 1, titled by its name; or there is one column of labels, such as
     "Effusion|Mass" or "No Finding". Without a list of findings, those of NIH's 14 are read that
@@ -87,6 +86,11 @@ class OwnTable:
     Raises:
         UserError: an option out of range.
     """
+
+    dialect = "csv"
+    split = "column"
+    findings = None
+    by_path = True
 
     file: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -110,6 +114,9 @@ class OwnTable:
                 raise UserError(
                     f"data.{key}={shown(str(value))} is unknown; choose {', '.join(known)}"
                 )
+
+    def tables(self, root: Path) -> Sequence[Path]:
+        return [self.find(root)]
 
     def find(self, root: Path) -> Path:
         """The table's file.
@@ -135,18 +142,37 @@ class OwnTable:
         return tables[0]
 
     def read(
-        self, path: Path, *, findings: tuple[str, ...] | None, dropped: dict[str, int]
-    ) -> OwnRows:
-        """Read and check the table.
+        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+    ) -> Listing:
+        """Read the table up to its first fault, if it has one.
 
         Args:
-            path: the CSV.
+            root: folder of the CSV.
+            faults: sink of that fault, and of what reading changes.
             findings: those to read, in this order; None for those of NIH's 14 that it has.
-            dropped: counts, by reason, that rows dropped and values changed are added to.
-
-        Raises:
-            UserError: the first fault, with its file and line.
         """
+        path, first = self.find(root), FirstFault()
+        try:
+            listing = self._read(path, findings, first)
+        except UserError as error:
+            faults.refuse(error)
+            told = f"{_QUOTED.sub(_UNQUOTED, str(error))} (read to here only)"
+            faults.tell("table_unreadable", {path.name: told})
+            return Listing.empty()
+        for reason, count in first.dropped.items():
+            faults.tell(
+                "changed_in_reading", [reason], count=count, text=reason, dropped={reason: count}
+            )
+        return listing
+
+    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+        told_by = f"{self.find(root).name} is neither NIH's table nor AI for Medicine's"
+        return Release("a table of one's own", (told_by,), one_size=False)
+
+    def check(self, listing: Listing, faults: EveryFault) -> None:
+        check_sexes(listing.table, faults)
+
+    def _read(self, path: Path, findings: tuple[str, ...] | None, faults: FirstFault) -> Listing:
         header = _Header.of(path)
         titles = header.titles(self.columns)
         by_column = header.findings(findings or FINDINGS, skipped=titles.values())
@@ -161,39 +187,42 @@ class OwnTable:
         cells = read_cells(path, wanted, required=tuple(wanted))
         if by_column:
             chosen = tuple(by_column)
-            labels = self._one_hot(cells, chosen, dropped)
+            labels = self._one_hot(cells, chosen, faults)
         else:
-            chosen, labels = self._labels(cells, findings, dropped)
-        return _rows(cells, chosen, labels, dropped)
+            chosen, labels = self._labels(cells, findings, faults)
+        return _listing(cells, chosen, labels, faults)
 
     def _one_hot(
-        self, cells: pd.DataFrame, findings: Sequence[str], dropped: dict[str, int]
+        self, cells: pd.DataFrame, findings: Sequence[str], faults: FirstFault
     ) -> npt.NDArray[np.uint8]:
         """Labels of columns of 0 and 1, shape (N, findings)."""
-        values = np.array([converted(cells, name, self._value) for name in findings]).T
+        _, columns = readable(cells, dict.fromkeys(findings, self._value), faults)
+        values = np.array([columns[name] for name in findings]).T
         for code, text, taken_as in (
             (UNCERTAIN, "label -1", self.uncertain),
             (EMPTY, "empty label", self.empty),
         ):
             hit = values == code
-            count_in(dropped, f"{text} (taken as {taken_as})", hit)
+            _changed(faults, f"{text} (taken as {taken_as})", int(np.count_nonzero(hit)))
             values[hit] = _TAKEN_AS.get(taken_as, NEGATIVE)
         return values.astype(np.uint8)
 
     def _value(self, text: str) -> int:
         value = _VALUES.get(text.lower())
         if value is None:
-            raise ValueError("a finding is 0 or 1 (or -1 or empty, see data.uncertain, data.empty)")
+            raise _label_fault(
+                "a finding is 0 or 1 (or -1 or empty, see data.uncertain, data.empty)"
+            )
         if value == UNCERTAIN and self.uncertain == "error":
-            raise ValueError("uncertain; say what it means: data.uncertain=negative or positive")
+            raise _label_fault("uncertain; say what it means: data.uncertain=negative or positive")
         if value == EMPTY and self.empty == "error":
-            raise ValueError(
+            raise _label_fault(
                 "empty; if it means that the finding is not there: data.empty=negative"
             )
         return value
 
     def _labels(
-        self, cells: pd.DataFrame, findings: tuple[str, ...] | None, dropped: dict[str, int]
+        self, cells: pd.DataFrame, findings: tuple[str, ...] | None, faults: FirstFault
     ) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
         """Findings, and labels of a column such as "Effusion|Mass", shape (N, findings)."""
         known = {folded(alias): name for alias, name in ALIASES.items()}
@@ -202,11 +231,15 @@ class OwnTable:
         def named(text: str) -> frozenset[str]:
             if not text and self.empty == "negative":
                 return frozenset()
-            return frozenset(known.get(folded(name), name) for name in names_in(text))
+            try:
+                return frozenset(known.get(folded(name), name) for name in names_in(text))
+            except ValueError as error:
+                raise _label_fault(str(error)) from error
 
         if self.empty == "negative":
-            count_in(dropped, "empty label (taken as negative)", cells["labels"] == "")
-        rows = converted(cells, "labels", named)
+            empty = int(np.count_nonzero(cells["labels"] == ""))
+            _changed(faults, "empty label (taken as negative)", empty)
+        rows = readable(cells, {"labels": named}, faults)[1]["labels"]
         images = Counter(name for row in rows for name in row)
         chosen = findings or tuple(name for name in FINDINGS if name in images)
         others = sorted((-images[name], name) for name in images.keys() - set(chosen))
@@ -217,17 +250,25 @@ class OwnTable:
             fault = f"unknown label {shown(name)}; name those to learn, as in data.findings="
             raise fail_at(cells, first, f"{fault}[{FINDINGS[0]},{FINDINGS[1]}]")
         for count, name in others[:MOST_NAMED]:
-            dropped[f"label {shown(name)} (not among data.findings)"] = -count
-        if rest := -sum(count for count, _ in others[MOST_NAMED:]):
-            dropped["other labels (not among data.findings)"] = rest
+            _changed(faults, f"label {shown(name)} (not among data.findings)", -count)
+        rest = -sum(count for count, _ in others[MOST_NAMED:])
+        _changed(faults, "other labels (not among data.findings)", rest)
         if not chosen:
             raise UserError(f"{cells['file'].iloc[0]}: no image has any of {', '.join(FINDINGS)}")
         return chosen, np.array([[name in row for name in chosen] for row in rows], dtype=np.uint8)
 
 
+def _changed(faults: FirstFault, reason: str, count: int) -> None:
+    faults.tell("changed_in_reading", [reason], dropped={reason: count})
+
+
+def _label_fault(message: str) -> CellFault:
+    return CellFault("label_not_0_or_1", message)
+
+
 @dataclass(frozen=True)
 class _Header:
-    """The first line of a table."""
+    """The first line of a custom CSV."""
 
     path: Path
     cells: tuple[str, ...]
@@ -302,40 +343,41 @@ class _Header:
         return f"found {shown(', '.join(self.cells), limit=400)}"
 
 
-def _rows(
+def _listing(
     cells: pd.DataFrame,
     findings: tuple[str, ...],
     labels: npt.NDArray[np.uint8],
-    dropped: dict[str, int],
-) -> OwnRows:
-    cells = cells.assign(image=converted(cells, "image", _image_name))
-    for key in ("follow_up", "age", "sex", "view"):
-        if key not in cells:
-            cells[key] = ""
+    faults: FirstFault,
+) -> Listing:
+    cells = cells.assign(image=readable(cells, {"image": _image_name}, faults)[1]["image"])
+    lacking = [key for key in ("follow_up", "age", "sex", "view") if key not in cells]
+    cells = cells.assign(**dict.fromkeys(lacking, ""))
     cells["sex"] = [SEXES.get(text.lower(), text) for text in cells["sex"].tolist()]
+    cells, values = readable(cells, PERSON_CELLS, faults)
     table = pd.DataFrame(
         {
-            **names(cells, dropped),
-            **persons(cells, dropped),
+            **name_columns(cells, values, faults),
+            **person_columns(cells, values, faults),
             **{name: labels[:, column] for column, name in enumerate(findings)},
         }
     )
     if "split" in cells:
         table["split"] = cells["split"]
-    table = one_row_an_image(table, dropped, reason="duplicate row")
+    table = one_row_an_image(table, faults)
     given: dict[str, tuple[str, ...]] = {}
     if "split" in cells:
         for text, images in table.groupby("split", sort=True)["image"]:
             given[str(text)] = tuple(images)
-        given.pop("", None)  # on no side
-    return OwnRows(table, findings, given)
+        given.pop("", None)  # in no split
+    return Listing(table, findings, given, rows=len(cells))
 
 
 def _image_name(text: str) -> str:
     """A file's name, or its path below the folder of the images, spelled in one way."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or ".." in parts:
-        raise ValueError(
-            "an image is named by its path below data.images (or data.root), without '..'"
+        raise CellFault(
+            "row_without_image",
+            "an image is named by its path below data.images (or data.root), without '..'",
         )
     return "/".join(parts)

@@ -1,0 +1,124 @@
+"""Reader of AI for Medicine: the three CSVs of that course, with a column for each finding.
+
+Their images are NIH's. Training and validation share patients in both releases that are known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from xray_lightning.data.csv_table import Titles, one_row_an_image, read_cells, readable, shown
+from xray_lightning.data.faults import CellFault, EveryFault, Faults
+from xray_lightning.data.sources import Listing, Release, Source
+from xray_lightning.data.sources.nih import (
+    check_patients_in_names,
+    image_name,
+    name_columns,
+    patient,
+)
+from xray_lightning.findings import FINDINGS
+
+AI4M_TABLES = {"train": "train-small.csv", "val": "valid-small.csv", "test": "test.csv"}
+TITLES: Titles = {
+    "image": ("Image",),
+    "patient_id": ("PatientId",),
+    **{finding: (finding,) for finding in FINDINGS},
+}
+# Images of the CSVs, by the releases that are known.
+RELEASES: dict[tuple[int, ...], str] = {
+    (1000, 200, 420): "1000/200/420",
+    (875, 109, 420): "875/109/420",
+}
+
+
+class Ai4m(Source):
+    """The AI-for-Medicine CSVs, each the images of one split."""
+
+    dialect = "ai4m"
+    split = "ai4m"
+    looked_for = f"{', '.join(AI4M_TABLES.values())} (AI for Medicine)"
+    rank = 2
+
+    def tables(self, root: Path) -> Sequence[Path]:
+        return list(self._by_split(root).values())
+
+    def _by_split(self, root: Path) -> Mapping[str, Path]:
+        paths = {split: root / name for split, name in AI4M_TABLES.items()}
+        return {split: path for split, path in paths.items() if path.is_file()}
+
+    def read(
+        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+    ) -> Listing:
+        paths = self._by_split(root)
+        lacking = [name for split, name in AI4M_TABLES.items() if split not in paths]
+        without = dict.fromkeys(lacking, "without it there is no data.split=ai4m")
+        faults.tell("list_missing", without)
+        parts = {split: read_table(path, faults) for split, path in paths.items()}
+        whole = {split: part for split, part in parts.items() if len(part.table)}
+        if not whole:
+            table = Listing.empty().table
+        else:
+            # An image in two files is told of with the splits; here what the files disagree about.
+            table = one_row_an_image(
+                pd.concat([part.table for part in whole.values()], ignore_index=True),
+                faults,
+                kind="",
+                reason="image in two files (kept once)",
+            )
+        return Listing(
+            table,
+            given={split: tuple(part.table["image"]) for split, part in whole.items()},
+            rows=sum(part.rows for part in parts.values()),
+            named=frozenset().union(*(part.named for part in parts.values())),
+        )
+
+    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+        images = {split: len(listing.given.get(split, ())) for split in AI4M_TABLES}
+        release = RELEASES.get(tuple(images.values()))
+        listed = ", ".join(
+            f"{images[split]:,} in {path.name}" for split, path in self._by_split(root).items()
+        )
+        name = f"release {release}" if release else "of unknown release"
+        return Release(f"AI for Medicine, {name}", (f"images {listed}",), original=True)
+
+    def check(self, listing: Listing, faults: EveryFault) -> None:
+        check_patients_in_names(listing.table, faults)
+
+
+SOURCE = Ai4m()
+
+
+def read_table(path: Path, faults: Faults) -> Listing:
+    """Read one of the CSVs."""
+    cells = read_cells(path, TITLES, required=tuple(TITLES), faults=faults)
+    rows, images = len(cells), frozenset(cells["image"])
+    cells, values = readable(cells, CELLS, faults)
+    table = pd.DataFrame(
+        {
+            **name_columns(cells, values, None),
+            "follow_up": pd.array([pd.NA] * len(cells), dtype="Int64"),
+            "age": np.nan,
+            "sex": "",
+            "view": "",
+            **{finding: np.array(values[finding], dtype=np.uint8) for finding in FINDINGS},
+        }
+    )
+    return Listing(one_row_an_image(table, faults), rows=rows, named=images)
+
+
+def _one_hot(text: str, *, finding: str) -> int:
+    if text not in ("0", "1", "0.0", "1.0"):
+        detail = f"{finding} is {shown(text, limit=20)}"
+        raise CellFault("label_not_0_or_1", "a finding is 0 or 1 here", detail=detail)
+    return int(text[0])
+
+
+# What the cells of a row are read as, in the order in which their faults are raised.
+CELLS: dict[str, Callable[[str], object]] = {
+    **{finding: partial(_one_hot, finding=finding) for finding in FINDINGS},
+    "image": image_name,
+    "patient_id": patient,
+}
