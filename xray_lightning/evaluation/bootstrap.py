@@ -17,7 +17,7 @@ Two quantities of the same draws are paired: their difference has an interval of
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,21 @@ import torch
 from xray_lightning.runs.predictions import Bools, Floats, Integers
 
 NAN = float("nan")
+
+# Why a score, or only its interval, does not exist.
+NO_POSITIVES = "no image has the finding"
+NO_NEGATIVES = "every image has the finding"
+NO_FINDINGS = "no finding has both images with it and images without it"
+ALL_THE_SAME = "all labels are the same"
+FEW_PATIENTS = "needs at least ten patients with the finding and ten without"
+FEW_WITH = "needs at least ten patients with the finding"
+FEW_WITHOUT = "needs at least ten patients without the finding"
+FEW_OF_ALL = "needs a finding that at least two patients have and two lack"
+ONE_PATIENT = "needs at least two patients"
+# An interval of no width would claim certainty just where there is too little to err in.
+NO_SPREAD = "every resample gives the same, which does not tell how sure that is"
+NO_RESAMPLES = "no resamples were asked for"
+NO_PREVALENCES = "no prevalences of the training images were given"
 
 # Of how often each patient counts, shape (patients,).
 Statistic = Callable[[Integers], Mapping[str, Floats]]
@@ -200,21 +215,62 @@ def mean_of_defined(values: Floats) -> Floats:
     return means
 
 
-NO_POSITIVES = "no image has the finding"
-NO_NEGATIVES = "every image has the finding"
-NO_FINDINGS = "no finding has both images with it and images without it"
-ALL_THE_SAME = "all labels are the same"
-FEW_PATIENTS = "needs at least ten patients with the finding and ten without"
-FEW_WITH = "needs at least ten patients with the finding"
-FEW_WITHOUT = "needs at least ten patients without the finding"
-FEW_OF_ALL = "needs a finding that at least two patients have and two lack"
-ONE_PATIENT = "needs at least two patients"
-# An interval of no width would claim certainty just where there is too little to err in.
-NO_SPREAD = "every resample gives the same, which does not tell how sure that is"
-NO_RESAMPLES = "no resamples were asked for"
-NO_PREVALENCES = "no prevalences of the training images were given"
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its 95 % interval over patients.
+
+    Attributes:
+        value: None where the score does not exist.
+        ci95: low and high; None where there is no interval.
+        reason: why one of them is None; None where both are there.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    reason: str | None = None
+
+    @classmethod
+    def of(
+        cls, value: float, drawn: Floats, *, undefined: str | None = None, few: str | None = None
+    ) -> Self:
+        """The interval of a score from its resamples.
+
+        Args:
+            value: of the table itself; NaN where it does not exist.
+            drawn: of each resample, shape (R,); NaN where it does not exist.
+            undefined: the reason, where `value` is NaN.
+            few: why there are too few patients for an interval; None where there are enough.
+        """
+        if np.isnan(value):
+            return cls(None, None, undefined)
+        if few or not len(drawn):
+            return cls(float(value), None, few if len(drawn) else NO_RESAMPLES)
+        interval = interval95(drawn)
+        if interval is None:
+            return cls(float(value), None, NO_SPREAD)
+        return cls(float(value), (interval[0], interval[1]))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """For JSON: the value as `name`, the interval as `name`_ci95."""
+        return {name: self.value, f"{name}_ci95": None if self.ci95 is None else list(self.ci95)}
 
 
-def reasons(figures: Mapping[str, Any], why: Mapping[str, str]) -> dict[str, str]:
-    """The reason of each figure that is None; `why` must have one for each that can be."""
+def undefined_reasons(
+    figures: Mapping[str, Any], estimates: Mapping[str, Estimate], **further: str
+) -> dict[str, str | None]:
+    """The reason of each figure that is None, in the order of the figures.
+
+    Args:
+        figures: by name, with those that `Estimate.figures` gives.
+        estimates: by the same names.
+        further: the reason of each other figure that can be None.
+    """
+    why: dict[str, str | None] = dict(further)
+    for name, found in estimates.items():
+        why |= dict.fromkeys((name, f"{name}_ci95"), found.reason)
     return {name: why[name] for name, value in figures.items() if value is None}

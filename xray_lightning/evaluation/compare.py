@@ -16,33 +16,17 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, check_whole
-from xray_lightning.evaluation.bootstrap import NO_SPREAD, interval95
+from xray_lightning.evaluation.bootstrap import NAN, Estimate
 from xray_lightning.evaluation.scores import SCORES, Resampled, TableScores
 from xray_lightning.findings import differing
 from xray_lightning.runs.folder import DamagedResultsError, read_run
-from xray_lightning.runs.predictions import LABEL, Floats, findings_of, read_predictions
+from xray_lightning.runs.predictions import LABEL, findings_of, read_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import FREE_KEYS, Run, predictions_name
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two scores.
-
-    Attributes:
-        value: second minus first; None where the score does not exist.
-        ci95: its interval at 95 %; None where there is none.
-        reason: why one of them is None.
-    """
-
-    value: float | None
-    ci95: tuple[float, float] | None
-    reason: str | None = None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+class Difference(Estimate):
+    """Second minus first, of a score."""
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,13 +100,12 @@ def gain(
     """
     tables = aligned([*members, ensemble])
     *before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
-    known = [one.scores.auroc_macro for one in before if one.scores.auroc_macro is not None]
-    mean = np.mean([one.drawn["auroc_macro"] for one in before], axis=0)
-    over_mean = _difference(
-        float(np.mean(known)) if known else None,
-        after.scores.auroc_macro,
-        after.drawn["auroc_macro"] - mean,
-        reason=after.why["auroc_macro"],
+    defined = [value for one in before if not np.isnan(value := one.plain["auroc_macro"])]
+    over_mean = Difference.of(
+        after.plain["auroc_macro"] - float(np.mean(defined)) if defined else NAN,
+        after.drawn["auroc_macro"] - np.mean([one.drawn["auroc_macro"] for one in before], axis=0),
+        undefined=after.undefined["auroc_macro"],
+        few=after.few["auroc_macro"],
     )
     return Gain(over_mean, tuple(_between(one, after) for one in before))
 
@@ -197,35 +180,23 @@ def _split(run: Run) -> str:
 
 
 def _between(before: Resampled, after: Resampled) -> Comparison:
-    def of(name: str, one: float | None, other: float | None) -> Difference:
-        drawn = after.drawn[name] - before.drawn[name]
-        return _difference(one, other, drawn, reason=after.why[name])
+    def difference(name: str) -> Difference:
+        return Difference.of(
+            after.plain[name] - before.plain[name],
+            after.drawn[name] - before.drawn[name],
+            undefined=after.undefined[name],
+            few=after.few[name],
+        )
 
-    first, second = before.scores, after.scores
     return Comparison(
         images=after.images,
         patients=after.patients,
         findings=after.findings,
-        **{name: of(name, getattr(first, name), getattr(second, name)) for name in SCORES},
-        per_finding={
-            finding: of(finding, first.per_finding[finding], second.per_finding[finding])
-            for finding in second.per_finding
-        },
-        first=first,
-        second=second,
+        **{name: difference(name) for name in SCORES},
+        per_finding={finding: difference(finding) for finding in after.scores.per_finding},
+        first=before.scores,
+        second=after.scores,
     )
-
-
-def _difference(
-    first: float | None, second: float | None, drawn: Floats, *, reason: str | None
-) -> Difference:
-    if first is None or second is None:
-        return Difference(None, None, reason)
-    interval = None if reason else interval95(drawn)
-    value = second - first
-    if interval is None:
-        return Difference(value, None, reason or NO_SPREAD)
-    return Difference(value, (interval[0], interval[1]))
 
 
 SCHEMA_VERSION = 1

@@ -12,27 +12,25 @@ import pandas as pd
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.bootstrap import (
     ALL_THE_SAME,
-    FEW_OF_ALL,
-    FEW_PATIENTS,
-    FEW_WITH,
-    FEW_WITHOUT,
+    NAN,
     NO_FINDINGS,
-    NO_NEGATIVES,
-    NO_POSITIVES,
     NO_PREVALENCES,
-    NO_RESAMPLES,
-    NO_SPREAD,
-    ONE_PATIENT,
-    interval95,
+    Estimate,
     mean_of_defined,
-    reasons,
     resampled,
+    undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.scores import THRESHOLD, Scores, prevalence_scores
+from xray_lightning.evaluation.scores import (
+    THRESHOLD,
+    Scores,
+    one_class,
+    prevalence_scores,
+    too_few,
+)
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.evaluation.thresholds import OperatingPoints
-from xray_lightning.runs.predictions import SEVERAL_PATIENTS, Bools, Floats, ScoredImages
+from xray_lightning.runs.predictions import Bools, Floats, ScoredImages
 
 # As many bins of equal width as Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 # The error depends on their number: compare it only with one of 15 bins.
@@ -82,13 +80,7 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
 
 Rows = Mapping[str, Mapping[str, Any]]  # by finding
 
-_MACROS = ("auroc", "average_precision")
-_FEW = {
-    "auroc_ci95": FEW_PATIENTS,
-    "average_precision_ci95": FEW_PATIENTS,
-    "sensitivity_ci95": FEW_WITH,
-    "specificity_ci95": FEW_WITHOUT,
-}
+_OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
 
 
 class Summary:
@@ -104,13 +96,8 @@ class Summary:
         self, images: ScoredImages, plain: Mapping[str, Floats], draws: Mapping[str, Floats]
     ) -> None:
         self.images, self.plain, self.draws = images, plain, draws
-        self.with_it, self.without = images.enough()
-        self.both = self.with_it & self.without  # the findings whose AUROC has an interval
-        several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS))
-        self.averaged = bool(several.any())  # whether the macro averages have one
-        self.defined = ~np.isnan(plain["auroc"])  # those of the macro averages
-        self.no_resamples = None if len(draws["auroc"]) else NO_RESAMPLES
-        self.flat: set[tuple[str, int]] = set()  # intervals left out since they have no width
+        self.few = too_few(images)
+        self.defined = ~np.isnan(plain["auroc"])  # the findings of the macro averages
 
     def per_finding(self, *, cuts: Floats, scores: Scores) -> dict[str, dict[str, Any]]:
         """The metrics of each finding; `cuts` (findings,) are those that `scores` was made with."""
@@ -123,28 +110,25 @@ class Summary:
 
     def _finding(self, column: int, *, cut: float, confusion: dict[str, int]) -> dict[str, Any]:
         labels = self.images.labels[:, column]
+        found = {
+            name: self._estimate(name, column, undefined=one_class(labels)) for name in _OF_FINDING
+        }
         row = {
-            **self._scored("auroc", column, enough=self.both[column]),
-            **self._scored("average_precision", column, enough=self.both[column]),
+            **found["auroc"].figures("auroc"),
+            **found["average_precision"].figures("average_precision"),
             "positives": int(labels.sum()),
             "prevalence": float(labels.mean()),
             "threshold": cut,
-            **self._scored("sensitivity", column, enough=self.with_it[column]),
-            **self._scored("specificity", column, enough=self.without[column]),
+            **found["sensitivity"].figures("sensitivity"),
+            **found["specificity"].figures("specificity"),
             **confusion,
             **reliability(self.images.scores[:, column], labels),
         }
-        one_class = NO_NEGATIVES if labels.all() else NO_POSITIVES
-        why = {name: self.no_resamples or few for name, few in _FEW.items()}
-        for name in ("auroc", "average_precision", "sensitivity", "specificity"):
-            if row[name] is None:
-                why[name] = why[f"{name}_ci95"] = one_class
-        why |= self._flat(column)
-        return row | {"undefined_reason": reasons(row, why)}
+        return row | {"undefined_reason": undefined_reasons(row, found)}
 
     def overall(
         self, rows: Rows, *, scores: Scores, prevalences: Floats | None
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    ) -> tuple[dict[str, Any], dict[str, str | None]]:
         """The figures over all findings, and the reason of each that is None.
 
         Args:
@@ -156,36 +140,36 @@ class Summary:
         by_prevalence: tuple[float | None, float | None] = (None, None)
         if prevalences is not None:
             by_prevalence = prevalence_scores(labels, prevalences)
-        several = self.images.count > 1
+        found = {
+            "label_accuracy": self._estimate("label_accuracy"),
+            "auroc_macro": self._macro("auroc"),
+            "auroc_micro": self._estimate("auroc_micro", undefined=ALL_THE_SAME),
+            "average_precision_macro": self._macro("average_precision"),
+            "brier_macro": self._estimate("brier_macro"),
+        }
+        precision_micro = scores.micro.plain.average_precision
         figures = {
             "images": len(labels),
             "patients": self.images.count,
-            **self._scored("label_accuracy", enough=several),
+            **found["label_accuracy"].figures("label_accuracy"),
             "always_negative_accuracy": float(np.mean(~labels)),
             "prevalence_accuracy": by_prevalence[0],
             "auroc_macro_findings": int(self.defined.sum()),
-            **self._macro("auroc"),
-            **self._scored("auroc_micro", enough=bool(np.all(self._patients_of_any()))),
-            **self._macro("average_precision"),
-            "average_precision_micro": _number(scores.micro.plain.average_precision),
-            **self._scored("brier_macro", enough=several),
+            **found["auroc_macro"].figures("auroc_macro"),
+            **found["auroc_micro"].figures("auroc_micro"),
+            **found["average_precision_macro"].figures("average_precision_macro"),
+            "average_precision_micro": None if np.isnan(precision_micro) else precision_micro,
+            **found["brier_macro"].figures("brier_macro"),
             "prevalence_brier_macro": by_prevalence[1],
             "expected_calibration_error_macro": _mean_error(rows),
         }
-        return figures, reasons(figures, self._why(figures) | self._flat(0))
-
-    def _why(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        few = self.no_resamples or FEW_OF_ALL
-        why = {
-            **dict.fromkeys(("prevalence_accuracy", "prevalence_brier_macro"), NO_PREVALENCES),
-            **dict.fromkeys(("label_accuracy_ci95", "brier_macro_ci95"), self._one_patient()),
-        }
-        for name in _MACROS:
-            why[f"{name}_macro"] = NO_FINDINGS
-            why[f"{name}_macro_ci95"] = few if self.defined.any() else NO_FINDINGS
-            why[f"{name}_micro"] = ALL_THE_SAME
-        why["auroc_micro_ci95"] = ALL_THE_SAME if figures["auroc_micro"] is None else few
-        return why
+        return figures, undefined_reasons(
+            figures,
+            found,
+            prevalence_accuracy=NO_PREVALENCES,
+            average_precision_micro=ALL_THE_SAME,
+            prevalence_brier_macro=NO_PREVALENCES,
+        )
 
     def calibrated(self, calibration: Calibration, probabilities: Floats) -> dict[str, Any]:
         """How well calibrated the calibrated probabilities (N, findings) are."""
@@ -193,57 +177,30 @@ class Summary:
             finding: reliability(probabilities[:, i], self.images.labels[:, i])
             for i, finding in enumerate(self.images.findings)
         }
-        name, several = "calibrated_brier_macro", self.images.count > 1
-        interval = self._interval("brier_macro", self.draws[name][:, 0], enough=several)
+        found = {"brier_macro": self._estimate("calibrated_brier_macro")}
         figures = {
             "method": calibration.method,
             "images": calibration.images,
             "undefined": dict(calibration.undefined),
-            "brier_macro": _number(self.plain[name][0]),
-            "brier_macro_ci95": interval,
+            **found["brier_macro"].figures("brier_macro"),
             "expected_calibration_error_macro": _mean_error(rows),
             "per_finding": rows,
         }
-        why = {"brier_macro_ci95": self._one_patient()}
-        return figures | {"undefined_reason": reasons(figures, why | self._flat(0))}
+        return figures | {"undefined_reason": undefined_reasons(figures, found)}
 
-    def _scored(self, name: str, column: int = 0, *, enough: bool) -> dict[str, Any]:
-        """A score and its interval, which it has where `enough` patients are there."""
-        interval = self._interval(name, self.draws[name][:, column], column, enough=enough)
-        return {name: _number(self.plain[name][column]), f"{name}_ci95": interval}
+    def _estimate(self, name: str, column: int = 0, *, undefined: str | None = None) -> Estimate:
+        drawn, few = self.draws[name][:, column], self.few[name][column]
+        return Estimate.of(self.plain[name][column], drawn, undefined=undefined, few=few)
 
-    def _interval(
-        self, name: str, draws: Floats, column: int = 0, *, enough: bool
-    ) -> list[float] | None:
-        interval = interval95(draws) if enough else None
-        if enough and interval is None and len(draws):
-            self.flat.add((f"{name}_ci95", column))
-        return interval
-
-    def _flat(self, column: int) -> dict[str, str]:
-        return {name: NO_SPREAD for name, of in self.flat if of == column}
-
-    def _macro(self, name: str) -> dict[str, Any]:
+    def _macro(self, name: str) -> Estimate:
         """The mean over the findings that have the score, in each draw over those it has in it."""
         values = self.plain[name][self.defined]
-        draws = mean_of_defined(self.draws[name][:, self.defined])
-        return {
-            f"{name}_macro": float(values.mean()) if len(values) else None,
-            f"{name}_macro_ci95": self._interval(f"{name}_macro", draws, enough=self.averaged),
-        }
-
-    def _one_patient(self) -> str:
-        return self.no_resamples or ONE_PATIENT
-
-    def _patients_of_any(self) -> Bools:
-        """Whether two patients or more have some finding, and whether two lack one."""
-        labels, patients = self.images.labels, self.images.patients
-        sides = (labels.any(axis=1), (~labels).any(axis=1))
-        return np.array([len(np.unique(patients[side])) > 1 for side in sides])
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+        return Estimate.of(
+            float(values.mean()) if len(values) else NAN,
+            mean_of_defined(self.draws[name][:, self.defined]),
+            undefined=NO_FINDINGS,
+            few=self.few[f"{name}_macro"][0],
+        )
 
 
 def _mean_error(rows: Rows) -> float:

@@ -1,6 +1,6 @@
 """Scores of predictions, plain and in each resample of the patients, ready to be paired."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,12 +10,14 @@ import pandas as pd
 from xray_lightning.evaluation.bootstrap import (
     FEW_OF_ALL,
     FEW_PATIENTS,
+    FEW_WITH,
+    FEW_WITHOUT,
     NO_FINDINGS,
     NO_NEGATIVES,
     NO_POSITIVES,
-    NO_RESAMPLES,
     ONE_PATIENT,
     Ranking,
+    Statistic,
     mean_of_defined,
     resampled,
 )
@@ -25,6 +27,10 @@ from xray_lightning.runs.predictions import SEVERAL_PATIENTS, Bools, Floats, Int
 THRESHOLD = 0.5
 
 _Numbers = TypeVar("_Numbers", Integers, Floats)
+
+MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
+OVERALL = ("label_accuracy", "brier_macro")
+SCORES = (*MACRO, *OVERALL)  # those that tables are compared by
 
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 
@@ -131,10 +137,39 @@ def prevalence_scores(labels: Bools, prevalences: Floats) -> tuple[float, float]
     return accuracy, float(np.mean((prevalences - labels) ** 2))
 
 
-MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
-OVERALL = ("label_accuracy", "brier_macro")
-SCORES = (*MACRO, *OVERALL)
-ONE_CLASS = (NO_POSITIVES, NO_NEGATIVES)
+def one_class(labels: Bools) -> str | None:
+    """Why labels (N,) rank nothing: all are of one class; None where both classes are there."""
+    if not labels.any():
+        return NO_POSITIVES
+    return NO_NEGATIVES if labels.all() else None
+
+
+def too_few(images: ScoredImages) -> dict[str, list[str | None]]:
+    """Why there are too few patients for an interval, by score; None where there are enough.
+
+    Returns:
+        Lists of length (findings,) or, where the score is one number, of length 1.
+    """
+    with_it, without = images.enough()
+    several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS)).any()
+    of_any = (images.labels.any(axis=1), (~images.labels).any(axis=1))
+    ranked = _unless(with_it & without, FEW_PATIENTS)
+    overall = _unless([images.count > 1], ONE_PATIENT)
+    return {
+        "auroc": ranked,
+        "average_precision": ranked,
+        "sensitivity": _unless(with_it, FEW_WITH),
+        "specificity": _unless(without, FEW_WITHOUT),
+        **dict.fromkeys(MACRO, _unless([several], FEW_OF_ALL)),
+        "auroc_micro": _unless(
+            [all(len(np.unique(images.patients[kept])) > 1 for kept in of_any)], FEW_OF_ALL
+        ),
+        **dict.fromkeys((*OVERALL, "calibrated_brier_macro"), overall),
+    }
+
+
+def _unless(enough: Iterable[bool | np.bool_], reason: str) -> list[str | None]:
+    return [None if one else reason for one in enough]
 
 
 @dataclass(frozen=True)
@@ -157,115 +192,87 @@ class Resampled:
     """The scores of one table, and the same scores in each resample.
 
     The draws depend on the seed and the patients alone: of two tables of the same images, row i is
-    of the same draw.
+    of the same draw. What is said "by score" is by the names of `SCORES`, and by finding for its
+    AUROC.
 
     Attributes:
         findings: those that the macro averages are over.
-        drawn: shape (R,) by score, and by finding for its AUROC; NaN where not defined.
-        why: the reason why a score, or only its interval, does not exist; None where both do.
+        plain: by score; NaN where not defined.
+        drawn: shape (R,) by score; NaN where not defined.
+        undefined: by score, why it would not exist.
+        few: by score, why there are too few patients for an interval; None where there are enough.
     """
 
     images: int
     patients: int
     findings: tuple[str, ...]
     scores: TableScores
+    plain: dict[str, float]
     drawn: dict[str, Floats]
-    why: dict[str, str | None]
+    undefined: dict[str, str | None]
+    few: dict[str, str | None]
 
     @classmethod
     def of(cls, predictions: pd.DataFrame, *, resamples: int, seed: int) -> "Resampled":
         """Score a table; see `Evaluator` for what it holds."""
         images = ScoredImages.of(predictions)
         plain, draws = resampled(
-            _Statistic.of(images), patients=images.count, resamples=resamples, seed=seed
+            _paired_statistic(images), patients=images.count, resamples=resamples, seed=seed
         )
-        per_finding = dict(zip(images.findings, map(_known, plain["auroc"].tolist()), strict=True))
-        macro = {name: mean_of_defined(plain[kind][None])[0] for name, kind in MACRO.items()}
+        few = too_few(images)
+        values = {
+            **{name: float(mean_of_defined(plain[kind][None])[0]) for name, kind in MACRO.items()},
+            **{name: float(plain[name][0]) for name in OVERALL},
+            **dict(zip(images.findings, plain["auroc"].tolist(), strict=True)),
+        }
+        known = {name: None if np.isnan(value) else value for name, value in values.items()}
         return cls(
             images=len(images.labels),
             patients=images.count,
-            findings=tuple(name for name, value in per_finding.items() if value is not None),
+            findings=tuple(name for name in images.findings if known[name] is not None),
             scores=TableScores(
-                auroc_macro=_known(macro["auroc_macro"]),
-                average_precision_macro=_known(macro["average_precision_macro"]),
-                label_accuracy=float(plain["label_accuracy"][0]),
+                auroc_macro=known["auroc_macro"],
+                average_precision_macro=known["average_precision_macro"],
+                label_accuracy=values["label_accuracy"],
                 always_negative=float(np.mean(~images.labels)),
-                brier_macro=float(plain["brier_macro"][0]),
-                per_finding=per_finding,
+                brier_macro=values["brier_macro"],
+                per_finding={finding: known[finding] for finding in images.findings},
             ),
+            plain=values,
             drawn={
                 **{name: mean_of_defined(draws[kind]) for name, kind in MACRO.items()},
                 **{name: draws[name][:, 0] for name in OVERALL},
                 **dict(zip(images.findings, draws["auroc"].T, strict=True)),
             },
-            why=_reasons(images, resamples=resamples),
+            undefined={
+                **dict.fromkeys(MACRO, NO_FINDINGS),
+                **dict.fromkeys(OVERALL, None),
+                **dict(zip(images.findings, map(one_class, images.labels.T), strict=True)),
+            },
+            few={
+                **{name: few[name][0] for name in SCORES},
+                **dict(zip(images.findings, few["auroc"], strict=True)),
+            },
         )
 
 
-@dataclass(frozen=True)
-class _Statistic:
-    """The scores as a function of how often each patient counts.
+def _paired_statistic(images: ScoredImages) -> Statistic:
+    """The scores that tables are compared by, as a function of how often each patient counts."""
+    scores, labels = images.scores, images.labels
+    rankings = [Ranking.of(*columns) for columns in zip(scores.T, labels.T, strict=True)]
+    per_image = {
+        "label_accuracy": ((scores >= THRESHOLD) == labels).mean(axis=1),  # (N,)
+        "brier_macro": np.square(scores - labels).mean(axis=1),
+    }
 
-    Attributes:
-        patients: number of each image's patient, shape (N,).
-        findings: how many there are.
-        rankings: one per finding that some images have and others lack, by its column.
-        right: share of each image's labels that are right at 0.5, shape (N,).
-        squares: mean squared error of each image's probabilities, shape (N,).
-    """
-
-    patients: Integers
-    findings: int
-    rankings: Mapping[int, Ranking]
-    right: Floats
-    squares: Floats
-
-    @classmethod
-    def of(cls, images: ScoredImages) -> "_Statistic":
-        scores, labels = images.scores, images.labels
-        both = labels.any(axis=0) & ~labels.all(axis=0)
-        rankings = {
-            i: Ranking.of(scores[:, i], labels[:, i]) for i in np.flatnonzero(both).tolist()
-        }
-        right = ((scores >= THRESHOLD) == labels).mean(axis=1)
-        squares = np.square(scores - labels).mean(axis=1)
-        return cls(images.patients, len(images.findings), rankings, right, squares)
-
-    def __call__(self, drawn: Integers) -> dict[str, Floats]:
-        weights = drawn[self.patients]
-        ranked = np.full((self.findings, 2), np.nan)
-        for column, ranking in self.rankings.items():
-            ranked[column] = ranking.scores(weights)
-        total = weights.sum()
+    def statistic(drawn: Integers) -> dict[str, Floats]:
+        weights = drawn[images.patients]
+        ranked = np.array([ranking.scores(weights) for ranking in rankings])
         # Not by the matrix product, whose rounding changes with the number of threads.
-        return {
-            "auroc": ranked[:, 0],
-            "average_precision": ranked[:, 1],
-            "label_accuracy": np.array([(weights * self.right).sum() / total]),
-            "brier_macro": np.array([(weights * self.squares).sum() / total]),
+        overall = {
+            name: np.array([(weights * values).sum() / weights.sum()])
+            for name, values in per_image.items()
         }
+        return {"auroc": ranked[:, 0], "average_precision": ranked[:, 1], **overall}
 
-
-def _reasons(images: ScoredImages, *, resamples: int) -> dict[str, str | None]:
-    """Why a score or its interval does not exist, as the metrics of a single table say it."""
-    enough = np.logical_and(*images.enough())
-    why: dict[str, str | None] = {}
-    for column, finding in enumerate(images.findings):
-        labels = images.labels[:, column]
-        if labels.all() or not labels.any():
-            why[finding] = NO_NEGATIVES if labels.all() else NO_POSITIVES
-        elif not resamples:
-            why[finding] = NO_RESAMPLES
-        else:
-            why[finding] = None if enough[column] else FEW_PATIENTS
-    macro: str | None = NO_FINDINGS
-    if any(reason not in ONE_CLASS for reason in why.values()):
-        several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS)).any()
-        macro = NO_RESAMPLES if not resamples else None if several else FEW_OF_ALL
-    alone = ONE_PATIENT if images.count < 2 else None
-    overall = alone if resamples else NO_RESAMPLES
-    return why | dict.fromkeys(MACRO, macro) | dict.fromkeys(OVERALL, overall)
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return statistic

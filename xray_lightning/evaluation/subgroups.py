@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.evaluation.bootstrap import (
-    NO_RESAMPLES,
-    NO_SPREAD,
-    interval95,
+    NAN,
+    Estimate,
     mean_of_defined,
     sums_before,
+    undefined_reasons,
 )
 from xray_lightning.runs.predictions import (
     ENOUGH_PATIENTS,
@@ -257,30 +257,27 @@ def _figures(
     plain: Floats, resampled: Floats, *, usable: Bools, both: Bools, few: bool
 ) -> dict[str, Any]:
     """Macro AUROC and gap from the AUROCs of a group and its rest, (F, 2) and (R, F, 2)."""
-    value, values = plain[usable, 0], resampled[:, usable, 0]
-    gap = plain[both, 0] - plain[both, 1]
-    gaps = resampled[:, both, 0] - resampled[:, both, 1]
-    # Simulated without any gap, groups of 4 patients would be flagged in half of the cases, of 10
-    # in one of twelve.
-    gap_interval = None if few else interval95(mean_of_defined(gaps))
+    found = {
+        "auroc_macro": Estimate.of(
+            _mean(plain[usable, 0]), mean_of_defined(resampled[:, usable, 0]), undefined=TOO_SMALL
+        ),
+        # Simulated without any gap, groups of 4 patients would be flagged in half of the cases, of
+        # 10 in one of twelve.
+        "gap": Estimate.of(
+            _mean(plain[both, 0] - plain[both, 1]),
+            mean_of_defined(resampled[:, both, 0] - resampled[:, both, 1]),
+            undefined=NO_OTHERS,
+            few=FEW if few else None,
+        ),
+    }
     figures: dict[str, Any] = {
         "findings": int(usable.sum()),
-        "auroc_macro": _mean(value),
-        "auroc_macro_ci95": interval95(mean_of_defined(values)),
-        "gap": _mean(gap),
-        "gap_ci95": gap_interval,
-        "flagged": gap_interval is not None and (gap_interval[0] > 0 or gap_interval[1] < 0),
+        **found["auroc_macro"].figures("auroc_macro"),
+        **found["gap"].figures("gap"),
+        "flagged": found["gap"].excludes_zero,
     }
-    drawn = NO_SPREAD if len(resampled) else NO_RESAMPLES
-    why = {
-        "auroc_macro": TOO_SMALL,
-        "auroc_macro_ci95": drawn if usable.any() else TOO_SMALL,
-        "gap": NO_OTHERS,
-        "gap_ci95": (FEW if few and len(resampled) else drawn) if both.any() else NO_OTHERS,
-    }
-    figures["undefined_reason"] = {name: why[name] for name in why if figures[name] is None}
-    return figures
+    return figures | {"undefined_reason": undefined_reasons(figures, found)}
 
 
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else NAN

@@ -18,12 +18,11 @@ from xray_lightning.data.splits import make_split, own_split
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.deploy.saliency.maps import BATCH, Explainer, Maps
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import FEW_WITH, NO_SPREAD, resampled
+from xray_lightning.evaluation.bootstrap import FEW_WITH, Estimate, resampled
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.predictions import Bools, Floats, Integers
+from xray_lightning.runs.predictions import ENOUGH_PATIENTS, Bools, Floats, Integers
 
 LEVELS = (0.25, 0.5, 0.75)  # of a map's largest value, from which on a pixel is marked
-LEAST_PATIENTS = 10  # for an interval, as of the other scores
 PLACE = ["left", "top", "right", "bottom"]
 
 
@@ -284,7 +283,6 @@ def _scores(
         chance = "chance" if measure == "hit" else f"chance_{measure}"
         values = np.append(plain[measure], np.nanmean(plain[measure]))
         drawn = np.column_stack([draws[measure], list(map(_known_mean, draws[measure]))])
-        ends = np.nanpercentile(drawn, [2.5, 97.5], axis=0).T.tolist()
         beside = np.array(
             [
                 [_known_mean(outcomes[f][chance]), _known_mean(outcomes[f][f"another_{measure}"])]
@@ -294,28 +292,18 @@ def _scores(
         others = [*beside.tolist(), [_known_mean(column) for column in beside.T]]
         counts = [*(len(set(patients[f])) for f in outcomes), len(everyone)]
         found[measure] = {
-            name: _score(float(value), (low, high), *one, patients=count)
-            for name, value, (low, high), one, count in zip(
-                (*outcomes, MACRO), values, ends, others, counts, strict=True
+            name: _score(float(value), column, *one, patients=count)
+            for name, value, column, one, count in zip(
+                (*outcomes, MACRO), values, drawn.T, others, counts, strict=True
             )
         }
     return found
 
 
-def _score(
-    value: float,
-    ends: tuple[float, float],
-    chance: float,
-    another: float,
-    *,
-    patients: int,
-) -> Score:
-    why = None
-    if patients < LEAST_PATIENTS:
-        why = FEW_WITH
-    elif ends[0] == ends[1]:
-        why = NO_SPREAD
-    return Score(value, None if why else ends, chance, another, why)
+def _score(value: float, drawn: Floats, chance: float, another: float, *, patients: int) -> Score:
+    few = FEW_WITH if patients < ENOUGH_PATIENTS else None
+    found = Estimate.of(value, drawn, few=few)
+    return Score(value, found.ci95, chance, another, found.reason)
 
 
 def _mean(values: Floats, weights: Integers) -> float:
