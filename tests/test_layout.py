@@ -51,7 +51,9 @@ SHARED = {"figures", "page", "nih", "chestmnist", "explain", "evaluate", "tables
 # One concept each, and no module above or below where it would be looked for.
 SMALL = {"errors.py", "models/schedules.py", "cli/main.py", "cli/options.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "torchvision", "lightning", "pandas", "numpy", "matplotlib", "mpi4py")
+HEAVY = (
+    *("torch", "torchvision", "lightning", "pandas", "numpy", "matplotlib", "mpi4py", "pydantic"),
+)
 
 
 def part(module: str) -> str:

@@ -56,7 +56,7 @@ def test_a_table_of_ones_own_goes_all_the_way(
     ended = train(*options(films, "report=true", "loss=weighted_bce"), defaults=False)
     assert ended.exit_code == 0, ended.stderr
     run, results = ended.runs[0], ended.results[0]
-    schema = REPOSITORY / "xray_lightning" / "runs" / "results_schema.json"
+    schema = REPOSITORY / "docs" / "results_schema.json"
     assert list(Draft202012Validator(json.loads(schema.read_text())).iter_errors(results)) == []
     recorded(results, run, pd.read_csv(films / "films.csv"))
     reported((run / "report.html").read_text(encoding="utf-8"))

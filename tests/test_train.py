@@ -23,7 +23,7 @@ from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint
 
 TRAIN_PY = REPOSITORY / "train.py"
-SCHEMA = json.loads((REPOSITORY / "xray_lightning" / "runs" / "results_schema.json").read_text())
+SCHEMA = json.loads((REPOSITORY / "docs" / "results_schema.json").read_text())
 
 # Imports everything once, then forks a process for each call that it is told: one that runs
 # train.py from its first line, without the seconds that importing torch takes, and that clearing

@@ -22,7 +22,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
 SIZE = 32
-SCHEMA = json.loads((REPOSITORY / "xray_lightning" / "runs" / "results_schema.json").read_text())
+SCHEMA = json.loads((REPOSITORY / "docs" / "results_schema.json").read_text())
 
 
 def module(root: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
@@ -49,7 +49,7 @@ def loaders(data: XrayDataModule) -> Iterator[tuple[str, Any]]:
 
 
 def assert_valid(described: dict[str, Any]) -> None:
-    schema = {"$ref": "#/$defs/data", "$defs": SCHEMA["$defs"]}
+    schema = {"$ref": "#/$defs/DataSummary", "$defs": SCHEMA["$defs"]}
     Draft202012Validator(schema).validate(described)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -18,7 +18,7 @@ from xray_lightning.evaluation.compare import Comparison, comparable, compare, g
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.scores import SCORES
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.record import Run, run_of
+from xray_lightning.runs.folder import Run, run_of
 
 SAMPLE = Path(__file__).parent.parent / "results_sample.json"
 PRESENT = FINDINGS[:4]  # the others are in no image, which costs less time to resample
@@ -258,7 +258,7 @@ def run(number: int = 0, *, auroc: float = 0.8, **changes: Any) -> Run:
     """The sample run with another seed, test AUROC, and configuration by dotted key."""
     results = json.loads(SAMPLE.read_text())
     results |= {"seed": number, "name": changes.pop("name", "sample"), "status": "finished"}
-    for key in ("status",):
+    for key in ("status", "reason"):
         results[key] = changes.pop(key, results[key])
     results["data"] |= changes.pop("data", {})
     results["metrics"]["test"]["auroc_macro"] = auroc
@@ -282,7 +282,7 @@ def test_runs_of_other_splits_are_refused_with_their_names_and_hashes() -> None:
     other = run(1, data={"split": "official", "split_sha256": "cdef" * 16})
     with pytest.raises(UserError, match=r"patient_random \(abababa\) and official \(cdefcde\)"):
         comparable(run(0), other)
-    unknown = run(1, data={"split_sha256": None})
+    unknown = replace(run(1), split_sha256=None)
     with pytest.raises(UserError, match="no hash"):
         comparable(unknown, unknown)
 
@@ -352,4 +352,4 @@ def test_another_split_is_another_group() -> None:
 def test_what_is_no_finished_training_is_no_seed() -> None:
     tested_again = run(1, stages=["test"])
     assert [g.seeds for g in summarise_seeds([run(0), tested_again])] == [(0,)]
-    assert summarise_seeds([run(0, status="interrupted")]) == []
+    assert summarise_seeds([run(0, status="interrupted", reason="Ctrl-C")]) == []

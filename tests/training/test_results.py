@@ -11,7 +11,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from xray_lightning.errors import UserError
-from xray_lightning.runs import record as results
 from xray_lightning.runs.record import (
     FILE_NAME,
     RunRecord,
@@ -22,8 +21,8 @@ from xray_lightning.runs.record import (
     kept_warnings,
     refuse_other_configuration,
 )
+from xray_lightning.runs.schema import Results, json_schema
 
-SCHEMA = json.loads(Path(results.__file__).with_name("results_schema.json").read_text())
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "model": {"arch": "resnet18", "hidden": []},
@@ -42,7 +41,8 @@ def test_a_record_is_valid_against_the_schema_at_every_end(status: str, tmp_path
     record = start(tmp_path)
     record.end(status, None if status in ("running", "finished") else "why")
     content = json.loads((tmp_path / FILE_NAME).read_text())
-    Draft202012Validator(SCHEMA).validate(content)
+    Draft202012Validator(json_schema()).validate(content)
+    Results.model_validate(content)
     assert (content["status"], content["seed"], content["config"]) == (status, 3, CONFIG)
 
 

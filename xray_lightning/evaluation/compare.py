@@ -19,10 +19,10 @@ from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.bootstrap import NAN, Estimate
 from xray_lightning.evaluation.scores import SCORES, Resampled, TableScores
 from xray_lightning.findings import differing
-from xray_lightning.runs.folder import DamagedResultsError, read_run
+from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.predictions import LABEL, findings_of, read_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import FREE_KEYS, Run, predictions_name
+from xray_lightning.runs.record import FREE_KEYS, predictions_name
 
 
 class Difference(Estimate):

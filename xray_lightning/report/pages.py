@@ -29,8 +29,10 @@ from xray_lightning.report.sections import (
 from xray_lightning.report.tables import Table, duration, of_paper, paper_tables, published_table
 from xray_lightning.report.wording import counted, label_of, on_published_split
 from xray_lightning.report.write import Report, damaged_line
+from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import PROBABILITY, read_predictions
-from xray_lightning.runs.record import Epoch, Interval, Run, TestMetrics, predictions_name
+from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.schema import Epoch, Interval, TestMetrics
 
 
 def rendered(template: str, **content: Any) -> str:

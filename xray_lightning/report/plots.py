@@ -27,7 +27,8 @@ from xray_lightning.html.figures import (
     inline,
     png,
 )
-from xray_lightning.runs.record import Bin, Interval, Run
+from xray_lightning.runs.folder import Run
+from xray_lightning.runs.schema import Bin, Interval
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -19,10 +19,10 @@ from xray_lightning.html.page import data_uri, decimal
 from xray_lightning.report import plots
 from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
 from xray_lightning.report.tables import duration
-from xray_lightning.runs.record import (
+from xray_lightning.runs.folder import Run
+from xray_lightning.runs.schema import (
     CalibrationMetrics,
     FindingMetrics,
-    Run,
     Subgroup,
     TestMetrics,
     Timing,

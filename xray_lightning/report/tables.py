@@ -32,8 +32,10 @@ from xray_lightning.report.wording import (
     state,
     state_notes,
 )
+from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions
-from xray_lightning.runs.record import Interval, Run, TestMetrics, predictions_name
+from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.schema import Interval, TestMetrics
 
 NONE = "-"
 

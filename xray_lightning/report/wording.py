@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.html.page import decimal
-from xray_lightning.runs.record import FindingMetrics, Run, Subgroup, TestMetrics, Timing
+from xray_lightning.runs.folder import Run
+from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
@@ -236,7 +237,7 @@ def undefined(test: TestMetrics) -> list[str]:
 def undefined_groups(groups: Sequence[Subgroup]) -> list[str]:
     """Why figures of some groups are not there, one sentence a reason."""
     return _by_reason(
-        (f"{group.by} {group.group}", group.undefined_reason)
+        (f"{group.by} {group.group}", "; ".join(dict.fromkeys(group.undefined_reason.values())))
         for group in groups
         if group.undefined_reason
     )
@@ -257,8 +258,6 @@ def has_counts(test: TestMetrics) -> bool:
 def precision(row: FindingMetrics) -> str:
     """The share of right calls among those that call the finding present."""
     hits, alarms = row.true_positives, row.false_positives
-    if hits is None or alarms is None:
-        return "-"
     return f"{hits / (hits + alarms):.1%}".replace("%", " %") if hits + alarms else "none called"
 
 

@@ -19,9 +19,14 @@ from xray_lightning.evaluation.published import PAPER
 from xray_lightning.files import told_if_unwritable, write_atomically
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.tables import Table, of_paper, tables_of
-from xray_lightning.runs.folder import DamagedResultsError, find_run_folders, newest_run, read_run
+from xray_lightning.runs.folder import (
+    DamagedResultsError,
+    Run,
+    find_run_folders,
+    newest_run,
+    read_run,
+)
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import Run
 
 _NAMED = 5  # as many damaged files are named; the rest are counted
 

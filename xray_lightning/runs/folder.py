@@ -1,4 +1,4 @@
-"""Run folders: which runs there are, and what produced them."""
+"""Run folders: which there are, what their results.json says, and what produced a checkpoint."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xray_lightning.errors import UserError, check_whole
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import SCHEMA_VERSION, Run, RunRecord, run_of
+from pydantic import ValidationError
 
-_STATUSES = frozenset({"running", "finished", "failed", "interrupted", "skipped"})
+from xray_lightning.errors import UserError, check_whole, printable
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import RunRecord, flat
+from xray_lightning.runs.schema import DataSummary, Epoch, Results, TestMetrics, Timing
 
 
 class DamagedResultsError(ValueError):
@@ -51,6 +52,159 @@ def newest_run(runs: Path) -> Path:
     raise UserError(f"no run in {runs}/; train one first, or name a run folder")
 
 
+@dataclass(frozen=True)
+class Side:
+    """What the train, val or test images hold; positives by finding."""
+
+    name: str
+    images: int
+    patients: int | None
+    positives: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the report shows it; None where the run did not get so far.
+
+    Attributes:
+        settings: the resolved configuration by dotted key, such as `trainer.max_epochs`.
+        versions: what else is known of the environment, by name.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    reason: str | None
+    command: str
+    seed: int | None
+    git_commit: str | None
+    settings: dict[str, Any]
+    paper_row: int | None
+    model: str
+    data: str
+    root: str | None
+    split: str
+    split_sha256: str | None
+    sides: tuple[Side, ...]
+    overlap: dict[str, int]
+    dropped: dict[str, int]
+    device: str | None
+    accelerator: str | None
+    world_size: int | None
+    strategy: str | None
+    precision_asked: str | None
+    precision_used: str | None
+    versions: dict[str, str]
+    timing: Timing
+    test: TestMetrics | None
+    history: tuple[Epoch, ...]
+    warnings: tuple[str, ...]
+    skipped_steps: int
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Those of its test, else of its data; empty where neither is known."""
+        if self.test:
+            return tuple(row.finding for row in self.test.per_finding)
+        return tuple(dict.fromkeys(name for side in self.sides for name in side.positives))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, whose checkpoint was kept, if it is kept by the validation AUROC."""
+        monitor = self.settings.get("callbacks.best.monitor", "val/auroc_macro")
+        known = [e for e in self.history if e.val_auroc is not None]
+        if monitor != "val/auroc_macro" or not known:
+            return None
+        return max(known, key=lambda e: (e.val_auroc or 0.0, -e.number)).number + 1
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images per split."""
+        return {side.name: side.images for side in self.sides}
+
+
+_NO_DATA = DataSummary.model_construct(
+    name="",
+    root=None,
+    split="",
+    split_sha256=None,
+    patient_overlap={},
+    images={},
+    patients={},
+    positives={},
+    dropped={},
+)
+
+
+def run_of(folder: Path, results: object) -> Run:
+    """A run from the content of its results.json.
+
+    Raises:
+        DamagedResultsError: it is not a run's record.
+    """
+    try:
+        content = Results.model_validate(results)
+    except ValidationError as error:
+        raise DamagedResultsError(_first_fault(error)) from error
+    data, environment = content.data or _NO_DATA, content.environment
+    return Run(
+        folder=folder,
+        name=content.name,
+        status=content.status,
+        reason=content.reason,
+        command=content.command,
+        seed=content.seed,
+        git_commit=content.git_commit,
+        settings=flat(content.config),
+        paper_row=content.config.get("paper_row"),
+        model=_model(content.config),
+        data=data.name,
+        root=data.root,
+        split=data.split,
+        split_sha256=data.split_sha256,
+        sides=tuple(
+            Side(name, images, data.patients.get(name), data.positives.get(name, {}))
+            for name, images in data.images.items()
+        ),
+        overlap={pair: both.patients for pair, both in data.patient_overlap.items()},
+        dropped=data.dropped,
+        device=environment.device,
+        accelerator=environment.accelerator,
+        world_size=environment.world_size,
+        strategy=environment.strategy,
+        precision_asked=environment.precision_asked,
+        precision_used=environment.precision_used,
+        versions={
+            key: value
+            for key in ("python", "torch", "lightning", "xray_lightning", "mpi")
+            if (value := getattr(environment, key)) is not None
+        },
+        timing=content.timing,
+        test=content.metrics.test,
+        history=content.history,
+        warnings=content.training.warnings,
+        skipped_steps=content.training.skipped_steps,
+    )
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    """The backbone's name, and whether further fully connected layers follow it."""
+    model = _mapping(config.get("model"))
+    return f"{model.get('arch', '')}{' + FC layers' if model.get('hidden') else ''}"
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first key that is missing or wrong, and its value, in one line."""
+    fault = error.errors(include_url=False)[0]
+    key, value = ".".join(map(str, fault["loc"])), printable(repr(fault["input"]))[:60]
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing"
+    if fault["type"] == "literal_error":
+        return f"{key} {value} is not {fault['ctx']['expected']}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{key} is {value}: {said}" if key else f"not a run's results: {said}"
+
+
 def read_run(folder: Path) -> Run:
     """Read `folder`/results.json.
 
@@ -62,16 +216,14 @@ def read_run(folder: Path) -> Run:
         if not path.is_file():  # reading a named pipe would wait for ever
             raise DamagedResultsError("not a file")
         text = path.read_text(encoding="utf-8")
-        return _run(folder, json.loads(text, parse_constant=_refuse_constant))
+        return run_of(folder, json.loads(text, parse_constant=_refuse_constant))
     except DamagedResultsError:
         raise
-    except KeyError as error:
-        raise DamagedResultsError(f"key {error.args[0]!r} is missing") from error
     except json.JSONDecodeError as error:
         raise DamagedResultsError(f"not complete JSON (line {error.lineno})") from error
     except OSError as error:
         raise DamagedResultsError(error.strerror or "cannot be read") from error
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, ArithmeticError, RecursionError) as error:
         raise DamagedResultsError(f"not a run's results: {error}") from error
 
 
@@ -97,15 +249,6 @@ def _last_written(folder: Path) -> float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise DamagedResultsError(f"{name} is not a JSON number")
-
-
-def _run(folder: Path, results: dict[str, Any]) -> Run:
-    if results["schema_version"] != SCHEMA_VERSION:
-        known = f"is not {SCHEMA_VERSION}"
-        raise DamagedResultsError(f"schema_version {results['schema_version']!r} {known}")
-    if results["status"] not in _STATUSES:
-        raise DamagedResultsError(f"unknown status {results['status']!r}")
-    return run_of(folder, results)
 
 
 @dataclass(frozen=True)

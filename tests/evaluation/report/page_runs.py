@@ -62,7 +62,7 @@ def sample(table: pd.DataFrame | None = None, **changes: Any) -> Results:
     results: Results = {**copy.deepcopy(SAMPLE), **changes}
     if table is None:
         for row in results["metrics"]["test"]["per_finding"].values():
-            row["reliability"] = []
+            row["reliability"] = row["reliability"][:1]
     else:
         usual = table.equals(predictions())
         results["metrics"]["test"] = copy.deepcopy(_usual()) if usual else scored(table)

@@ -158,26 +158,6 @@ def test_a_run_that_never_read_its_data_has_a_page(tmp_path: Path) -> None:
     assert page.of("svg") == []
 
 
-def test_results_of_an_older_version_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
-    results = sample()
-    test = results["metrics"]["test"]
-    old = ("images", "patients", "label_accuracy", "always_negative_accuracy", "auroc_macro")
-    old += ("auroc_macro_findings", "auroc_macro_ci95", "auroc_micro", "average_precision_macro")
-    kept = {key: test[key] for key in (*old, "undefined")}
-    row = ("auroc", "auroc_ci95", "average_precision", "positives", "threshold", "sensitivity")
-    kept["per_finding"] = {
-        name: {key: values[key] for key in (*row, "specificity")}
-        for name, values in test["per_finding"].items()
-    }
-    results["metrics"]["test"] = kept
-    results.pop("training", None)
-    page = page_of(write_run(tmp_path, results))
-    for section in ("calibration", "subgroups", "confusion"):
-        assert "an older version wrote it" in page.text(section), section
-    assert "Each finding" in page.text("findings")
-    assert "Infiltration" in page.text("findings")
-
-
 @pytest.mark.parametrize(
     "spoil, said",
     [

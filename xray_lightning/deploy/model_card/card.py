@@ -38,7 +38,8 @@ from xray_lightning.models.checkpoint import BEST
 from xray_lightning.report import wording as words
 from xray_lightning.report.tables import Table, between, plain
 from xray_lightning.report.write import bullets, escaped, pipe_table
-from xray_lightning.runs.record import Interval, Run, TestMetrics
+from xray_lightning.runs.folder import Run
+from xray_lightning.runs.schema import Interval, TestMetrics
 
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
 TASK = "image-classification"

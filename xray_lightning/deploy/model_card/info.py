@@ -20,9 +20,10 @@ from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.report import wording as words
 from xray_lightning.report.tables import NONE, count, plain
-from xray_lightning.runs.folder import DamagedResultsError, read_run
+from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import Run, TestMetrics, finite
+from xray_lightning.runs.record import finite
+from xray_lightning.runs.schema import TestMetrics
 
 # What a batch norm keeps beside its weights: state, and no parameter.
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -521,8 +522,6 @@ def _few(test: TestMetrics) -> list[str]:
 
 
 def _flagged(test: TestMetrics) -> list[str]:
-    if test.subgroups is None:
-        return ["How it does by sex, age, view and visit was not recorded."]
     if not test.subgroups:
         return ["How it does by sex, age, view and visit is not known: the data do not name them."]
     flagged = [f"{one.by} {one.group}" for one in test.subgroups if one.flagged]

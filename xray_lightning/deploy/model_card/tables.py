@@ -23,7 +23,8 @@ from xray_lightning.html.page import NOTICE, decimal, percent
 from xray_lightning.report import wording as words
 from xray_lightning.report.tables import NONE, Column, Table, between, count, plain, with_interval
 from xray_lightning.report.write import rich_table
-from xray_lightning.runs.record import Run, Subgroup, TestMetrics
+from xray_lightning.runs.folder import Run
+from xray_lightning.runs.schema import Subgroup, TestMetrics
 
 Row = tuple[tuple[str, ...], ...]
 

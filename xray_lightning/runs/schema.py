@@ -1,0 +1,471 @@
+"""Schema of results.json, the record of a run: its types, which check, bound and document it.
+
+`python -m xray_lightning.runs.schema > docs/results_schema.json` writes it for other programs.
+"""
+
+import json
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema
+from typing_extensions import TypeAliasType
+
+from xray_lightning.findings import NO_FINDING
+
+
+def _not_no_finding(name: str) -> str:
+    if name == NO_FINDING:
+        raise ValueError(f"{NO_FINDING} is none")
+    return name
+
+
+def _any_text(text: object, check: ValidatorFunctionWrapHandler) -> Any:
+    """Text as it is: a path may hold bytes that are no UTF-8, which pydantic's own text may not."""
+    if not isinstance(text, str):
+        return check(text)
+    check(text.encode(errors="replace").decode())
+    return text
+
+
+AnyText = Annotated[str, WrapValidator(_any_text)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Gap = Annotated[float, Field(ge=-1, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+# Strict types take a list for no tuple, and JSON has lists alone.
+_LISTED = Field(strict=False)
+Interval = tuple[float, float]
+_INTERVAL = "[low, high], at 95 %, by resampling patients"
+Interval95 = TypeAliasType(
+    "Interval95",
+    Annotated[tuple[Fraction, Fraction], _LISTED, Field(description=_INTERVAL)],
+)
+GapInterval95 = TypeAliasType(
+    "GapInterval95", Annotated[tuple[Gap, Gap], _LISTED, Field(description=_INTERVAL)]
+)
+Texts = Annotated[tuple[AnyText, ...], _LISTED]
+Split = Literal["train", "val", "test"]
+Finding = TypeAliasType(
+    "Finding",
+    Annotated[
+        str,
+        Field(
+            pattern=r"^[^\W_]([\w ./()+-]{0,58}[\w)+])?$",
+            description="One of NIH's 14, or of the list that the data set has",
+            json_schema_extra={"not": {"const": NO_FINDING}},
+        ),
+        AfterValidator(_not_no_finding),
+    ],
+)
+Reasons = dict[str, Text]
+FindingsLeftOut = dict[Finding, Text]
+
+_REASONS = "Figures beside this that are null, and why"
+_GUESSED = "That of giving each image the share of training images with each finding"
+_FITTED_ON = "Of validation, that it is fitted on"
+_SECONDS = "Seconds"
+
+
+class _Part(BaseModel):
+    """A part of the record: keys that are not known here are no fault, and are not read."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,  # json reads 1e999 as infinity
+        json_schema_extra={"additionalProperties": False},
+    )
+
+
+class _OpenPart(_Part):
+    """One that other programs may find further keys in."""
+
+    model_config = ConfigDict(json_schema_extra={})
+
+
+class Bin(_Part):
+    """One bin of a reliability curve: the probabilities in it beside what was true."""
+
+    low: Fraction
+    high: Fraction
+    images: AtLeastOne
+    mean_probability: Fraction
+    share_positive: Fraction
+
+
+class CalibrationMetrics(_Part):
+    """How well the probabilities of one finding are calibrated."""
+
+    brier: Fraction
+    expected_calibration_error: Fraction
+    reliability: Annotated[tuple[Bin, ...], _LISTED] = Field(
+        min_length=1, description="The bins of predicted probability that hold images"
+    )
+
+
+class FindingMetrics(CalibrationMetrics):
+    """The test metrics of one finding; the counts are of images at `threshold`."""
+
+    auroc: Fraction | None
+    auroc_ci95: Interval95 | None
+    average_precision: Fraction | None
+    average_precision_ci95: Interval95 | None
+    positives: Count
+    prevalence: Fraction | None = Field(description="Share of these images with the finding")
+    threshold: Fraction | None = Field(
+        description="At or above which the finding is called present"
+    )
+    sensitivity: Fraction | None
+    sensitivity_ci95: Interval95 | None
+    specificity: Fraction | None
+    specificity_ci95: Interval95 | None
+    true_positives: Count
+    false_positives: Count
+    false_negatives: Count
+    true_negatives: Count
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+
+class FindingRow(FindingMetrics):
+    """The test metrics of one finding with its name, and how its calibrated probabilities are."""
+
+    finding: Finding
+    calibrated: CalibrationMetrics | None
+
+    @property
+    def raw(self) -> CalibrationMetrics:
+        return self
+
+
+class OperatingPoint(_Part):
+    """How the thresholds were chosen: by which rule, on how many validation images."""
+
+    rule: Literal["youden", "f1", "sensitivity", "specificity"]
+    target: Fraction | None = Field(description="The sensitivity or specificity asked for")
+    images: Count = Field(description=_FITTED_ON)
+    undefined: FindingsLeftOut = Field(
+        description="Findings that none could be fitted to, which keep 0.5, and why"
+    )
+
+
+class Calibrated(_Part):
+    """The macro figures of the calibrated probabilities, and by what they were calibrated."""
+
+    method: Literal["platt", "temperature"]
+    images: Count = Field(description=_FITTED_ON)
+    undefined: FindingsLeftOut = Field(
+        description="Findings that keep their raw probabilities, and why"
+    )
+    brier_macro: Fraction
+    brier_macro_ci95: Interval95 | None
+    expected_calibration_error_macro: Fraction
+    per_finding: dict[Finding, CalibrationMetrics] = Field(min_length=1)
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+
+class Subgroup(_Part):
+    """The macro AUROC of one group of images, and its gap to all others of known group."""
+
+    by: Literal["sex", "age", "view", "visit"]
+    group: Annotated[str, Field(min_length=1), WrapValidator(_any_text)]
+    images: AtLeastOne
+    patients: AtLeastOne
+    findings: Count = Field(description="How many the macro AUROC is over")
+    auroc_macro: Fraction | None
+    auroc_macro_ci95: Interval95 | None
+    gap: Gap | None = Field(description="Macro AUROC minus that of all other images of known group")
+    gap_ci95: GapInterval95 | None
+    flagged: bool = Field(description="Whether the gap's interval excludes zero")
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+    @property
+    def auroc(self) -> float | None:
+        return self.auroc_macro
+
+    @property
+    def auroc_ci95(self) -> Interval | None:
+        return self.auroc_macro_ci95
+
+
+class TestMetrics(_Part):
+    """The metrics of a checkpoint on the test images."""
+
+    __test__: ClassVar = False  # not a test class, whatever pytest makes of the name
+
+    images: Count
+    patients: Count
+    label_accuracy: Fraction | None = Field(
+        description="Correct labels over images x findings, at threshold 0.5"
+    )
+    label_accuracy_ci95: Interval95 | None
+    always_negative_accuracy: Fraction | None = Field(
+        description="The label accuracy of a model that never reports a finding"
+    )
+    prevalence_accuracy: Fraction | None = Field(description=_GUESSED)
+    auroc_macro_findings: Count = Field(description="How many findings the macro averages are over")
+    auroc_macro: Fraction | None
+    auroc_macro_ci95: Interval95 | None
+    auroc_micro: Fraction | None
+    auroc_micro_ci95: Interval95 | None
+    average_precision_macro: Fraction | None
+    average_precision_macro_ci95: Interval95 | None
+    average_precision_micro: Fraction | None
+    brier_macro: Fraction | None = Field(
+        description="Mean squared error of the probabilities, over all findings"
+    )
+    brier_macro_ci95: Interval95 | None
+    prevalence_brier_macro: Fraction | None = Field(description=_GUESSED)
+    expected_calibration_error_macro: Fraction | None
+    undefined: FindingsLeftOut = Field(description="Findings without an AUROC, and why")
+    undefined_reason: Reasons = Field(description=_REASONS)
+    operating_point: OperatingPoint | None = Field(
+        description="How the thresholds were chosen on validation; null for 0.5 everywhere"
+    )
+    calibrated: Calibrated | None = Field(
+        description="What calibration would change; all else is of the raw probabilities"
+    )
+    subgroups: Annotated[tuple[Subgroup, ...], _LISTED]
+    metrics_by_finding: dict[Finding, FindingMetrics] = Field(alias="per_finding", min_length=1)
+
+    @cached_property
+    def per_finding(self) -> tuple[FindingRow, ...]:
+        """The metrics of each finding, in the order of the findings."""
+        calibrated = self.calibrated.per_finding if self.calibrated else {}
+        return tuple(
+            FindingRow.model_construct(
+                **dict(metrics), finding=finding, calibrated=calibrated.get(finding)
+            )
+            for finding, metrics in self.metrics_by_finding.items()
+        )
+
+    @property
+    def auroc(self) -> float | None:
+        return self.auroc_macro
+
+    @property
+    def auroc_ci95(self) -> Interval | None:
+        return self.auroc_macro_ci95
+
+    @property
+    def auroc_findings(self) -> int:
+        return self.auroc_macro_findings
+
+    @property
+    def always_negative(self) -> float | None:
+        return self.always_negative_accuracy
+
+    @property
+    def average_precision(self) -> float | None:
+        return self.average_precision_macro
+
+    @property
+    def average_precision_ci95(self) -> Interval | None:
+        return self.average_precision_macro_ci95
+
+    @property
+    def brier(self) -> float | None:
+        return self.brier_macro
+
+    @property
+    def brier_ci95(self) -> Interval | None:
+        return self.brier_macro_ci95
+
+    @property
+    def expected_calibration_error(self) -> float | None:
+        return self.expected_calibration_error_macro
+
+    @property
+    def prevalence_brier(self) -> float | None:
+        return self.prevalence_brier_macro
+
+
+class Metrics(_Part):
+    """What was measured on the test images; null before the test."""
+
+    test: TestMetrics | None
+
+
+class Epoch(_Part):
+    """One row of the history."""
+
+    epoch: Count = Field(description="Counted from 0")
+    train_loss: float | None
+    val_loss: float | None
+    val_auroc_macro: Fraction | None
+    lr: Amount | None
+    seconds: Amount | None
+
+    @property
+    def number(self) -> int:
+        return self.epoch
+
+    @property
+    def val_auroc(self) -> float | None:
+        return self.val_auroc_macro
+
+
+class Overlap(_Part):
+    """Patients who are in two splits, and their images."""
+
+    patients: Count
+    images: Count
+
+
+class DataSummary(_Part):
+    """The data set, its split, and what was left out."""
+
+    name: AnyText
+    root: AnyText | None
+    split: AnyText
+    split_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    cache_key: AnyText | None
+    patient_overlap: dict[AnyText, Overlap] = Field(
+        description="By pair such as train-val; empty when the split is patient-disjoint"
+    )
+    images: dict[Split, Count] = Field(description="Images per split")
+    patients: dict[Split, Count] = Field(description="Patients per split")
+    positives: dict[Split, dict[Finding, Count]] = Field(
+        description="Positive images per split and finding"
+    )
+    dropped: dict[AnyText, Count] = Field(description="Rows left out, by reason")
+
+
+class Environment(_OpenPart):
+    """The versions and the machine; null before a device is chosen."""
+
+    python: AnyText
+    torch: AnyText
+    lightning: AnyText
+    xray_lightning: AnyText | None = Field(
+        None, description="This project's version; null where it was never installed"
+    )
+    device: AnyText | None = Field(description="The processor or GPU by its own name")
+    accelerator: AnyText | None = Field(description="cpu, cuda, mps: what the run used")
+    world_size: AtLeastOne | None
+    hosts: Texts
+    mpi: AnyText | None = Field(description="Version of the MPI library; null without MPI")
+    strategy: AnyText | None = Field(description="single, ddp or mpi")
+    precision_asked: AnyText | None
+    precision_used: AnyText | None
+
+
+class PeakMemory(_Part):
+    """The most bytes that were in use at once."""
+
+    host: Amount | None
+    device: Amount | None
+
+
+class Timing(_Part):
+    """Where the time went, and rates; null where the run did not get so far."""
+
+    startup: Amount | None = Field(
+        description="Seconds from the start of the process to the first training step, without "
+        "the cache"
+    )
+    cache: Amount | None = Field(description=_SECONDS)
+    fit: Amount | None = Field(description=_SECONDS)
+    test: Amount | None = Field(description=_SECONDS)
+    total: Amount | None = Field(description=_SECONDS)
+    fit_images_per_second: Amount | None = Field(
+        description="Training images over the whole of fit, validation included in the time"
+    )
+    steady_images_per_second: Amount | None = Field(
+        description="Training images per second inside fit, without its first epoch's start"
+    )
+    step_seconds: Amount | None = Field(
+        description="Mean of the steady steps, with the wait for their batches"
+    )
+    data_wait_fraction: Fraction | None = Field(
+        description="Share of the training time spent waiting for data"
+    )
+    peak_memory_bytes: PeakMemory
+
+    @property
+    def host_bytes(self) -> float | None:
+        return self.peak_memory_bytes.host
+
+    @property
+    def device_bytes(self) -> float | None:
+        return self.peak_memory_bytes.device
+
+
+class TrainingNotes(_OpenPart):
+    """What the trainer had to say besides, such as warnings."""
+
+    warnings: Texts = ()
+    skipped_steps: Count = Field(
+        default=0, description="Steps that fp16's loss scaling has left out"
+    )
+
+
+class Results(_Part):
+    """One run's record, as standard JSON: a number that could not be computed is null."""
+
+    model_config = ConfigDict(
+        title="results.json of one run",
+        json_schema_extra={
+            "additionalProperties": False,
+            "if": {"properties": {"status": {"enum": ["failed", "interrupted", "skipped"]}}},
+            "then": {"properties": {"reason": {"type": "string", "minLength": 1}}},
+        },
+    )
+
+    schema_version: Literal[1]
+    name: AnyText
+    command: AnyText
+    status: Literal["running", "finished", "failed", "interrupted", "skipped"]
+    reason: AnyText | None = Field(description="One line; null only while running or when finished")
+    seed: int | None
+    git_commit: AnyText | None
+    config: dict[AnyText, Any] = Field(
+        description="The resolved configuration; paper_row marks a row of the paper's study"
+    )
+    data: DataSummary | None
+    environment: Environment
+    timing: Timing
+    metrics: Metrics
+    history: Annotated[tuple[Epoch, ...], _LISTED]
+    training: TrainingNotes = TrainingNotes()
+
+    @field_validator("config")
+    @classmethod
+    def _paper_row_is_a_number(cls, config: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(config.get("paper_row"), int | None):
+            raise ValueError("paper_row must be a whole number or null")
+        return config
+
+    @model_validator(mode="after")
+    def _its_end_has_a_reason(self) -> "Results":
+        if self.status not in ("running", "finished") and not self.reason:
+            raise ValueError(f"{self.status} without a reason")
+        return self
+
+
+class _Untitled(GenerateJsonSchema):
+    """JSON schema without a title for each key, which would be the key again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of results.json, as JSON Schema 2020-12."""
+    schema = Results.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
