@@ -16,7 +16,7 @@ from xray_lightning.errors import printable
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; black and yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-INK, GRID = "#333333", "#DDDDDD"
+INK, GRID = "#333333", "#DDDDDD"  # of a PNG: dark on white paper
 DOTS_PER_INCH = 150
 
 
@@ -40,10 +40,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# No colour of matplotlib's own; any other six digits would do as well.
-INK, MUTED, GRID, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
+# Of an SVG, each a mark for a colour of its page: no colour of matplotlib's own, else any would do.
+SVG_INK, MUTED, SVG_GRID, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = tuple(f"#fe02{number:02x}" for number in range(1, 7))
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+_VARIABLES = {SVG_INK: "--ink", MUTED: "--muted", SVG_GRID: "--grid", PAPER: "--paper"} | {
     marker: f"--series-{number}" for number, marker in enumerate(SERIES, start=1)
 }
 
@@ -63,9 +63,9 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": GRID,
+    "grid.color": SVG_GRID,
     "grid.linewidth": 0.8,
-    "text.color": INK,
+    "text.color": SVG_INK,
     "text.parse_math": False,  # a "$" in a name is no formula
     "xtick.color": MUTED,
     "ytick.color": MUTED,

@@ -1,6 +1,6 @@
-"""The plots of report.html, small enough to stand side by side, and one above the other on a phone.
+"""Plots of the report: SVG for report.html, small enough to stand side by side, and PNG losses.
 
-Sizes are in pixels of a narrow page: a plot is drawn no smaller than so, and its text with it.
+Sizes of an SVG are in pixels of a narrow page: a plot is drawn no smaller, and its text with it.
 """
 
 import math
@@ -22,6 +22,7 @@ from xray_lightning.html.figures import (
     PAPER,
     POINTS,
     SERIES,
+    SVG_INK,
     drawing,
     dress,
     inline,
@@ -130,7 +131,7 @@ WIDE = 336  # one on a phone
 FEWEST = 5  # images in a bin of a reliability curve that is drawn
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_LONGEST_LABEL = 20  # characters beside a forest plot
+_LONGEST_ROW_LABEL = 20  # characters beside a forest plot
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,8 @@ def forest_plot(
             )
         axes.set_xlim(max(0.0, low - room), min(1.0, high + room))
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), [_shortened(row.label) for row in rows], color=INK)
+        labels = [shortened(printable(row.label), _LONGEST_ROW_LABEL, dots="…") for row in rows]
+        axes.set_yticks(range(len(rows)), labels, color=SVG_INK)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -339,12 +341,6 @@ def _figure(
     return figure, figure.add_axes(box)
 
 
-def _shortened(label: str) -> str:
-    label = printable(label)
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
-
-
-_LINE_STYLES = ("-", "--", ":")
 _LEGEND_ROWS = 18  # as many as fit beside the axes
 _LONGEST_LABEL, _LONGEST_TITLE = 40, 66  # characters that leave room for the axes
 
@@ -372,7 +368,7 @@ def loss_overview(runs: Sequence[Run], *, labels: Sequence[str]) -> bytes:
     train, val = figure.subplots(1, 2, sharey=True, sharex=True)
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
-        style = _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)]
+        style = _STYLES[index // len(COLOURS) % len(_STYLES)]
         for axes, which in ((train, "train"), (val, "val")):
             _draw(axes, run, which, label=label, colour=colour, style=style)
     _dress(train, "Training loss")
@@ -386,20 +382,21 @@ def _draw(axes: Axes, run: Run, which: str, *, label: str, colour: str, style: s
     epochs = [epoch.number + 1 for epoch in run.history]
     losses = [e.train_loss if which == "train" else e.val_loss for e in run.history]
     shown = [math.nan if loss is None else loss for loss in losses]
-    name = _shortened_name(label, _LONGEST_LABEL)
+    name = shortened(label, _LONGEST_LABEL)
     if name.startswith("_"):  # which matplotlib would leave out of the legend
         name = f" {name}"
     axes.plot(epochs, shown, style, color=colour, label=name, linewidth=1.8, marker="o", ms=3.5)
 
 
 def _dress(axes: Axes, title: str) -> None:
-    dress(axes, _shortened_name(title, _LONGEST_TITLE))
+    dress(axes, shortened(title, _LONGEST_TITLE))
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _shortened_name(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def shortened(text: str, length: int, *, dots: str = "...") -> str:
+    """The text in at most so many characters, dots in the place of what is left out."""
+    return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"
 
 
 def _outside_legend(figure: Figure, axes: Axes) -> None:

@@ -17,7 +17,7 @@ from xray_lightning.html.page import NOTICE
 from xray_lightning.report.tables import duration
 from xray_lightning.report.write import build_report, print_report, write_report
 
-SAMPLE = json.loads((Path(__file__).parents[2] / "results_sample.json").read_text(encoding="utf-8"))
+SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
 PUBLISHED = "Macro AUROC on the official split"
@@ -215,6 +215,8 @@ def test_a_study_is_written_as_markdown_with_a_figure_for_each_run_and_one_for_a
         with Image.open(figure) as image:
             assert image.format == "PNG"
             assert len(image.convert("L").getcolors(256) or []) > 10  # something is drawn
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
+        assert colours >= {(0x33, 0x33, 0x33), (0xDD, 0xDD, 0xDD)}  # INK and GRID
 
 
 def test_a_single_run_is_reported_into_its_own_folder(tmp_path: Path) -> None:

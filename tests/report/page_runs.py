@@ -17,7 +17,7 @@ from xray_lightning.evaluation.thresholds import OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import csv_of
 
-SAMPLE = json.loads((Path(__file__).parents[2] / "results_sample.json").read_text(encoding="utf-8"))
+SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 IMAGES = 160
 
 Results = dict[str, Any]
