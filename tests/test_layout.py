@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "parallel",
     "progress",
+    "terminal",
     "hardware",
     "html",
     "data",

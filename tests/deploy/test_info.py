@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from tested_run import BEST, Results, results, run_of, saved, write
 
 from xray_lightning.cli import main as cli
-from xray_lightning.deploy.model_card.info import Known, look, parameters_in
+from xray_lightning.deploy.model_card.info import model_info, parameters_in
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone
 
@@ -178,10 +178,10 @@ def test_another_runs_checkpoint_gets_none_of_the_runs_metrics(
     content = results()
     change(content)
     write(run, content)
-    known = look(run / "checkpoints" / "best.ckpt")
+    known = model_info(run / "checkpoints" / "best.ckpt")
     assert (known.run, known.test) == (None, None)
     assert told in (known.untested or "")
-    of_run = look(run)  # which is the run's own, without this checkpoint
+    of_run = model_info(run)  # which is the run's own, without this checkpoint
     assert of_run.checkpoint is None
     assert of_run.test is not None
     assert told in of_run.link
@@ -191,7 +191,7 @@ def test_another_epochs_checkpoint_has_the_runs_training_but_not_its_metrics(
     run: Path, best: Path
 ) -> None:
     last = changed(best, run / "checkpoints" / "last.ckpt", epoch=3)
-    known = look(last)
+    known = model_info(last)
     assert known.run is not None
     assert known.test is None
     assert known.untested == "The run tested the checkpoint of epoch 3; this one is of 4."
@@ -201,7 +201,7 @@ def test_a_checkpoint_before_its_fit_has_not_the_metrics_of_the_tested_one(
     run: Path, best: Path
 ) -> None:
     bare = {"operating_points": None, "calibration": None}
-    known = look(changed(best, run / "checkpoints" / "last.ckpt", described=bare))
+    known = model_info(changed(best, run / "checkpoints" / "last.ckpt", described=bare))
     assert known.test is None
     assert "has none" in (known.untested or "")
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_and_run_without_operating_points_are_read(
     test = kept["metrics"]["test"]
     test |= {"operating_point": None, "calibrated": None, "subgroups": [], "brier_macro": None}
     write(run, kept)
-    known = look(run)
+    known = model_info(run)
     assert known.metrics == test
     assert "its epoch is the run's best" in known.link
     code, out, _ = xray("info", run)
@@ -297,12 +297,12 @@ def test_a_run_that_tested_another_ones_checkpoint_says_so(run: Path, tmp_path: 
     best = run / "checkpoints" / "best.ckpt"
     kept = results(history=[])
     kept["config"]["ckpt_path"] = str(best)
-    known: Known = look(write(tmp_path / "test_only", kept))
+    known = model_info(write(tmp_path / "test_only", kept))
     assert known.checkpoint is not None
     assert known.test is not None
     assert known.best_epoch is None
     best.unlink()
-    assert look(tmp_path / "test_only").link == "No checkpoint: .../best.ckpt is not there."
+    assert model_info(tmp_path / "test_only").link == "No checkpoint: .../best.ckpt is not there."
 
 
 def test_reading_a_model_imports_neither_lightning_nor_plots() -> None:

@@ -12,9 +12,9 @@ from conftest import REPOSITORY
 from tested_run import Results, results, run_of, saved, write
 
 from xray_lightning.deploy.model_card.card import FILE_NAME, card, write_card
-from xray_lightning.deploy.model_card.info import as_plain, look, without_folders
+from xray_lightning.deploy.model_card.info import as_json, model_info, without_folders
 from xray_lightning.errors import printable
-from xray_lightning.report.write import escaped
+from xray_lightning.html.markdown import escaped
 
 NAMES = [
     "plain",
@@ -126,8 +126,8 @@ def private() -> Results:
 
 def test_neither_card_nor_json_names_folders_hosts_or_files_of_patients(run: Path) -> None:
     write(run, private())
-    known = look(run)
-    for text in (card(known), json.dumps(as_plain(known))):
+    known = model_info(run)
+    for text in (card(known), json.dumps(as_json(known))):
         assert "jane" not in text
         assert ".../split.csv" in text
         assert "data.root=.../nih" in text
@@ -151,12 +151,12 @@ def test_absolute_paths_keep_their_last_part(command: str, kept: str) -> None:
 def test_a_card_without_figures_says_why_and_has_no_results_at_its_head(
     run: Path, best: Path
 ) -> None:
-    head, body = head_and_body(card(look(best)))
+    head, body = head_and_body(card(model_info(best)))
     assert "model-index" not in head
     assert "Metrics are not known" in body
     untested = results(status="interrupted", reason="Ctrl-C")
     untested["metrics"] = {"test": None}
-    head, body = head_and_body(card(look(write(run, untested))))
+    head, body = head_and_body(card(model_info(write(run, untested))))
     assert "model-index" not in head
     assert "was interrupted before its test: Ctrl-C" in body
 

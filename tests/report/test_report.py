@@ -14,8 +14,8 @@ from rich.console import Console
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.html.page import NOTICE
-from xray_lightning.report.tables import duration
 from xray_lightning.report.write import build_report, print_report, write_report
+from xray_lightning.terminal import duration
 
 SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"

@@ -150,25 +150,25 @@ def info(
     option, file = ("--json", json) if card is None else ("--card", card)
     to_stdout = str(file) == STDOUT
     check_json(None if to_stdout else file, option=option)
-    from xray_lightning.deploy.model_card.info import look
+    from xray_lightning.deploy.model_card.info import model_info
 
-    known = look(path)
+    found = model_info(path)
     if card is not None:
         from xray_lightning.deploy.model_card.card import card as card_of
 
-        text = card_of(known)
+        text = card_of(found)
         if to_stdout:
             sys.stdout.write(text)
         else:
             write_text(card, text, Console(), option=option)
         return
-    from xray_lightning.deploy.model_card.info import as_plain
+    from xray_lightning.deploy.model_card.info import as_json
 
     if json is not None and to_stdout:
-        print_json(as_plain(known))
+        print_json(as_json(found))
         return
     if json is None:
-        from xray_lightning.deploy.model_card.tables import show
+        from xray_lightning.deploy.model_card.model_tables import print_info
 
-        show(known, Console())
-    write_json(json, as_plain(known), Console())
+        print_info(found, Console())
+    write_json(json, as_json(found), Console())

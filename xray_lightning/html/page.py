@@ -1,4 +1,4 @@
-"""A page from its template: its look, its safety and the notice are the same for all."""
+"""HTML pages from templates: their look, their safety and the notice are the same for all."""
 
 import base64
 import hashlib
@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from xray_lightning.errors import printable
+from xray_lightning.terminal import NONE, count, decimal, percent, probability, readable, signed
 
 TEMPLATES = [Path(__file__).parent / "templates"]
 NOTICE = "Research software, not a medical device."
@@ -28,15 +29,15 @@ def rendered(
     Args:
         template: its name in `templates` beside this file; it extends page.html.jinja, and may
             import parts.html.jinja.
-        filters: more of the templates' filters; count, decimal, signed, percent and probability
-            are always there.
+        filters: more of the templates' filters; those of figures and names in `terminal` are
+            always there.
         script: the one script that may run in it; none by default.
         content: what the template shows; all text is escaped, markupsafe.Markup is not.
     """
     return (
         _environment(filters or {})
         .get_template(template)
-        .render(notice=NOTICE, script=script, script_hash=_hash(script), **content)
+        .render(notice=NOTICE, script=script, script_hash=_script_hash(script), **content)
     )
 
 
@@ -45,8 +46,8 @@ def data_uri(content: bytes, *, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _hash(script: str | None) -> str | None:
-    """What a Content-Security-Policy knows a script by."""
+def _script_hash(script: str | None) -> str | None:
+    """The hash that a Content-Security-Policy names a script by, in base64."""
     if script is None:
         return None
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -57,19 +58,24 @@ def _environment(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environmen
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=count, decimal=decimal, signed=signed, percent=percent, probability=probability
+        count=count,
+        decimal=decimal,
+        percent=percent,
+        probability=probability,
+        readable=readable,
+        signed=printed_signed,
     )
     environment.filters.update(filters)
     environment.filters["json"] = _json
     return environment
 
 
-def _shown(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     """Text with control, invisible and undecodable characters spelled out; markup as it is."""
     return value if isinstance(value, Markup) else printable(str(value))
 
@@ -82,25 +88,6 @@ def _json(value: Any) -> Markup:
     return Markup(text)
 
 
-def count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def decimal(value: float | None) -> str:
-    """0.8126 as "0.813"."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """0.0126 as "+0.013"."""
-    return "-" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def percent(value: float | None) -> str:
-    """0.8612 as "86.12 %"."""
-    return "-" if value is None else f"{value:.2%}".replace("%", " %")
-
-
-def probability(value: float) -> str:
-    """Three digits, or as many as it takes to be told from 0 and from 1."""
-    return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.2g}"
+def printed_signed(value: float | None) -> str:
+    """-0.0126 with the minus sign of print, not a hyphen."""
+    return NONE if value is None else signed(value).replace("-", "\N{MINUS SIGN}")

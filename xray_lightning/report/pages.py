@@ -12,11 +12,8 @@ import pandas as pd
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
-from xray_lightning.html import page as frame
-from xray_lightning.html.page import decimal, percent, signed
-from xray_lightning.report import plots
-from xray_lightning.report import sections as panels
-from xray_lightning.report import wording as words
+from xray_lightning.html import page
+from xray_lightning.report import plots, sections, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
@@ -26,18 +23,19 @@ from xray_lightning.report.sections import (
     most_confident,
     with_pictures,
 )
-from xray_lightning.report.tables import Table, duration, of_paper, paper_tables, published_table
-from xray_lightning.report.wording import counted, label_of, on_published_split
+from xray_lightning.report.tables import of_paper, paper_tables, published_table
+from xray_lightning.report.wording import label_of, on_published_split
 from xray_lightning.report.write import Report, damaged_line
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import PROBABILITY, read_predictions
 from xray_lightning.runs.record import predictions_name
 from xray_lightning.runs.schema import Epoch, Interval, TestMetrics
+from xray_lightning.terminal import Table, counted, decimal, duration, interval, percent
 
 
 def rendered(template: str, **content: Any) -> str:
     """A page from its template."""
-    return frame.rendered(
+    return page.rendered(
         template,
         filters={
             "duration": duration,
@@ -53,8 +51,8 @@ def _interval(value: Interval | None, form: str = "decimal") -> str:
     """An interval as "0.812 to 0.850", as percentages or with signs; nothing for none."""
     if value is None:
         return ""
-    shown = {"decimal": decimal, "percent": percent, "signed": signed}[form]
-    return f"{shown(value[0]).removesuffix(' %')} to {shown(value[1])}"
+    number = {"decimal": decimal, "percent": percent, "signed": page.printed_signed}[form]
+    return interval(value, number, joint=" to ")
 
 
 def _setting(value: Any) -> str:
@@ -75,8 +73,8 @@ class Curves:
     """What is drawn from the single predictions; without any, `missing` says why."""
 
     missing: str | None
-    roc: list[panels.Panel]
-    precision_recall: list[panels.Panel]
+    roc: list[sections.Panel]
+    precision_recall: list[sections.Panel]
     alarms: list[Mistake]
     missed: list[Mistake]
 
@@ -85,30 +83,29 @@ def run_page(run: Run) -> str:
     """The page of one run, with whatever its folder holds, as HTML."""
     test = run.test
     predictions, missing = _predictions(run)
-    shares = panels.time_shares(run.timing)
+    shares = sections.time_shares(run.timing)
     return rendered(
         "run.html.jinja",
         title=run.name,
         run=run,
         settings=_settings(run),
         test=test,
-        words=words,
+        wording=wording,
         findings=run.findings,
-        findings_plot=panels.findings_panel(test) if test else None,
+        findings_plot=sections.findings_panel(test) if test else None,
         curves=_curves(run, predictions, missing),
         most_per_finding=MOST_PER_FINDING,
         fewest=FEWEST,
-        calibration=panels.calibration_panels(test) if test else [],
-        subgroups_plot=panels.subgroup_panel(test) if test else None,
-        grouped=panels.grouped(test.subgroups or ()) if test else [],
-        training=panels.training_panels(run),
+        calibration=sections.calibration_panels(test) if test else [],
+        subgroups_plot=sections.subgroup_panel(test) if test else None,
+        grouped=sections.grouped(test.subgroups or ()) if test else [],
+        training=sections.training_panels(run),
         best_epoch=run.best_epoch,
         shares=shares,
-        time_plot=panels.time_panel(shares),
+        time_plot=sections.time_panel(shares),
         paper=PAPER,
         paper_tables=paper_tables([run]) if of_paper(run) else [],
         published=published_table([run]) if on_published_split(run) else None,
-        plain=panels.plain,
     )
 
 
@@ -124,7 +121,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
     """The test predictions of the run's folder, or why they cannot be used."""
     if run.test is None:
-        return None, words.no_test(run)
+        return None, wording.no_test(run)
     path = run.folder / PREDICTIONS
     if not path.is_file():
         return None, f"{PREDICTIONS} is not in the run's folder."
@@ -134,7 +131,7 @@ def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
         return None, f"{PREDICTIONS} cannot be used: {error}"
     if len(predictions) != run.test.images:
         return None, (
-            f"{PREDICTIONS} is of {words.counted(len(predictions), 'image')}, results.json of "
+            f"{PREDICTIONS} is of {counted(len(predictions), 'image')}, results.json of "
             f"{run.test.images:,}: they are not of the same test."
         )
     return predictions, None
@@ -143,7 +140,7 @@ def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
 def _curves(run: Run, predictions: pd.DataFrame | None, missing: str | None) -> Curves:
     if run.test is None or predictions is None:
         return Curves(missing, [], [], [], [])
-    roc, precision_recall = panels.curve_panels(run.test, predictions)
+    roc, precision_recall = sections.curve_panels(run.test, predictions)
     return Curves(
         None,
         roc,
@@ -197,10 +194,10 @@ def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
 
 
 def _entry(run: Run, out: Path) -> Entry:
-    page = run.folder / PAGE
-    if not page.is_file():
+    own = run.folder / PAGE
+    if not own.is_file():
         return Entry(run, None)
-    path = os.path.relpath(page.resolve(), out.resolve())
+    path = os.path.relpath(own.resolve(), out.resolve())
     return Entry(run, quote(os.fsencode(path)))
 
 

@@ -15,11 +15,9 @@ from PIL import Image
 from xray_lightning.data.image_files import find_named
 from xray_lightning.data.images import decode_gray
 from xray_lightning.errors import UserError
-from xray_lightning.html.page import data_uri, decimal
+from xray_lightning.html.page import data_uri
 from xray_lightning.report import plots
 from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
-from xray_lightning.report.tables import duration
-from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import (
     CalibrationMetrics,
     FindingMetrics,
@@ -27,6 +25,7 @@ from xray_lightning.runs.schema import (
     TestMetrics,
     Timing,
 )
+from xray_lightning.terminal import decimal, duration, readable
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,10 @@ SHORTEST = 0.05  # seconds; less is shown as 0.0
 BY = {"sex": "Sex", "age": "Age in years", "view": "View", "visit": "Visit"}
 
 
-def plain(finding: str) -> str:
-    """The finding's name as people write it."""
-    return finding.replace("_", " ")
-
-
 def findings_panel(test: TestMetrics) -> Markup | None:
     """The AUROC of each finding with its interval; None where there is none at all."""
     rows = [
-        plots.Estimate(plain(row.finding), row.auroc, row.auroc_ci95, decimal(row.auroc))
+        plots.Estimate(readable(row.finding), row.auroc, row.auroc_ci95, decimal(row.auroc))
         for row in test.per_finding
         if row.auroc is not None
     ]
@@ -81,7 +75,7 @@ def curve_panels(test: TestMetrics, predictions: pd.DataFrame) -> tuple[list[Pan
         labels = predictions[f"label_{row.finding}"].to_numpy() == 1
         if labels.all() or not labels.any():
             continue
-        title, cut = plain(row.finding), f"at the threshold {decimal(row.threshold)}"
+        title, cut = readable(row.finding), f"at the threshold {decimal(row.threshold)}"
         chance = float(labels.mean())
         roc.append(
             Panel(
@@ -132,7 +126,7 @@ def calibration_panels(test: TestMetrics) -> list[Panel]:
     for number, row in enumerate(test.per_finding):
         if not row.raw.reliability:
             continue
-        title, after = plain(row.finding), row.calibrated
+        title, after = readable(row.finding), row.calibrated
         remark = _calibration_error(row.raw)
         text = f"Reliability of {title}, raw: {_bins(row.raw)}"
         if after is not None:

@@ -1,7 +1,6 @@
 """Tables of the report: the paper's two with ours beside, summary, seeds, published, paired."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -23,7 +22,6 @@ from xray_lightning.evaluation.published import (
     PaperRow,
 )
 from xray_lightning.findings import FINDINGS
-from xray_lightning.html.page import decimal, percent
 from xray_lightning.report.wording import (
     baseline_note,
     data_notes,
@@ -35,88 +33,37 @@ from xray_lightning.report.wording import (
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions
 from xray_lightning.runs.record import predictions_name
-from xray_lightning.runs.schema import Interval, TestMetrics
-
-NONE = "-"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's heading, and whether it holds numbers, which stand to the right."""
-
-    heading: str
-    number: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of plain text, to be rendered for the terminal and as Markdown.
-
-    Attributes:
-        rows: one tuple of cells per row, each cell a tuple of lines.
-        notes: sentences that belong under the table.
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[tuple[str, ...], ...], ...]
-    notes: tuple[str, ...]
+from xray_lightning.runs.schema import TestMetrics
+from xray_lightning.terminal import (
+    NONE,
+    Cell,
+    Column,
+    Number,
+    Table,
+    decimal,
+    duration,
+    interval,
+    numbers,
+    percent,
+    percentage_points,
+    signed,
+)
 
 
-def auroc_cell(test: TestMetrics | None) -> tuple[str, ...]:
+def auroc_cell(test: TestMetrics | None) -> Cell:
     if test is None or test.auroc is None:
         return (NONE,)
     if test.auroc_ci95 is None:
         return (decimal(test.auroc), "no interval")
-    low, high = test.auroc_ci95
-    return (decimal(test.auroc), f"{decimal(low)}-{decimal(high)}")
+    return (decimal(test.auroc), interval(test.auroc_ci95))
 
 
-def precision_cell(run: Run | None) -> tuple[str, ...]:
+def precision_cell(run: Run | None) -> Cell:
     if run is None or run.precision_used is None:
         return (NONE,)
     if run.precision_asked in (None, run.precision_used):
         return (run.precision_used,)
     return (run.precision_used, f"asked {run.precision_asked}")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the unit that reads best: "48.2 s", "12.1 min", "2.5 h"."""
-    if seconds is None:
-        return NONE
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def plain(finding: str) -> str:
-    """Pleural_Thickening as it is written."""
-    return finding.replace("_", " ")
-
-
-def count(value: int | None) -> str:
-    """1045 as "1,045"."""
-    return NONE if value is None else f"{value:,}"
-
-
-def between(interval: Interval | None, *, percentages: bool = False) -> str:
-    """An interval as "0.812-0.850"."""
-    if interval is None:
-        return NONE
-    if percentages:
-        return "-".join(percent(end).removesuffix(" %") for end in interval) + " %"
-    return "-".join(map(decimal, interval))
-
-
-def with_interval(value: float | None, interval: Interval | None, *, signed: bool = False) -> str:
-    """A figure as "0.831 (0.812-0.850)"."""
-    if value is None:
-        return NONE
-    shown = f"{value:+.3f}" if signed else decimal(value)
-    if interval is None:
-        return shown
-    ends = " to ".join(f"{end:+.3f}" for end in interval) if signed else between(interval)
-    return f"{shown} ({ends})"
 
 
 def of_paper(run: Run) -> bool:
@@ -134,10 +81,7 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
     columns = (
         Column("#", number=True),
         Column("Model, strategy"),
-        Column("Paper", number=True),
-        Column("Ours", number=True),
-        Column("Always negative", number=True),
-        Column("AUROC\n(95 % CI)", number=True),
+        *numbers("Paper", "Ours", "Always negative", "AUROC\n(95 % CI)"),
     )
     rows = []
     for paper, run in _beside(runs):
@@ -145,9 +89,9 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
         rows.append(
             (
                 *_paper_cells(paper),
-                (percent(paper.accuracy),),
+                percent(paper.accuracy),
                 _ours(paper, run, percent(test.label_accuracy) if test else NONE),
-                (percent(test.always_negative) if test else NONE,),
+                percent(test.always_negative) if test else NONE,
                 auroc_cell(test),
             )
         )
@@ -159,15 +103,14 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
         *state_notes(runs),
     ]
     title = "Table 1. Test label accuracy by strategy"
-    return Table(title, columns, tuple(rows), tuple(notes))
+    return Table.of(title, columns, rows, notes)
 
 
 def _time_table(runs: Sequence[Run]) -> Table:
     columns = (
         Column("#", number=True),
         Column("Model, strategy"),
-        Column("Paper", number=True),
-        Column("Ours", number=True),
+        *numbers("Paper", "Ours"),
         Column("Our machine"),
         Column("Images x epochs", number=True),
         Column("Precision"),
@@ -177,10 +120,10 @@ def _time_table(runs: Sequence[Run]) -> Table:
         rows.append(
             (
                 *_paper_cells(paper),
-                (f"{paper.minutes:.2f} min",),
+                f"{paper.minutes:.2f} min",
                 _ours(paper, run, duration(run.timing.fit) if run else NONE),
-                (_machine(run),),
-                (_trained(run),),
+                _machine(run),
+                _trained(run),
                 precision_cell(run),
             )
         )
@@ -189,7 +132,7 @@ def _time_table(runs: Sequence[Run]) -> Table:
         "an epoch, epochs done.",
         "The times were measured on different machines and data: they do not give a speed-up.",
     )
-    return Table("Table 2. Training time by strategy", columns, tuple(rows), notes)
+    return Table.of("Table 2. Training time by strategy", columns, rows, notes)
 
 
 def _beside(runs: Sequence[Run]) -> list[tuple[PaperRow, Run | None]]:
@@ -201,11 +144,11 @@ def _beside(runs: Sequence[Run]) -> list[tuple[PaperRow, Run | None]]:
     return pairs
 
 
-def _paper_cells(paper: PaperRow) -> tuple[tuple[str, ...], ...]:
-    return (str(paper.row),), (paper.model, paper.strategy)
+def _paper_cells(paper: PaperRow) -> tuple[str, Cell]:
+    return str(paper.row), (paper.model, paper.strategy)
 
 
-def _ours(paper: PaperRow, run: Run | None, value: str) -> tuple[str, ...]:
+def _ours(paper: PaperRow, run: Run | None, value: str) -> Cell:
     """Our value, and beneath it what keeps it from being the paper's row."""
     if run is None:
         return ("not run",)
@@ -251,9 +194,7 @@ def _summary_table(runs: Sequence[Run]) -> Table:
         Column("Run"),
         Column("Data"),
         Column("Model"),
-        Column("AUROC\n(95 % CI)", number=True),
-        Column("Label accuracy", number=True),
-        Column("Fit", number=True),
+        *numbers("AUROC\n(95 % CI)", "Label accuracy", "Fit"),
     )
     rows = [
         (
@@ -268,21 +209,21 @@ def _summary_table(runs: Sequence[Run]) -> Table:
     ]
     notes = ["AUROC and AP (average precision) are macro. n: test images. neg: always negative."]
     notes += [*data_notes(runs, beside_paper=False), *baseline_note(runs), *state_notes(runs)]
-    return Table("Runs", columns, tuple(rows), tuple(notes))
+    return Table.of("Runs", columns, rows, notes)
 
 
 def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
     columns = (
         Column("Recipe"),
         Column("Seeds"),
-        Column("AUROC\n(lowest-highest)", number=True),
-        Column("AP\n(lowest-highest)", number=True),
-        Column("Label accuracy\n(lowest-highest)", number=True),
+        *numbers(
+            "AUROC\n(lowest-highest)", "AP\n(lowest-highest)", "Label accuracy\n(lowest-highest)"
+        ),
     )
     rows = [
         (
-            (seeds.name,),
-            (f"{seeds.runs}: {', '.join(map(str, seeds.seeds))}",),
+            seeds.name,
+            f"{seeds.runs}: {', '.join(map(str, seeds.seeds))}",
             _spread(seeds.auroc_macro, decimal),
             _spread(seeds.average_precision_macro, decimal),
             _spread(seeds.label_accuracy, percent),
@@ -293,10 +234,10 @@ def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
         "Runs of one recipe that differ in the seed alone: mean, and after ± the sample standard "
         "deviation, which is of the training and not of the test images."
     )
-    return Table("Seeds", columns, tuple(rows), (note,))
+    return Table.of("Seeds", columns, rows, (note,))
 
 
-def _fit(run: Run) -> tuple[str, ...]:
+def _fit(run: Run) -> Cell:
     rate = run.timing.fit_images_per_second
     return (
         duration(run.timing.fit),
@@ -305,47 +246,47 @@ def _fit(run: Run) -> tuple[str, ...]:
     )
 
 
-def _spread(spread: Spread | None, shown: Callable[[float | None], str]) -> tuple[str, ...]:
+def _spread(spread: Spread | None, number: Number) -> Cell:
     if spread is None:
         return (NONE,)
-    mean = shown(spread.mean).removesuffix(" %")
-    around = f"{mean} ± {shown(spread.spread)}" if spread.spread is not None else mean
-    return around, f"{shown(spread.lowest).removesuffix(' %')}-{shown(spread.highest)}"
+    mean = number(spread.mean).removesuffix(" %")
+    around = f"{mean} ± {number(spread.spread)}" if spread.spread is not None else mean
+    return around, interval((spread.lowest, spread.highest), number)
 
 
 def published_table(runs: Sequence[Run]) -> Table:
     """Published figures of NIH's official split beside runs that are `on_published_split`."""
     columns = (
         Column("System"),
-        Column("Macro AUROC", number=True),
-        Column("Test images", number=True),
+        *numbers("Macro AUROC", "Test images"),
         Column("Seen in"),
     )
-    rows: list[tuple[tuple[str, ...], ...]] = [
-        ((p.system,), (decimal(p.auroc),), (f"{OFFICIAL_TEST_IMAGES}",), (p.source,))
+    rows = [
+        (p.system, decimal(p.auroc), str(OFFICIAL_TEST_IMAGES), p.source)
         for p in PUBLISHED_AUROCS
         if p.split == "official"
     ]
     rows += [
-        ((f"ours: {r.name}",), (decimal(r.test.auroc),), (str(r.test.images),), ("this report",))
+        (f"ours: {r.name}", decimal(r.test.auroc), str(r.test.images), "this report")
         for r in runs
         if r.test
     ]
-    return Table("Macro AUROC on the official split", columns, tuple(rows), notes=())
+    return Table.of("Macro AUROC on the official split", columns, rows)
 
 
-def _precision_and_images(test: TestMetrics | None) -> tuple[str, ...]:
+def _precision_and_images(test: TestMetrics | None) -> Cell:
     return (f"AP {decimal(test.average_precision)}", f"n = {test.images}") if test else ()
 
 
-def _accuracy_and_baseline(test: TestMetrics | None) -> tuple[str, ...]:
+def _accuracy_and_baseline(test: TestMetrics | None) -> Cell:
     if test is None:
         return (NONE,)
     return (percent(test.label_accuracy), f"neg {percent(test.always_negative)}")
 
 
 PREDICTIONS = predictions_name("test")
-Row = tuple[tuple[str, ...], ...]
+
+Row = tuple[str | Cell, ...]
 
 _NOTE = (
     "Differences of macro figures on the same test images, from the same resamples of patients. An "
@@ -354,9 +295,7 @@ _NOTE = (
 _COLUMNS = (
     Column("Run"),
     Column("Against"),
-    Column("AUROC\n(95 % CI)", number=True),
-    Column("AP\n(95 % CI)", number=True),
-    Column("Label accuracy\n(95 % CI)", number=True),
+    *numbers("AUROC\n(95 % CI)", "AP\n(95 % CI)", "Label accuracy\n(95 % CI)"),
     Column("AUROC differs"),
 )
 
@@ -382,7 +321,7 @@ def paired_tables(runs: Sequence[Run]) -> list[Table]:
     if not rows:
         return []
     notes = (_NOTE, *grouped(left_out))
-    return [Table("Paired differences", _COLUMNS, tuple(rows), notes)]
+    return [Table.of("Paired differences", _COLUMNS, rows, notes)]
 
 
 def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]]]:
@@ -398,7 +337,8 @@ def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]
         try:
             predictions = read_predictions(path)
             if first is not None:
-                rows.append(_paired_row(run, first[0], compare(first[1], predictions)))
+                differences = _differences(compare(first[1], predictions))
+                rows.append((run.name, first[0].name, *differences))
         except UserError as error:
             left_out.append((run, f": not compared: {error}."))
             continue
@@ -406,29 +346,18 @@ def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]
     return rows, left_out
 
 
-def _paired_row(run: Run, first: Run, compared: Comparison) -> Row:
+def _differences(compared: Comparison) -> tuple[str | Cell, ...]:
     return (
-        (run.name,),
-        (first.name,),
-        _difference(compared.auroc_macro, _signed),
-        _difference(compared.average_precision_macro, _signed),
-        _difference(compared.label_accuracy, _points),
-        ("yes" if compared.auroc_macro.excludes_zero else "not shown",),
+        _difference(compared.auroc_macro, signed),
+        _difference(compared.average_precision_macro, signed),
+        _difference(compared.label_accuracy, percentage_points),
+        "yes" if compared.auroc_macro.excludes_zero else "not shown",
     )
 
 
-def _difference(difference: Difference, shown: Callable[[float], str]) -> tuple[str, ...]:
+def _difference(difference: Difference, number: Number) -> Cell:
     if difference.value is None:
         return NONE, difference.reason or ""
     if difference.ci95 is None:
-        return shown(difference.value), "no interval"
-    low, high = difference.ci95
-    return shown(difference.value), f"{shown(low).removesuffix(' %')} to {shown(high)}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f} %"
+        return number(difference.value), "no interval"
+    return number(difference.value), interval(difference.ci95, number, joint=" to ")

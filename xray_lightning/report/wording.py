@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
-from xray_lightning.html.page import decimal
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
+from xray_lightning.terminal import counted, decimal, readable
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
@@ -228,7 +228,7 @@ def chance_precision(test: TestMetrics) -> float | None:
 def undefined(test: TestMetrics) -> list[str]:
     """Why figures of some findings are not there, one sentence a reason."""
     return _by_reason(
-        (row.finding.replace("_", " "), reason)
+        (readable(row.finding), reason)
         for row in test.per_finding
         for reason in row.undefined_reason.values()
     )
@@ -305,8 +305,3 @@ def published(run: Run) -> str | None:
         f"split are of all {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list, and this "
         f"run is of {ours}. Figures of different splits do not compare."
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 image", "1,045 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -3,22 +3,20 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.table import Table as RichTable
+from rich.console import Console
 from rich.text import Text
 
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.files import told_if_unwritable, write_atomically
+from xray_lightning.html.markdown import bullets, escaped, pipe_table
 from xray_lightning.html.page import NOTICE
-from xray_lightning.report.tables import Table, of_paper, tables_of
+from xray_lightning.report.tables import of_paper, tables_of
 from xray_lightning.runs.folder import (
     DamagedResultsError,
     Run,
@@ -27,6 +25,7 @@ from xray_lightning.runs.folder import (
     read_run,
 )
 from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.terminal import Table, print_table
 
 _NAMED = 5  # as many damaged files are named; the rest are counted
 
@@ -113,35 +112,6 @@ def markdown(
         parts.append("## Loss curves")
         parts += [f"![{escaped(caption)}](figures/{name})" for caption, name in figures]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def pipe_table(table: Table) -> str:
-    """The columns and rows of a table, without its title and notes."""
-    lines = [
-        _pipe_row(column.heading.replace("\n", " ") for column in table.columns),
-        _pipe_row("---:" if column.number else "---" for column in table.columns),
-    ]
-    lines += [
-        _pipe_row(", ".join(escaped(line) for line in cell if line) for cell in row)
-        for row in table.rows
-    ]
-    return "\n".join(lines)
-
-
-def bullets(sentences: Iterable[str]) -> str:
-    """A list, each sentence as it is."""
-    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
-
-
-def _pipe_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def escaped(text: str) -> str:
-    """`text` so that Markdown shows it as it is: no link, emphasis, table cell or HTML."""
-    text = re.sub(r"([\\`*\[\]|~])", r"\\\1", printable(text))
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 PAGE = "report.html"
@@ -235,64 +205,11 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_").lower()[:60] or "run"
 
 
-_WIDEST_NUMBER = len("0.812-0.850")
-_WIDEST_WORD = len("patient_random")
-_GAP = 2  # blanks between columns
-_STATE_STYLES = {"run on ": "yellow", "skipped": "yellow", "failed": "red", "interrupted": "red"}
-
-
 def print_report(report: Report, console: Console) -> None:
     """Print the tables and their notes, as wide as the console."""
     for table in report.tables:
-        console.print(rich_table(table, room=console.width))
-        for note in table.notes:
-            console.print(Text(printable(note), style="dim"))
+        print_table(table, console)
         console.print()
     if line := damaged_line(report):
         console.print(Text(line, style="red"))
     console.print(Text(NOTICE, style="italic"))
-
-
-def rich_table(table: Table, *, room: int) -> RichTable:
-    """A table for a terminal of `room` columns."""
-    rich = RichTable(
-        title=table.title,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 0, 0, 1),
-        leading=any(len(cell) > 1 for row in table.rows for cell in row),
-    )
-    for column, width in zip(table.columns, _widths(table, room=room), strict=True):
-        justify: JustifyMethod = "right" if column.number else "left"
-        rich.add_column(column.heading, justify=justify, overflow="fold", width=width)
-    for row in table.rows:
-        rich.add_row(*(Text("\n").join(_line(x) for x in cell if x) for cell in row))
-    return rich
-
-
-def _line(text: str) -> Text:
-    """A line of a cell as literal text, so that a name cannot carry markup."""
-    styles = (style for start, style in _STATE_STYLES.items() if text.startswith(start))
-    return Text(printable(text), style=next(styles, ""))
-
-
-def _widths(table: Table, *, room: int) -> list[int] | list[None]:
-    """Column widths that fold text between words and numbers not at all, if `room` allows."""
-    least, most = [], []
-    for index, column in enumerate(table.columns):
-        cells = [printable(line) for row in table.rows for line in row[index]]
-        words = [*column.heading.split(), *(word for cell in cells for word in cell.split())]
-        whole = min(max(map(cell_len, cells), default=0), _WIDEST_NUMBER) if column.number else 0
-        least.append(max(whole, min(max(map(cell_len, words)), _WIDEST_WORD)))
-        most.append(max(map(cell_len, [*column.heading.split("\n"), *cells])))
-    spare = room - sum(least) - _GAP * (len(least) - 1)
-    if spare < 0:
-        return [None] * len(least)  # too narrow a terminal: folded as Rich sees fit
-    for _ in range(spare):
-        short = max(range(len(least)), key=lambda index: most[index] - least[index])
-        least[short] += least[short] < most[short]
-    return least

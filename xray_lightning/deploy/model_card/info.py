@@ -18,12 +18,12 @@ from xray_lightning.evaluation.model_entry import fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
-from xray_lightning.report import wording as words
-from xray_lightning.report.tables import NONE, count, plain
+from xray_lightning.report import wording
 from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import finite
 from xray_lightning.runs.schema import TestMetrics
+from xray_lightning.terminal import NONE, count, counted, readable
 
 # What a batch norm keeps beside its weights: state, and no parameter.
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -37,7 +37,7 @@ class Exported:
         checkpoint_sha256: of the checkpoint.
         precision: float32 or int8.
         int8: scores beside float32's, as `deploy.int8.quantize` has written them; None of float32.
-        int8_cost: the same in words.
+        int8_cost: the same in wording.
     """
 
     checkpoint_sha256: str
@@ -47,88 +47,104 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
+class CheckpointInfo:
     """A checkpoint as it describes itself; None for what it does not say.
 
     Attributes:
         path: the file, as it was asked for.
         schema_version: of its own description.
+        hidden: widths of further fully connected layers.
+        points, calibration: what was fitted on validation; None where nothing was.
         epoch: during which it was saved, from 1.
         steps: optimizer steps until then.
         lightning: the version of Lightning that wrote it.
         parameters: numbers that training has set, those of the loss left out.
-        hidden: widths of further fully connected layers.
-        points, calibration: what was fitted on validation; None where nothing was.
         exported: how it was exported; None of a checkpoint itself.
     """
 
     path: Path
     schema_version: int
-    epoch: int | None
-    steps: int | None
-    lightning: str | None
     findings: tuple[str, ...]
     arch: str | None
     hidden: tuple[int, ...]
     dropout: float | None
-    parameters: int | None
     image_size: int | None
     normalize: str | None
     split_sha256: str | None
     points: OperatingPoints | None
     calibration: Calibration | None
+    epoch: int | None = None
+    steps: int | None = None
+    lightning: str | None = None
+    parameters: int | None = None
     exported: Exported | None = None
 
 
-def facts_of(path: Path) -> CheckpointFacts:
-    """Read a checkpoint; nothing in it is executed.
+def read_checkpoint_info(path: Path) -> CheckpointInfo:
+    """Read a checkpoint, or an .onnx file that `xray export` has written; nothing is executed.
 
     Raises:
         UserError: it cannot be read, is of another schema, or what was fitted is damaged.
     """
-    checkpoint = read_checkpoint(path)
-    epoch = _whole(checkpoint.get("epoch"))
+    if path.suffix.lower() == EXPORTED:
+        described = OnnxMember.read(path).described
+        exported = Exported(
+            checkpoint_sha256=described["checkpoint_sha256"],
+            precision=str(described.get("precision")),
+            int8=described.get("int8"),
+            int8_cost=_int8_cost(described.get("int8"), path),
+        )
+        return replace(_described(described, path=path), exported=exported)
+    content = read_checkpoint(path)
+    epoch = _whole(content.get("epoch"))
     return replace(
-        facts_in(checkpoint["xray"], path=path),
+        _described(content["xray"], path=path),
         epoch=None if epoch is None else epoch + 1,
-        steps=_whole(checkpoint.get("global_step")),
-        lightning=_text(checkpoint.get("pytorch-lightning_version")),
-        parameters=parameters_in(checkpoint.get("state_dict"), source=path),
+        steps=_whole(content.get("global_step")),
+        lightning=_text(content.get("pytorch-lightning_version")),
+        parameters=parameters_in(content.get("state_dict"), source=path),
     )
 
 
-def facts_in(
-    described: Mapping[str, Any], *, path: Path, exported: Exported | None = None
-) -> CheckpointFacts:
-    """What is in the description that checkpoints and exported models carry; None for the rest.
-
-    Raises:
-        UserError: what was fitted is damaged.
-    """
+def _described(described: Mapping[str, Any], *, path: Path) -> CheckpointInfo:
+    """What the description says that checkpoints and exported models carry; None for the rest."""
     model = described.get("model")
     model = model if isinstance(model, Mapping) else {}
     try:
         points, calibration = fitted_of(described)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return CheckpointFacts(
+    return CheckpointInfo(
         path=path,
         schema_version=described["schema_version"],
-        epoch=None,
-        steps=None,
-        lightning=None,
         findings=tuple(described["findings"]),
         arch=_text(model.get("arch")),
         hidden=_widths(model.get("hidden")),
         dropout=_fraction(model.get("dropout")),
-        parameters=None,
         image_size=_whole(described.get("image_size")),
         normalize=_text(described.get("normalize")),
         split_sha256=_text(described.get("split_sha256")),
         points=points,
         calibration=calibration,
-        exported=exported,
     )
+
+
+def _widths(values: Any) -> tuple[int, ...]:
+    several = isinstance(values, list | tuple) and all(_whole(one) is not None for one in values)
+    return tuple(values) if several else ()
+
+
+def _fraction(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str | None:
+    return printable(value)[:200] if isinstance(value, str) else None
 
 
 def parameters_in(state: Any, *, source: Path) -> int:
@@ -148,41 +164,7 @@ def parameters_in(state: Any, *, source: Path) -> int:
     )
 
 
-def _widths(values: Any) -> tuple[int, ...]:
-    several = isinstance(values, list | tuple) and all(_whole(one) is not None for one in values)
-    return tuple(values) if several else ()
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _fraction(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value <= 1 else None
-
-
-def _text(value: Any) -> str | None:
-    return printable(value)[:200] if isinstance(value, str) else None
-
-
-def facts_of_exported(path: Path) -> CheckpointFacts:
-    """Read an .onnx file that `xray export` has written.
-
-    Raises:
-        UserError: it cannot be read, is of another schema, or what was fitted is damaged.
-    """
-    described = OnnxMember.read(path).described
-    exported = Exported(
-        checkpoint_sha256=described["checkpoint_sha256"],
-        precision=str(described.get("precision")),
-        int8=described.get("int8"),
-        int8_cost=_cost(described.get("int8"), path),
-    )
-    return facts_in(described, path=path, exported=exported)
-
-
-def _cost(said: Any, path: Path) -> str | None:
+def _int8_cost(said: Any, path: Path) -> str | None:
     """What int8 has cost, in words; None of a model in float32."""
     if said is None:
         return None
@@ -222,7 +204,7 @@ def _last_part(path: re.Match[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelInfo:
     """All that is known of one model; at least one of checkpoint and run is there.
 
     Attributes:
@@ -233,11 +215,18 @@ class Known:
         untested: why there are no figures of a test; None where there are.
     """
 
-    checkpoint: CheckpointFacts | None
+    checkpoint: CheckpointInfo | None
     run: Run | None
     results: Mapping[str, Any]
     link: str
     untested: str | None
+
+    @property
+    def name(self) -> str:
+        """The run's name, else the file's."""
+        if self.run is not None:
+            return self.run.name
+        return "" if self.checkpoint is None else self.checkpoint.path.name
 
     @property
     def test(self) -> TestMetrics | None:
@@ -248,6 +237,10 @@ class Known:
     def metrics(self) -> Mapping[str, Any] | None:
         """The same as they stand in results.json."""
         return None if self.test is None else self.results["metrics"]["test"]
+
+    def setting(self, key: str) -> Any:
+        """A value of the run's configuration; None where there is no run."""
+        return None if self.run is None else self.run.settings.get(key)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -261,7 +254,7 @@ class Known:
         """The side of the images inside the model, in pixels."""
         if self.checkpoint is not None:
             return self.checkpoint.image_size
-        size = self.run.settings.get("data.image_size") if self.run else None
+        size = self.setting("data.image_size")
         return size if isinstance(size, int) else None
 
     @property
@@ -269,13 +262,13 @@ class Known:
         """How its pixels are normalised."""
         if self.checkpoint is not None:
             return self.checkpoint.normalize
-        value = self.run.settings.get("data.normalize") if self.run else None
+        value = self.setting("data.normalize")
         return None if value is None else str(value)
 
     @property
     def tested_only(self) -> bool:
         """Whether the run has tested a checkpoint that another run has trained."""
-        return self.run is not None and self.run.settings.get("ckpt_path") is not None
+        return self.setting("ckpt_path") is not None
 
     @property
     def best_epoch(self) -> int | None:
@@ -283,7 +276,7 @@ class Known:
         return None if self.run is None or self.tested_only else self.run.best_epoch
 
 
-def look(path: Path) -> Known:
+def model_info(path: Path) -> ModelInfo:
     """What is known of a checkpoint, or of the model of a run folder.
 
     Raises:
@@ -292,15 +285,15 @@ def look(path: Path) -> Known:
     if path.name == RESULTS:
         path = path.parent
     if not path.is_dir():
-        return of_checkpoint(path)
+        return info_of_checkpoint(path)
     if (path / RESULTS).is_file():
-        return of_run(path)
+        return info_of_run(path)
     if (alone := path / "checkpoints" / BEST).is_file():
-        return of_checkpoint(alone)
+        return info_of_checkpoint(alone)
     raise UserError(f"{path} is no run folder: it has no {RESULTS}; give one, or a .ckpt file")
 
 
-def of_run(folder: Path) -> Known:
+def info_of_run(folder: Path) -> ModelInfo:
     """The model of a run: its best checkpoint or else its last, or the one that it has tested.
 
     Raises:
@@ -314,34 +307,32 @@ def of_run(folder: Path) -> Known:
     path = _kept(folder, tested=run.test is not None) if named is None else Path(str(named))
     if not path.is_file():
         missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
-        untested = None if run.test else words.no_test(run)
-        return Known(None, run, results, f"No checkpoint: {missing} is not there.", untested)
-    return _joined(facts_of(path), run, results)
+        untested = None if run.test else wording.no_test(run)
+        return ModelInfo(None, run, results, f"No checkpoint: {missing} is not there.", untested)
+    return _joined(read_checkpoint_info(path), run, results)
 
 
-def of_checkpoint(path: Path) -> Known:
+def info_of_checkpoint(path: Path) -> ModelInfo:
     """A checkpoint, and its run where the file lies in RUN/checkpoints and is of that run.
 
     Raises:
         UserError: the checkpoint, or the exported model, cannot be read.
     """
-    if path.suffix.lower() == EXPORTED:
-        return _alone(
-            facts_of_exported(path), "An exported model names no run: ask its checkpoint."
-        )
-    facts = facts_of(path)
+    checkpoint = read_checkpoint_info(path)
+    if checkpoint.exported is not None:
+        return _alone(checkpoint, "An exported model names no run: ask its checkpoint.")
     folder = path.absolute().parent.parent
     if not (folder / RESULTS).is_file():
         told = f"the folder above its own has no {RESULTS}"
-        return _alone(facts, f"The checkpoint lies in no run folder: {told}.")
+        return _alone(checkpoint, f"The checkpoint lies in no run folder: {told}.")
     try:
         run, results = _read(folder)
     except DamagedResultsError as error:
-        return _alone(facts, printable(f"The run's {RESULTS} cannot be read: {error}."))
-    known = _joined(facts, run, results)
-    if known.checkpoint is None:  # another run's
-        return _alone(facts, known.link)
-    return known
+        return _alone(checkpoint, printable(f"The run's {RESULTS} cannot be read: {error}."))
+    info = _joined(checkpoint, run, results)
+    if info.checkpoint is None:  # another run's
+        return _alone(checkpoint, info.link)
+    return info
 
 
 def _kept(folder: Path, *, tested: bool) -> Path:
@@ -355,43 +346,43 @@ def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
     return run, json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
-def _alone(facts: CheckpointFacts, why: str) -> Known:
-    return Known(facts, None, {}, why, f"Metrics are not known. {why}")
+def _alone(checkpoint: CheckpointInfo, why: str) -> ModelInfo:
+    return ModelInfo(checkpoint, None, {}, why, f"Metrics are not known. {why}")
 
 
-def _joined(facts: CheckpointFacts, run: Run, results: Mapping[str, Any]) -> Known:
+def _joined(checkpoint: CheckpointInfo, run: Run, results: Mapping[str, Any]) -> ModelInfo:
     """Both, where nothing says that the checkpoint is another run's; else the run alone."""
-    other = _differing(facts, run)
+    other = _differing(checkpoint, run)
     if other:
         link = f"The checkpoint is not of the run beside it: {'; '.join(other)}."
-        return Known(None, run, results, link, None if run.test else words.no_test(run))
+        return ModelInfo(None, run, results, link, None if run.test else wording.no_test(run))
     alike = "Split, model and findings of the checkpoint are those of the run"
-    known = Known(facts, run, results, f"{alike}; no other sign tells.", None)
+    info = ModelInfo(checkpoint, run, results, f"{alike}; no other sign tells.", None)
     if run.test is None:
-        return replace(known, untested=words.no_test(run))
-    best = known.best_epoch
-    if best is not None and facts.epoch is not None and facts.epoch != best:
-        reason = f"The run tested the checkpoint of epoch {best}; this one is of {facts.epoch}"
-        return replace(known, untested=f"{reason}.")
+        return replace(info, untested=wording.no_test(run))
+    best = info.best_epoch
+    if best is not None and checkpoint.epoch is not None and checkpoint.epoch != best:
+        reason = f"The run tested the checkpoint of epoch {best}; this one is of {checkpoint.epoch}"
+        return replace(info, untested=f"{reason}.")
     if run.test.operating_point is not None:
-        if facts.points is None:
+        if checkpoint.points is None:
             reason = "The run's test is at operating points, and this checkpoint has none"
-            return replace(known, untested=f"{reason}: it is not the one that was tested.")
-        return replace(known, link=f"{alike}, and so is every operating point, to its last digit.")
-    if best is not None and facts.epoch == best:
-        return replace(known, link=f"{alike}, and its epoch is the run's best.")
-    return known
+            return replace(info, untested=f"{reason}: it is not the one that was tested.")
+        return replace(info, link=f"{alike}, and so is every operating point, to its last digit.")
+    if best is not None and checkpoint.epoch == best:
+        return replace(info, link=f"{alike}, and its epoch is the run's best.")
+    return info
 
 
-def _differing(facts: CheckpointFacts, run: Run) -> list[str]:
+def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
     """In what a checkpoint and a run contradict each other; what one does not say is nothing."""
     hidden = run.settings.get("model.hidden")
     pairs = [
-        ("split", facts.split_sha256, run.split_sha256),
-        ("model", facts.arch, run.settings.get("model.arch")),
-        ("model", None if facts.arch is None else list(facts.hidden), hidden),
-        ("image size", facts.image_size, run.settings.get("data.image_size")),
-        ("normalisation", facts.normalize, run.settings.get("data.normalize")),
+        ("split", checkpoint.split_sha256, run.split_sha256),
+        ("model", checkpoint.arch, run.settings.get("model.arch")),
+        ("model", None if checkpoint.arch is None else list(checkpoint.hidden), hidden),
+        ("image size", checkpoint.image_size, run.settings.get("data.image_size")),
+        ("normalisation", checkpoint.normalize, run.settings.get("data.normalize")),
     ]
     found = [
         f"another {name}"
@@ -399,12 +390,20 @@ def _differing(facts: CheckpointFacts, run: Run) -> list[str]:
         if own is not None and theirs is not None and own != theirs
     ]
     # A test has them all, in order; counts of the data may leave some out.
-    alike = facts.findings == run.findings if run.test else {*run.findings} <= {*facts.findings}
+    alike = (
+        checkpoint.findings == run.findings
+        if run.test
+        else {*run.findings} <= {*checkpoint.findings}
+    )
     if not alike:
         found.append("other findings")
-    if facts.points is not None and run.test is not None and run.test.operating_point is not None:
+    if (
+        checkpoint.points is not None
+        and run.test is not None
+        and run.test.operating_point is not None
+    ):
         cuts = {row.finding: row.threshold for row in run.test.per_finding}
-        if facts.points.cuts != cuts:
+        if checkpoint.points.cuts != cuts:
             found.append("other operating points")
     return list(dict.fromkeys(found))
 
@@ -474,21 +473,21 @@ def data_set(run: Run) -> DataSet:
     return DATA_SETS.get(run.data) or DataSet(run.data or "not recorded", _UNTOLD)
 
 
-def limits(known: Known, *, of_data: bool = True) -> list[str]:
+def limits(info: ModelInfo, *, of_data: bool = True) -> list[str]:
     """What to know before using the model, or believing its figures, one sentence or two each.
 
     Args:
-        known: the model.
+        info: the model.
         of_data: whether what is known of its data set is to be said here, too.
     """
-    run, test = known.run, known.test
+    run, test = info.run, info.test
     said = []
     if run is not None:
         said += [data_set(run).told] if of_data else []
         # Warnings may name files, and files may name patients.
-        said += [*words.notes(replace(run, warnings=())), *_rare(run)]
+        said += [*wording.notes(replace(run, warnings=())), *_rare(run)]
     if test is not None:
-        verdict = words.verdict(test)
+        verdict = wording.verdict(test)
         said += [
             *([] if verdict is None else [verdict]),
             "The test images come from where the training images come from: how it does "
@@ -498,10 +497,10 @@ def limits(known: Known, *, of_data: bool = True) -> list[str]:
             *_few(test),
             *_flagged(test),
         ]
-    if (size := known.image_size) is not None:
+    if (size := info.image_size) is not None:
         said.append(f"It sees {size} x {size} pixels: smaller signs are lost.")
-    if known.checkpoint is not None and known.checkpoint.points is not None:
-        images = words.counted(known.checkpoint.points.images, "validation image")
+    if info.checkpoint is not None and info.checkpoint.points is not None:
+        images = counted(info.checkpoint.points.images, "validation image")
         said.append(f"Its operating points are fitted to {images}: fit them anew for other images.")
     return said
 
@@ -511,13 +510,13 @@ def _rare(run: Run) -> list[str]:
     rare = {finding: count for finding, count in train.items() if count < FEW}
     if not rare:
         return []
-    named = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rare.items())
+    named = ", ".join(f"{readable(name)} {count}" for name, count in rare.items())
     return [f"Findings in fewer than {FEW} training images: {named}."]
 
 
 def _few(test: TestMetrics) -> list[str]:
     rows = [row for row in test.per_finding if row.auroc_ci95 is None]
-    named = ", ".join(row.finding.replace("_", " ") for row in rows)
+    named = ", ".join(readable(row.finding) for row in rows)
     return [f"Without an interval of their AUROC: {named}."] if rows else []
 
 
@@ -530,47 +529,42 @@ def _flagged(test: TestMetrics) -> list[str]:
     return [f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."]
 
 
-Facts = list[tuple[str, str]]
+Terms = list[tuple[str, str]]
 
 
-def name_of(known: Known) -> str:
-    """The run's name, else the file's."""
-    if known.run is not None:
-        return known.run.name
-    return "" if known.checkpoint is None else known.checkpoint.path.name
-
-
-def model_facts(known: Known) -> Facts:
+def model_terms(info: ModelInfo) -> Terms:
     """What the model is."""
-    facts, run = known.checkpoint, known.run
-    findings = ", ".join(map(plain, known.findings))
+    checkpoint, run = info.checkpoint, info.run
+    findings = ", ".join(map(readable, info.findings))
     said = [
-        ("Backbone", _backbone(known)),
-        ("Findings", f"{len(known.findings)}: {findings}" if findings else NONE),
-        ("Input", _input(known)),
+        ("Backbone", _backbone(info)),
+        ("Findings", f"{len(info.findings)}: {findings}" if findings else NONE),
+        ("Input", _input(info)),
     ]
-    if facts is None or facts.exported is None:
-        said.append(("Precision", NONE if run is None else words.precision_of(run)))
+    if checkpoint is None or checkpoint.exported is None:
+        said.append(("Precision", NONE if run is None else wording.precision_of(run)))
     else:
-        precision, cost = facts.exported.precision, facts.exported.int8_cost
+        precision, cost = checkpoint.exported.precision, checkpoint.exported.int8_cost
         said.append(("Precision", precision if cost is None else f"{precision}: {cost}"))
-        origin = f"from the checkpoint of SHA-256 {facts.exported.checkpoint_sha256}"
-        said.append(("Exported", f"{facts.path.name}, schema {facts.schema_version}, {origin}"))
-    if facts is not None and facts.exported is None:
-        saved = [] if facts.epoch is None else [f"epoch {facts.epoch}"]
-        saved += [] if facts.steps is None else [f"{facts.steps:,} steps"]
-        saved.append(f"schema {facts.schema_version}")
-        said.append(("Checkpoint", f"{facts.path.name}: {', '.join(saved)}"))
-    if facts is not None:
-        said.append(("Fitted", _fitted(known)))
+        origin = f"from the checkpoint of SHA-256 {checkpoint.exported.checkpoint_sha256}"
+        said.append(
+            ("Exported", f"{checkpoint.path.name}, schema {checkpoint.schema_version}, {origin}")
+        )
+    if checkpoint is not None and checkpoint.exported is None:
+        saved = [] if checkpoint.epoch is None else [f"epoch {checkpoint.epoch}"]
+        saved += [] if checkpoint.steps is None else [f"{checkpoint.steps:,} steps"]
+        saved.append(f"schema {checkpoint.schema_version}")
+        said.append(("Checkpoint", f"{checkpoint.path.name}: {', '.join(saved)}"))
+    if checkpoint is not None:
+        said.append(("Fitted", _fitted(info)))
     return said
 
 
-def training_facts(known: Known) -> Facts:
+def training_terms(info: ModelInfo) -> Terms:
     """What it was trained on, and how long."""
-    run = known.run
+    run = info.run
     if run is None:
-        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        digest = info.checkpoint.split_sha256 if info.checkpoint else None
         return [("Split hash", digest or NONE), ("All else", "not in the file")]
     full = data_set(run).name
     data = run.data or NONE
@@ -579,37 +573,40 @@ def training_facts(known: Known) -> Facts:
         ("Split", split_of(run)),
         ("Split hash", run.split_sha256 or NONE),
     ]
-    said += [(f"Images, {side.name}", _side(side.images, side.patients)) for side in run.sides]
-    seed = NONE if run.seed is None else str(run.seed)
-    if known.tested_only:
+    for split in run.sides:
+        people = "" if split.patients is None else f" of {counted(split.patients, 'patient')}"
+        said.append((f"Images, {split.name}", f"{count(split.images)}{people}"))
+    if info.tested_only:
         return [*said, ("Seed, epochs", "not known: the run tested another run's checkpoint")]
+    best = "" if info.best_epoch is None else f", the best on validation {info.best_epoch}"
+    ranks = f", {run.world_size} ranks" if run.world_size and run.world_size > 1 else ""
     return [
         *said,
-        ("First weights", _start(run)),
+        ("First weights", _first_weights(run)),
         ("Recipe", _recipe(run)),
-        ("Seed", seed),
-        ("Epochs", _epochs(known, run)),
-        ("Device", _device(run)),
+        ("Seed", NONE if run.seed is None else str(run.seed)),
+        ("Epochs", f"{len(run.history)}{best}"),
+        ("Device", f"{run.device or NONE}{ranks}"),
     ]
 
 
-def version_facts(known: Known) -> Facts:
+def version_terms(info: ModelInfo) -> Terms:
     """What it was made with."""
-    said = [(name, version) for name, version in versions(known).items() if version is not None]
+    said = [(name, version) for name, version in versions(info).items() if version is not None]
     return [(_VERSIONS.get(name, name), version) for name, version in said]
 
 
 _VERSIONS = {"xray_lightning": "xray-lightning", "git_commit": "Git commit"}
 
 
-def versions(known: Known) -> dict[str, str | None]:
+def versions(info: ModelInfo) -> dict[str, str | None]:
     """What it was made with, by name; None for what was not recorded."""
     named: dict[str, str | None] = dict.fromkeys(("python", "torch", "lightning", "xray_lightning"))
-    if known.checkpoint is not None:
-        named["lightning"] = known.checkpoint.lightning
-    if known.run is not None:
-        named |= known.run.versions
-    return {**named, "git_commit": None if known.run is None else known.run.git_commit}
+    if info.checkpoint is not None:
+        named["lightning"] = info.checkpoint.lightning
+    if info.run is not None:
+        named |= info.run.versions
+    return {**named, "git_commit": None if info.run is None else info.run.git_commit}
 
 
 def split_of(run: Run) -> str:
@@ -617,46 +614,36 @@ def split_of(run: Run) -> str:
     return last_parts(run.split) or NONE
 
 
-def _backbone(known: Known) -> str:
-    facts = known.checkpoint
-    if facts is None:
-        return known.run.model if known.run and known.run.model else NONE
-    layers = f" + FC layers {', '.join(map(str, facts.hidden))}" if facts.hidden else ""
-    size = "" if facts.parameters is None else f", {facts.parameters:,} parameters"
-    return f"{facts.arch or 'not recorded'}{layers}{size}"
+def _backbone(info: ModelInfo) -> str:
+    checkpoint = info.checkpoint
+    if checkpoint is None:
+        return info.run.model if info.run and info.run.model else NONE
+    layers = f" + FC layers {', '.join(map(str, checkpoint.hidden))}" if checkpoint.hidden else ""
+    size = "" if checkpoint.parameters is None else f", {checkpoint.parameters:,} parameters"
+    return f"{checkpoint.arch or 'not recorded'}{layers}{size}"
 
 
-def _input(known: Known) -> str:
-    size = known.image_size
-    return f"{size} x {size} px, gray, normalised {known.normalize}" if size else NONE
+def _input(info: ModelInfo) -> str:
+    size = info.image_size
+    return f"{size} x {size} px, gray, normalised {info.normalize}" if size else NONE
 
 
-def _fitted(known: Known) -> str:
-    facts = known.checkpoint
-    if facts is None or (facts.points is None and facts.calibration is None):
+def _fitted(info: ModelInfo) -> str:
+    checkpoint = info.checkpoint
+    if checkpoint is None or (checkpoint.points is None and checkpoint.calibration is None):
         return "no operating points, no calibration"
     said = []
-    if facts.points is not None:
-        target = "" if facts.points.target is None else f" {facts.points.target:g}"
-        images = words.counted(facts.points.images, "validation image")
-        said.append(f"operating points by {facts.points.rule}{target} on {images}")
-    if facts.calibration is not None:
-        images = words.counted(facts.calibration.images, "validation image")
-        said.append(f"calibration by {facts.calibration.method} on {images}")
+    if checkpoint.points is not None:
+        target = "" if checkpoint.points.target is None else f" {checkpoint.points.target:g}"
+        images = counted(checkpoint.points.images, "validation image")
+        said.append(f"operating points by {checkpoint.points.rule}{target} on {images}")
+    if checkpoint.calibration is not None:
+        images = counted(checkpoint.calibration.images, "validation image")
+        said.append(f"calibration by {checkpoint.calibration.method} on {images}")
     return "; ".join(said)
 
 
-def _side(images: int, patients: int | None) -> str:
-    people = "" if patients is None else f" of {words.counted(patients, 'patient')}"
-    return f"{count(images)}{people}"
-
-
-def _epochs(known: Known, run: Run) -> str:
-    best = "" if known.best_epoch is None else f", the best on validation {known.best_epoch}"
-    return f"{len(run.history)}{best}"
-
-
-def _start(run: Run) -> str:
+def _first_weights(run: Run) -> str:
     """The weights that training began with."""
     if (path := run.settings.get("model.weights_path")) is not None:
         return f"weights of {last_parts(str(path))}"
@@ -681,97 +668,94 @@ def _recipe(run: Run) -> str:
     return ", ".join(filter(None, parts)) if named["loss"] else NONE
 
 
-def _device(run: Run) -> str:
-    ranks = f", {run.world_size} ranks" if run.world_size and run.world_size > 1 else ""
-    return f"{run.device or NONE}{ranks}"
+SCHEMA_VERSION = 1  # of the JSON
 
 
-SCHEMA_VERSION = 1
-
-
-def as_plain(known: Known) -> dict[str, object]:
+def as_json(info: ModelInfo) -> dict[str, object]:
     """All that is known, in plain values.
 
     Keys: schema_version; name; status and reason of the run; link: how it is known that run and
     checkpoint belong together; model; checkpoint, the file; exported, how that was exported;
-    training; metrics: metrics.test of results.json,
-    as it is there; metrics_unknown: why there are none; operating_points and calibration of the
-    checkpoint; versions; notice, intended_use, out_of_scope, limits: sentences. What is not known
-    is null.
+    training; metrics: metrics.test of results.json, as it is there; metrics_unknown: why there
+    are none; operating_points and calibration of the checkpoint; versions; notice, intended_use,
+    out_of_scope, limits: sentences. What is not known is null.
     """
-    facts, run = known.checkpoint, known.run
-    points = calibration = checkpoint = exported = None
-    if facts is not None:
-        points = None if facts.points is None else facts.points.to_plain()
-        calibration = None if facts.calibration is None else facts.calibration.to_plain()
-        checkpoint = {
-            "path": str(facts.path),
-            "schema_version": facts.schema_version,
-            "epoch": facts.epoch,
-            "steps": facts.steps,
+    checkpoint, run = info.checkpoint, info.run
+    file = exported = points = calibration = None
+    if checkpoint is not None:
+        points, calibration = checkpoint.points, checkpoint.calibration
+        file = {
+            "path": str(checkpoint.path),
+            "schema_version": checkpoint.schema_version,
+            "epoch": checkpoint.epoch,
+            "steps": checkpoint.steps,
         }
-        if facts.exported is not None:
-            exported = asdict(facts.exported)
+        if checkpoint.exported is not None:
+            exported = asdict(checkpoint.exported)
             del exported["int8_cost"]
     content: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
-        "name": name_of(known),
+        "name": info.name,
         "status": None if run is None else run.status,
         "reason": None if run is None else run.reason,
-        "link": known.link,
-        "model": _model(known),
-        "checkpoint": checkpoint,
+        "link": info.link,
+        "model": _model_json(info),
+        "checkpoint": file,
         "exported": exported,
-        "training": _training(known),
-        "metrics": known.metrics,
-        "metrics_unknown": known.untested,
-        "operating_points": points,
-        "calibration": calibration,
-        "versions": versions(known),
+        "training": _training_json(info),
+        "metrics": info.metrics,
+        "metrics_unknown": info.untested,
+        "operating_points": None if points is None else points.to_plain(),
+        "calibration": None if calibration is None else calibration.to_plain(),
+        "versions": versions(info),
         "notice": NOTICE,
         "intended_use": INTENDED,
         "out_of_scope": list(OUT_OF_SCOPE),
-        "limits": limits(known),
+        "limits": limits(info),
     }
     return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
 
 
-def _model(known: Known) -> dict[str, object]:
-    facts, run = known.checkpoint, known.run
-    settings: Mapping[str, Any] = {} if run is None else run.settings
-    built: dict[str, object] = {
-        key: settings.get(f"model.{key}") for key in ("arch", "hidden", "dropout")
-    }
-    if facts is not None:
-        built = {"arch": facts.arch, "hidden": list(facts.hidden), "dropout": facts.dropout}
-    return built | {
-        "parameters": None if facts is None else facts.parameters,
-        "image_size": known.image_size,
-        "normalize": known.normalize,
-        "findings": list(known.findings),
+def _model_json(info: ModelInfo) -> dict[str, object]:
+    checkpoint, run = info.checkpoint, info.run
+    if checkpoint is not None:
+        arch, hidden, dropout = checkpoint.arch, list(checkpoint.hidden), checkpoint.dropout
+    else:
+        arch, hidden, dropout = (info.setting(f"model.{key}") for key in _BUILT)
+    return {
+        "arch": arch,
+        "hidden": hidden,
+        "dropout": dropout,
+        "parameters": None if checkpoint is None else checkpoint.parameters,
+        "image_size": info.image_size,
+        "normalize": info.normalize,
+        "findings": list(info.findings),
         "precision_asked": None if run is None else run.precision_asked,
         "precision_used": None if run is None else run.precision_used,
     }
 
 
-def _training(known: Known) -> dict[str, object]:
-    run = known.run
+_BUILT = ("arch", "hidden", "dropout")
+
+
+def _training_json(info: ModelInfo) -> dict[str, object]:
+    run = info.run
     if run is None:
-        digest = known.checkpoint.split_sha256 if known.checkpoint else None
+        digest = info.checkpoint.split_sha256 if info.checkpoint else None
         return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
-    trained = not known.tested_only
+    trained = not info.tested_only
     return {
         "data": run.data or None,
         "split": last_parts(run.split) or None,
         "split_sha256": run.split_sha256,
         "images": run.images,
-        "patients": {side.name: side.patients for side in run.sides},
-        "positives": {side.name: side.positives for side in run.sides},
+        "patients": {split.name: split.patients for split in run.sides},
+        "positives": {split.name: split.positives for split in run.sides},
         "patient_overlap": run.overlap,
         "dropped": run.dropped,
         "seed": run.seed if trained else None,
         "epochs": len(run.history) if trained else None,
-        "best_epoch": known.best_epoch,
+        "best_epoch": info.best_epoch,
         "device": run.device,
         "world_size": run.world_size,
         "strategy": run.strategy,
