@@ -18,6 +18,7 @@ from xray_lightning.data.sources.nih import (
     image_name,
     name_columns,
     patient,
+    unknown_persons,
 )
 from xray_lightning.findings import FINDINGS
 
@@ -99,10 +100,7 @@ def read_table(path: Path, faults: Faults) -> Listing:
     table = pd.DataFrame(
         {
             **name_columns(cells, values, None),
-            "follow_up": pd.array([pd.NA] * len(cells), dtype="Int64"),
-            "age": np.nan,
-            "sex": "",
-            "view": "",
+            **unknown_persons(len(cells)),
             **{finding: np.array(values[finding], dtype=np.uint8) for finding in FINDINGS},
         }
     )

@@ -175,6 +175,12 @@ def name_columns(
     }
 
 
+def unknown_persons(images: int) -> dict[str, object]:
+    """The columns of `person_columns` of a table that has none of them."""
+    follow_up = pd.array([pd.NA] * images, dtype="Int64")
+    return {"follow_up": follow_up, "age": np.nan, "sex": "", "view": ""}
+
+
 def person_columns(
     cells: pd.DataFrame, values: Mapping[str, list[Any]], faults: Faults
 ) -> dict[str, object]:
