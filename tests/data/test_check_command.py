@@ -165,7 +165,7 @@ def test_control_c_ends_with_130_and_writes_nothing(small: Path) -> None:
         "from xray_lightning.data import images\n"
         "look = images.decode_gray\n"
         "def slow(path):\n"
-        "    import time; print('looking', flush=True); time.sleep(0.02); return look(path)\n"
+        "    import os, time; os.write(1, b'looking\\n'); time.sleep(0.02); return look(path)\n"
         "images.decode_gray = slow\n"
         "from xray_lightning.cli.main import main; main()\n"
     )
