@@ -39,6 +39,7 @@ from xray_lightning.training.strategies import detect, die_with_parent, end, pro
 
 if TYPE_CHECKING:
     from xray_lightning.training.fit import Job
+    from xray_lightning.training.strategies import Strategy
 
 log = logging.getLogger("xray")
 
@@ -117,29 +118,39 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
     try:
         record = open_record(cfg, folder)
         refuse_bad_values(cfg)
-        command = launch_command(cfg)
+        strategy = make(cfg, "strategy")
+        command = launch_command(cfg, strategy)
         if command is None:
-            from xray_lightning.training.fit import run
-
-            run(build(cfg, folder, record, started=started))
-            if WORLD.rank == 0:
-                record.end("finished")
-                if record.content["metrics"]["test"] is not None:
-                    describe(folder)
-                if cfg.report:
-                    draw_report(folder)
+            train_here(cfg, record, strategy, started=started)
         else:
             launch(command, folder=folder, environ=rank_environment(started))
         if not LAUNCHED and WORLD.rank == 0:
-            log.info("results: %s", folder / "results.json")
-            log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
-            if (folder / "model_card.md").exists():
-                log.info("card:    %s", folder / "model_card.md")
-            if (folder / "report.html").exists():
-                log.info("report:  %s", folder / "report.html")
+            name_results(folder)
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
         return settle(error, cfg, folder)
+
+
+def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: float) -> None:
+    """Be a rank of the job; rank 0 ends its record, and writes the card and the report."""
+    from xray_lightning.training.fit import run
+
+    run(build(cfg, record, strategy, started=started))
+    if WORLD.rank == 0:
+        record.end("finished")
+        if record.content["metrics"]["test"] is not None:
+            describe(record.folder)
+        if cfg.report:
+            draw_report(record.folder)
+
+
+def name_results(folder: Path) -> None:
+    """Log where the results of a finished job are."""
+    log.info("results: %s", folder / "results.json")
+    log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
+    for kind, name in (("card:   ", "model_card.md"), ("report: ", "report.html")):
+        if (folder / name).exists():
+            log.info("%s %s", kind, folder / name)
 
 
 def describe(folder: Path) -> None:
@@ -203,7 +214,8 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
         earlier = RunRecord.load(folder)
         if earlier is None:
             raise UserError(f"resume={cfg.resume}: {folder / 'results.json'} cannot be read")
-        refuse_other_configuration(folder, was=earlier.content["config"], now=config)
+        was = with_moved_classes(earlier.content["config"], now=config)
+        refuse_other_configuration(folder, was=was, now=config)
         record.content["history"] = earlier.content["history"]
     if WORLD.rank == 0:
         try:
@@ -215,6 +227,21 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
                 "hydra.run.dir=FOLDER"
             ) from error
     return record
+
+
+def with_moved_classes(was: Any, *, now: Any) -> Any:
+    """An earlier configuration with each `_target_` where the class of this name is now.
+
+    A run stays resumable when a class has moved to another module; a class of another name is
+    another one.
+    """
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return was
+    moved = {key: with_moved_classes(value, now=now.get(key)) for key, value in was.items()}
+    names = [str(config.get("_target_")).rpartition(".")[2] for config in (was, now)]
+    if "_target_" in was and names[0] == names[1]:
+        moved["_target_"] = now["_target_"]
+    return moved
 
 
 def refuse_bad_values(cfg: DictConfig) -> None:
@@ -235,9 +262,8 @@ def refuse_bad_values(cfg: DictConfig) -> None:
         raise UserError(f"optimizer.lr={rate} must be a number of at least 0")
 
 
-def launch_command(cfg: DictConfig) -> list[str] | None:
+def launch_command(cfg: DictConfig, strategy: "Strategy") -> list[str] | None:
     """The command that starts this job's ranks; None when this process is to do the work."""
-    strategy = make(cfg, "strategy")
     devices = 0
     if cfg.trainer.accelerator != "cpu" and not LAUNCHED:
         from xray_lightning.hardware import choose_accelerator, cuda_devices
@@ -276,7 +302,7 @@ def rank_environment(started: float) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
-def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -> "Job":
+def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: float) -> "Job":
     """Every object that the run is made of."""
     from lightning.pytorch import seed_everything
 
@@ -309,17 +335,14 @@ def build(cfg: DictConfig, folder: Path, record: RunRecord, *, started: float) -
         channels_last=speed.channels_last,
     )
     return Job(
-        folder=folder,
         record=record,
         world=WORLD,
         started=started,
         data=data,
         classifier=classifier,
         trainer=make(cfg, "trainer"),
-        strategy=make(cfg, "strategy"),
+        strategy=strategy,
         speed=speed,
-        accelerator=cfg.trainer.accelerator,
-        precision=cfg.trainer.precision,
         judge=make(cfg, "evaluation"),
         callbacks=[callback for callback in make(cfg, "callbacks").values() if callback],
         loggers=list(make(cfg, "logger").values()),

@@ -1,21 +1,25 @@
-"""Bare training loops in a process of their own: the paper's step, ours, others' loaders."""
+"""One arm of the benchmark in a process of its own: a bare training loop, or a run of train.py."""
 
 import argparse
 import json
 import logging
+import os
 import resource
+import runpy
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from benchmarks.arms import (
+    ARMS,
     CHECKED_STEPS,
     COMPUTE_ONLY,
     LEARNING_RATE,
@@ -29,6 +33,7 @@ from xray_lightning.errors import RunFailedError, XrayError, one_line
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed
 from xray_lightning.models.backbones import build_backbone
+from xray_lightning.runs.record import FILE_NAME
 from xray_lightning.training.callbacks import WARMUP_STEPS
 from xray_lightning.training.strategies import die_with_parent
 
@@ -240,6 +245,125 @@ def _share(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+TRAIN_PY = Path(__file__).resolve().parent.parent / "train.py"
+LOSSES = "losses.json"
+SPEED_FIELDS = {field.name for field in fields(Speed)}
+EVERY_SWITCH = {"fused": True, "cuda_graph": True}  # those that are off by default: experiment=fast
+
+
+class FirstLosses(Callback):
+    """Writes the loss of every step; each look waits for the device, so only the check uses it.
+
+    Args:
+        path: a JSON file, a list of the losses so far.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        self._losses.append(float(outputs["loss"]))
+        write_atomically(self._path, json.dumps(self._losses))
+
+
+def whole_run(
+    options: argparse.Namespace, workload: Workload, switches: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fit with train.py in this process; returns its first losses, or its results.json's clocks.
+
+    Validates once, at the end; the callbacks and the logger are those of a default run.
+
+    Args:
+        switches: what differs from experiment=fast.
+    """
+    folder: Path = options.folder
+    overrides = run_overrides(workload, switches, folder=folder, cache_dir=options.cache_dir)
+    if options.task == "check":
+        overrides += [
+            "precision=32-true",
+            "trainer.max_epochs=1",
+            f"+trainer.limit_train_batches={CHECKED_STEPS}",
+            "+trainer.limit_val_batches=0",
+            "logger=none",
+            *(f"callbacks.{name}=null" for name in ("best", "last", "inputs")),
+            "+callbacks.losses._target_=benchmarks.loop.FirstLosses",
+            f"+callbacks.losses.path={_quoted(folder / LOSSES)}",
+        ]
+    else:
+        overrides += [
+            f"precision={options.precision}",
+            f"trainer.max_epochs={workload.epochs}",
+            f"+trainer.check_val_every_n_epoch={workload.epochs}",
+            f"+callbacks.best.every_n_epochs={workload.epochs}",
+        ]
+    _train(overrides, started=options.started)
+    if options.task == "check":
+        return {"losses": json.loads((folder / LOSSES).read_text())}
+    results = json.loads((folder / FILE_NAME).read_text())
+    timing = results["timing"]
+    return {
+        "images_per_second": timing["steady_images_per_second"],
+        "data_wait_fraction": timing["data_wait_fraction"],
+        "timed_steps": workload.timed_steps,
+        "last_loss": results["history"][-1]["train_loss"],
+        "peak_memory_bytes": timing["peak_memory_bytes"],
+        "timing": timing,
+    }
+
+
+def run_overrides(
+    workload: Workload, switches: Mapping[str, Any], *, folder: Path, cache_dir: Path
+) -> list[str]:
+    """The command line of train.py for a workload, without precision and epochs."""
+    switches = {**EVERY_SWITCH, **switches}
+    speed = {key: value for key, value in switches.items() if key in SPEED_FIELDS}
+    data = {key: switches[key] for key in ("cache", "device_memory_share") if key in switches}
+    threads = "null" if workload.threads is None else workload.threads
+    return [
+        "name=benchmark",
+        f"hydra.run.dir={_quoted(folder)}",
+        f"seed={workload.seed}",
+        "stages=[fit]",
+        "report=false",
+        "data=nih",
+        f"data.name={_quoted(Path(workload.data).name)}",
+        f"data.root={_quoted(workload.data)}",
+        f"data.split={_quoted(workload.split)}",
+        "data.allow_patient_overlap=true",  # nothing is judged here
+        f"data.image_size={workload.image_size}",
+        f"data.batch_size={workload.batch_size}",
+        f"data.cache_dir={_quoted(cache_dir)}",
+        *(f"data.{key}={value}" for key, value in data.items()),
+        f"model.arch={workload.arch}",
+        f"model.weights_path={_quoted(workload.weights)}",
+        f"optimizer.lr={LEARNING_RATE}",
+        f"optimizer.fused={switches['fused']}",
+        f"accelerator={workload.accelerator}",
+        f"speed.threads={threads}",
+        *(f"speed.{key}={value}" for key, value in speed.items()),
+    ]
+
+
+def _quoted(value: str | Path) -> str:
+    """A text as Hydra's command line takes it literally."""
+    escaped = str(value).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _train(overrides: list[str], *, started: float) -> None:
+    """Run train.py here: torch is imported already, and the end of this process is its end."""
+    os.environ["XRAY_STARTED"] = str(started)
+    sys.argv = [str(TRAIN_PY), *overrides]
+    try:
+        runpy.run_path(str(TRAIN_PY), run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
 TASKS = ("check", "trial", "time")
 
 
@@ -257,34 +381,18 @@ def main() -> int:
 
 
 def _do(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.arms import ARMS, Workload
-
     workload = Workload.read(options.workload)
     if options.workers is not None:
         workload = replace(workload, workers=options.workers)
     switches = ARMS[options.arm].run
     if switches is not None:
-        return _whole_run(options, workload, switches)
-
+        return whole_run(options, workload, switches)
     if options.task == "check":
         return {"losses": check(workload, options.arm)}
     if options.task == "trial":
         return {"images_per_second": trial(workload, precision=options.precision)}
     found = measure(workload, options.arm, precision=options.precision, steps=workload.timed_steps)
     return _with_finite_loss(found)
-
-
-def _whole_run(options: argparse.Namespace, workload: Any, switches: Any) -> dict[str, Any]:
-    from benchmarks import side_by_side as own_run
-
-    places = {
-        "folder": options.folder,
-        "cache_dir": options.cache_dir,
-        "started": options.started,
-    }
-    if options.task == "check":
-        return {"losses": own_run.check(workload, switches, **places)}
-    return own_run.measure(workload, switches, precision=options.precision, **places)
 
 
 def _with_finite_loss(found: dict[str, Any]) -> dict[str, Any]:

@@ -9,28 +9,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from time import monotonic
 from typing import Annotated, Any
 
-import torch
 import typer
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
 from benchmarks.arms import (
     CHECKED_STEPS,
     COMPUTE_ONLY,
     DALI,
-    LEARNING_RATE,
     PAPER_LOOP,
     PRECISIONS,
     Arm,
@@ -41,21 +35,24 @@ from benchmarks.arms import (
     refuse_unknown,
     source_size,
 )
-from benchmarks.results import machine, ratios, ratios_by_precision, summarise, table
-from xray_lightning.cli.output import command_line
-from xray_lightning.data.transforms import Normalize
+from benchmarks.results import (
+    command_line,
+    machine,
+    print_table,
+    ratios,
+    ratios_by_precision,
+    summarise,
+    table,
+    write_readme,
+)
+from xray_lightning.cli import main as cli
 from xray_lightning.errors import RunFailedError, UserError, XrayError, check_whole, one_line
 from xray_lightning.files import write_atomically
-from xray_lightning.hardware import Speed, choose_accelerator
-from xray_lightning.models.backbones import build_backbone
-from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.losses import BinaryCrossEntropy
+from xray_lightning.hardware import choose_accelerator
 from xray_lightning.parallel import threads
 from xray_lightning.progress import live_bar, on_terminal
-from xray_lightning.runs.record import FILE_NAME, RunRecord, finite
-from xray_lightning.training.callbacks import WARMUP_STEPS, InputGrid, LastCheckpoint
-from xray_lightning.training.fit import Job, run
-from xray_lightning.training.strategies import Single, World
+from xray_lightning.runs.record import finite
+from xray_lightning.training.callbacks import WARMUP_STEPS
 
 # Relative, of two losses that should be equal. The first comes from the pixels, the weights and
 # the order alone. Then Adam's updates, the learning rate times the gradient's sign whatever its
@@ -216,7 +213,7 @@ def _last_line(log: Path, exit_code: int) -> str:
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         return f"ended by {name}" + (f" ({one_line(Exception(lines[-1]))})" if lines else "")
-    return lines[-1].strip() if lines else f"exit code {exit_code}"
+    return lines[-1].strip().removeprefix("xray: error: ") if lines else f"exit code {exit_code}"
 
 
 def worker_counts(cores: int) -> list[int]:
@@ -237,158 +234,6 @@ def loss_difference(losses: dict[str, list[float]], arm: str, reference: str) ->
     return (
         f"{arm}: its first losses are {shown[arm]}, and those of {reference} {shown[reference]}: "
         "other pixels, weights or order"
-    )
-
-
-SPEED_FIELDS = {field.name for field in fields(Speed)}
-EVERY_SWITCH = {"fused": True, "cuda_graph": True}  # those that are off by default: experiment=fast
-
-
-class _Losses(Callback):
-    """Keeps the loss of every step; each look waits for the device, so only the check uses it."""
-
-    def __init__(self) -> None:
-        self.kept: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        self.kept.append(float(outputs["loss"]))
-
-
-def check(
-    workload: Workload,
-    switches: Mapping[str, Any],
-    *,
-    folder: Path,
-    cache_dir: Path,
-    started: float,
-) -> list[float]:
-    """The losses of the first steps, in float32."""
-    losses = _Losses()
-    trainer = _trainer(epochs=1, limit_train_batches=CHECKED_STEPS, limit_val_batches=0)
-    job = _job(
-        workload,
-        switches,
-        folder=folder,
-        cache_dir=cache_dir,
-        started=started,
-        precision="32-true",
-        trainer=trainer,
-        callbacks=[losses],
-    )
-    run(job)
-    return losses.kept
-
-
-def measure(
-    workload: Workload,
-    switches: Mapping[str, Any],
-    *,
-    folder: Path,
-    cache_dir: Path,
-    started: float,
-    precision: str,
-) -> dict[str, Any]:
-    """Fit for the workload's steps, validate once at the end, and read the clocks of results.json.
-
-    The callbacks and the logger are those of a default run.
-    """
-    checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor="val/auroc_macro",
-        mode="max",
-        save_weights_only=True,
-        save_on_train_epoch_end=True,
-        every_n_epochs=workload.epochs,
-        enable_version_counter=False,
-    )
-    last = LastCheckpoint(checkpoints / "last.ckpt")
-    job = _job(
-        workload,
-        switches,
-        folder=folder,
-        cache_dir=cache_dir,
-        started=started,
-        precision=precision,
-        trainer=_trainer(epochs=workload.epochs, check_val_every_n_epoch=workload.epochs),
-        callbacks=[best, last, LearningRateMonitor(), InputGrid()],
-        loggers=[TensorBoardLogger(folder, name="tensorboard", version="")],
-    )
-    run(job)
-    job.record.end("finished")
-    record = json.loads((folder / FILE_NAME).read_text())
-    timing = record["timing"]
-    return {
-        "images_per_second": timing["steady_images_per_second"],
-        "data_wait_fraction": timing["data_wait_fraction"],
-        "timed_steps": workload.timed_steps,
-        "last_loss": record["history"][-1]["train_loss"],
-        "peak_memory_bytes": timing["peak_memory_bytes"],
-        "timing": timing,
-    }
-
-
-def _trainer(*, epochs: int, **further: Any) -> partial[Trainer]:
-    return partial(
-        Trainer,
-        max_epochs=epochs,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        **further,
-    )
-
-
-def _job(
-    workload: Workload,
-    switches: Mapping[str, Any],
-    *,
-    folder: Path,
-    cache_dir: Path,
-    started: float,
-    precision: str,
-    trainer: partial[Trainer],
-    callbacks: Sequence[Callback],
-    loggers: Sequence[Logger] = (),
-) -> Job:
-    switches = {**EVERY_SWITCH, **switches}
-    seed_everything(workload.seed, verbose=False)
-    speed = Speed(
-        threads=workload.threads,
-        **{key: value for key, value in switches.items() if key in SPEED_FIELDS},
-    )
-    of_data = {key: switches[key] for key in ("cache", "device_memory_share") if key in switches}
-    classifier = Classifier(
-        backbone=build_backbone(arch=workload.arch, weights_path=workload.weights),
-        loss=BinaryCrossEntropy(),
-        normalize=Normalize(),
-        optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, fused=switches["fused"]),
-        channels_last=speed.channels_last,
-    )
-    name = "benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
-    record = RunRecord.start(folder, name=name, command="", seed=workload.seed, config={})
-    record.write()
-    return Job(
-        folder=folder,
-        record=record,
-        world=World("none"),
-        started=started,
-        data=workload.data_module(cache_dir=cache_dir, **of_data),
-        classifier=classifier,
-        trainer=trainer,
-        strategy=Single(),
-        accelerator=workload.accelerator,
-        precision=precision,
-        judge=lambda **predictions: {},  # nothing is tested
-        callbacks=callbacks,
-        loggers=loggers,
-        stages=["fit"],
-        speed=speed,
     )
 
 
@@ -540,9 +385,6 @@ def _content(
     return content | {"table": table(content)}
 
 
-# Each command imports what it needs itself: `xray --help` should not wait for torch.
-
-
 def main(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data set: a CSV as NIH's, and its images.")
@@ -570,8 +412,6 @@ def main(
 
     Example: [bold]python -m benchmarks.side_by_side --arms ours,compute_only --data DIR[/bold]
     """
-    from benchmarks.results import print_table, write_readme
-
     console = Console()
     if readme is not None:
         page = write_readme(readme)
@@ -582,7 +422,7 @@ def main(
 
     options = Options(
         data=data,
-        command=command_line("python", "-m", "benchmarks.side_by_side"),
+        command=command_line(),
         arms=split_names(arms),
         model=model,
         image_size=image_size,
@@ -608,9 +448,12 @@ def split_names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-if __name__ == "__main__":
-    from xray_lightning.cli import main as cli
-
+def run_command() -> None:
+    """Run this process's command line; errors that a user can cause are one line."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(main)
     cli.run(app)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -4,12 +4,14 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -278,9 +280,33 @@ def test_testing_a_checkpoint_says_which_of_this_runs_wishes_its_own_points_over
     assert "keeps its own operating points (rule youden" in ended.stdout + ended.stderr
 
 
+def train_module() -> ModuleType:
+    """train.py, imported under another name."""
+    spec = importlib.util.spec_from_file_location("train_under_test", TRAIN_PY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_stays_resumable_when_a_class_has_moved_to_another_module() -> None:
+    was = {"augment": {"_target_": "old.place.Augment", "rotate": 5}, "loss": {}, "seed": 0}
+    now = {"augment": {"_target_": "new.Augment", "rotate": 5}, "loss": {}, "seed": 0}
+    with_moved_classes = train_module().with_moved_classes
+    assert with_moved_classes(was, now=now) == now
+    other = {"augment": {"_target_": "new.Other", "rotate": 5}, "loss": None, "seed": 1}
+    assert with_moved_classes(was, now=other) == was
+
+
 def test_a_resumed_run_goes_on_in_its_folder(
     earlier: Path, first: Ended, phantoms: Path, call: Call
 ) -> None:
+    record = earlier / "results.json"  # as of a release with its modules in other places
+    old = re.sub(
+        r'(?<="_target_": ")xray_lightning[\w.]*\.', "xray_lightning.x.", record.read_text()
+    )
+    record.write_text(old)
     ended = call(f"resume={earlier}", "trainer.max_epochs=2")
     assert ended.exit_code == 0, ended.stderr
     assert not (ended.folder / "runs").exists()
@@ -354,11 +380,7 @@ def test_fault_28_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None
 def test_fault_27_a_clock_set_back_overwrites_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("train_under_test", TRAIN_PY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = train_module()
 
     class Stopped(datetime):
         @classmethod

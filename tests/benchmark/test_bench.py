@@ -1,4 +1,4 @@
-"""`xray bench` as a command, on phantoms: what it times, what it refuses, what it leaves behind."""
+"""`benchmarks.side_by_side` on phantoms: what it times, what it refuses, what it leaves behind."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from benchmarks.side_by_side import Options, loss_difference, workload_of
 from benchmarks.side_by_side import bench as time_arms
 from xray_lightning.errors import UserError
 
-PATHS = {"PYTHONPATH": str(REPOSITORY)}
+COMMAND = (sys.executable, "-m", "benchmarks.side_by_side")
 TINY = ("--image-size", "32", "--batch-size", "16", "--repeats", "1", "--steps", "1")
 # Loaded by every process of the test: two of the arms are not what they should be.
 SABOTAGE = """
@@ -43,12 +44,12 @@ class Benched:
     content: dict[str, Any]
 
 
-def bench(*arguments: str | Path, folder: Path, **variables: str) -> Benched:
+def bench(*arguments: str | Path, folder: Path) -> Benched:
     out = folder / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.side_by_side", *map(str, arguments)],
+        [*COMMAND, *map(str, arguments)],
         cwd=folder,
-        env=environment(TMPDIR=str(folder), **PATHS | variables),
+        env=environment(TMPDIR=str(folder), PYTHONPATH=f"{folder}{os.pathsep}{REPOSITORY}"),
         capture_output=True,
         text=True,
         timeout=240,
@@ -71,15 +72,7 @@ def timed(phantoms: Path, folder: Path) -> Benched:
     (folder / "sitecustomize.py").write_text(SABOTAGE)
     arms = "paper_loop,ours,ours_no_channels_last,compute_only"
     options = (*TINY, "--threads", "1", "--precision", "32-true", "--json", "bench.json")
-    return bench(
-        "--data",
-        phantoms,
-        "--arms",
-        arms,
-        *options,
-        folder=folder,
-        PYTHONPATH=f"{folder}{os.pathsep}{REPOSITORY}",
-    )
+    return bench("--data", phantoms, "--arms", arms, *options, folder=folder)
 
 
 def test_the_sound_arms_are_timed_and_compared(benched: Benched) -> None:
@@ -139,9 +132,27 @@ def test_the_json_tells_where_and_how_it_was_measured(benched: Benched) -> None:
     assert "compute_only" in benched.stdout
 
 
-def test_the_page_of_a_folder_is_written_by_the_command(benched: Benched, tmp_path: Path) -> None:
+@pytest.fixture
+def bench_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Benched]:
+    """The same command line in this process, which has imported torch already."""
+
+    def run(*arguments: str | Path) -> Benched:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["side_by_side.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            side_by_side.run_command()
+        return Benched(int(ended.value.code or 0), *capsys.readouterr(), {})
+
+    return run
+
+
+def test_the_page_of_a_folder_is_written_by_the_command(
+    benched: Benched, tmp_path: Path, bench_here: Callable[..., Benched]
+) -> None:
     (tmp_path / "one.json").write_text(json.dumps(benched.content))
-    done = bench("--readme", tmp_path, folder=tmp_path)
+    done = bench_here("--readme", tmp_path)
     assert (done.exit_code, done.stderr) == (0, "")
     page = (tmp_path / "README.md").read_text()
     assert benched.content["table"]["title"] in page
@@ -188,9 +199,9 @@ def test_a_peer_computes_the_same_losses(
     ],
 )
 def test_what_cannot_be_timed_is_one_line_and_exit_code_2(
-    arguments: tuple[str, ...], told: str, phantoms: Path, tmp_path: Path
+    arguments: tuple[str, ...], told: str, phantoms: Path, bench_here: Callable[..., Benched]
 ) -> None:
-    done = bench("--data", phantoms, "--accelerator", "cpu", *arguments, folder=tmp_path)
+    done = bench_here("--data", phantoms, "--accelerator", "cpu", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert told in done.stderr
@@ -221,8 +232,9 @@ def test_a_missing_peer_that_was_named_is_an_error_with_its_install_line(phantom
 def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(phantoms), "--arms", "compute_only", *TINY]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.side_by_side", *arguments],
-        env=environment(TMPDIR=str(tmp_path), **PATHS),
+        [*COMMAND, *arguments],
+        cwd=REPOSITORY,
+        env=environment(TMPDIR=str(tmp_path)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 from time import monotonic, perf_counter
@@ -19,6 +20,7 @@ from rich.console import Console
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
+from xray_lightning.evaluation.judge import Judge
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -44,24 +46,24 @@ log = logging.getLogger(__name__)
 STAGES = ("fit", "test")
 SCALER_PATIENCE = 20  # fp16 steps in a row that loss scaling may skip before the run is given up
 
-Judge = Callable[..., dict[str, Any]]  # evaluation.judge.Judge, or the like
-
 
 @dataclass
 class Job:
-    """Everything that one run is made of."""
+    """Everything that one run is made of.
 
-    folder: Path
+    Attributes:
+        trainer: `Trainer` with the options of the configuration, `accelerator` and `precision`
+            as asked for among them.
+    """
+
     record: RunRecord
     world: World
     started: float  # time.monotonic() of the first process of this run
     data: XrayDataModule
     classifier: Classifier
-    trainer: Callable[..., Trainer]
+    trainer: partial[Trainer]
     strategy: Strategy
     speed: Speed
-    accelerator: str
-    precision: str
     judge: Judge
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[Logger] = ()
@@ -69,6 +71,16 @@ class Job:
     ckpt_path: Path | None = None
     resume: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.record.folder
+
+    @property
+    def precision(self) -> str:
+        """The precision that was asked for."""
+        return str(self.trainer.keywords["precision"])
 
     @property
     def leads(self) -> bool:
@@ -83,7 +95,7 @@ def run(job: Job) -> None:
         XrayError: the run cannot start, or failed.
     """
     _refuse_bad_stages(job)
-    accelerator = choose_accelerator(job.accelerator)
+    accelerator = choose_accelerator(job.trainer.keywords["accelerator"])
     precision = choose_precision(job.precision, accelerator=accelerator)
     options = job.strategy.trainer_options(accelerator)
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
