@@ -7,8 +7,8 @@
 #
 # Results and logs go to $OUT (out), each as soon as it is there. A part that fails or takes too long
 # stops no other; the table at the end (parts.txt) has them all. It draws its own images.
-# ACCELERATOR=cpu tries it out; IMAGES, SIZE, EPOCHS, BATCHES, STEPS, REPEATS, LARGE, JOBS, BUDGET
-# and SLOW make it small.
+# ACCELERATOR=cpu tries it out; IMAGES, SIZE, EPOCHS, ROWS, MODELS, BATCHES, STEPS, REPEATS and LARGE
+# make it small, and JOBS, BUDGET and SLOW suit a slow machine.
 set -uo pipefail
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,8 +16,8 @@ accelerator=${ACCELERATOR:-cuda}
 size=${SIZE:-224}
 slow=${SLOW:-1} # by how much the limits of all parts are multiplied
 fast=(precision=bf16-mixed optimizer.fused=true speed.cuda_graph=true) # as experiment=fast
-rows=(paper_2_resnet18_cuda paper_3_resnet18_mpi paper_4_resnet18_mpi_amp_sched
-    paper_5_resnet50_mpi_amp_sched)
+read -ra rows <<<"${ROWS:-paper_2_resnet18_cuda paper_3_resnet18_mpi \
+paper_4_resnet18_mpi_amp_sched paper_5_resnet50_mpi_amp_sched}"
 
 wheels() { # for Python 3.12 on Linux, without what comes with torch and Lightning
     cd "$repository" || exit 1
@@ -142,7 +142,7 @@ smoke() {
     wait
     beside part resume 60 python3 "$repository/train.py" resume=runs/loss_scaling \
         trainer.max_epochs=$((${EPOCHS:-1} + 1))
-    local model=runs/paper_5_resnet50_mpi_amp_sched_fast/checkpoints/best.ckpt few
+    local model=runs/${rows[-1]}_fast/checkpoints/best.ckpt few
     few=$(find images -name '*.png' | sort | head -n 8)
     beside xray predict 60 predict "$model" images --out "$out/predictions.csv" \
         --accelerator "$accelerator"
@@ -182,7 +182,7 @@ measure() {
         "benchmarks/gpu.sh measure"
     # b and c. Ours against compute-only; images/s of ResNet50 at batch 256.
     for batch in ${BATCHES:-256 32}; do
-        for model in resnet50 resnet18; do
+        for model in ${MODELS:-resnet50 resnet18}; do
             part "${model}_batch${batch}" 120 python3 -m benchmarks.side_by_side \
                 --arms ours,compute_only --data images --model "$model" --image-size "$size" \
                 --batch-size "$batch" --precision bf16-mixed --accelerator "$accelerator" \
@@ -191,11 +191,11 @@ measure() {
         done
     done
     # d. Predictions: the whole command, then the forward passes alone.
-    local run=runs/paper_5_resnet50_mpi_amp_sched
-    xray predict 60 predict "$run/checkpoints/best.ckpt" images --out predictions.csv \
+    local best=runs/${rows[-1]}/checkpoints/best.ckpt
+    xray predict 60 predict "$best" images --out predictions.csv \
         --batch-size 256 --accelerator "$accelerator"
     part onnx_speed 90 python3 -m benchmarks.onnx_speed --data images --repeats "${REPEATS:-3}" \
-        --accelerator "$accelerator" --json "$out/gpu_onnx_speed.json" "$run/checkpoints/best.ckpt"
+        --accelerator "$accelerator" --json "$out/gpu_onnx_speed.json" "$best"
     # e. Files of 1024 px on all cores.
     xray large_images 60 data phantom large --images "${LARGE:-200}" --size 1024
     part cache_build 60 python3 -m benchmarks.cache_build --data large --repeats "${REPEATS:-3}" \

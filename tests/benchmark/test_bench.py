@@ -52,7 +52,7 @@ def bench(*arguments: str | Path, folder: Path) -> Benched:
         env=environment(TMPDIR=str(folder), PYTHONPATH=f"{folder}{os.pathsep}{REPOSITORY}"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,  # ten processes, each of which imports torch
     )
     content = json.loads(out.read_text()) if out.exists() else {}
     return Benched(done.returncode, done.stdout, done.stderr, content)
@@ -179,7 +179,7 @@ def test_a_peer_computes_the_same_losses(
         env=environment(PYTHONWARNINGS="ignore"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     losses = {
@@ -247,7 +247,7 @@ def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path)
     while not (arm := listed.read_text().split()):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert not any(Path(f"/proc/{number}").exists() for number in arm)
