@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,21 @@ def classifier(scheduler: Any = None, loss: Any = None) -> Classifier:
     )
 
 
-def trainer(tmp_path: Path, *callbacks: Callback, epochs: int = EPOCHS, **further: Any) -> Trainer:
+def trainer(
+    tmp_path: Path,
+    *callbacks: Callback,
+    epochs: int = EPOCHS,
+    accelerator: str = "cpu",
+    plugins: Sequence[Any] | None = None,
+    **further: Any,
+) -> Trainer:
     return Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         max_epochs=epochs,
         logger=False,
         callbacks=[*callbacks, LastCheckpoint(tmp_path / "last.ckpt")],
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        plugins=[AtomicCheckpointIO(), *([LightningEnvironment()] if plugins is None else plugins)],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_progress_bar=False,
