@@ -9,16 +9,18 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 CHUNK = 2**18  # bytes at once
 # Answers that a later try may not get (RFC 9110, section 15; 425 is RFC 8470, 429 RFC 6585).
@@ -72,235 +74,6 @@ class PassingFaultError(Exception):
         self.retry_after = retry_after
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What the bytes of a .part file belong to: only the same file may go on with them."""
-
-    validator: str | None = None  # a strong ETag, or Last-Modified (RFC 9110, section 13.1.5)
-    size: int | None = None
-
-
-def transfer(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
-    """Try once to have the whole file in `part`, going on from what is there.
-
-    Raises:
-        PassingFaultError: what a later try may not meet; all that came is kept.
-        UserError: the server does not have the file.
-        RunFailedError: it sends something else, or the disk fails.
-    """
-    origin, have = _known(part)
-    if have and have == origin.size:
-        watch.begin(have, have)
-        return
-    try:
-        response = _open(url, have, origin, timeout=patience.stall_seconds)
-    except urllib.error.HTTPError as error:
-        with error:
-            _refuse(url, part, error)
-        raise  # _refuse has raised
-    except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url, error) from error
-    with response:
-        if response.status == 206:
-            _check_continues(part, response, have, origin)
-        elif response.status == 200:  # all of it: the first time, changed, or without ranges
-            have, origin = 0, _Origin(_validator(response), _length(response))
-            _check_size(url, origin.size or 0, most)
-            _start(part, origin)
-        else:
-            raise RunFailedError(f"{url} answers {response.status} where a file was expected")
-        watch.begin(have, origin.size)
-        _receive(url, part, response, most=most, watch=watch, patience=patience)
-    if origin.size is not None and size_of(part) < origin.size:
-        raise PassingFaultError("the connection was cut")
-
-
-def _open(url: str, have: int, origin: _Origin, *, timeout: float) -> Any:
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if origin.validator:
-            headers["If-Range"] = origin.validator
-    # No handler for ftp: or file:, wherever a redirect may lead.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
-
-
-def _refuse(url: str, part: Path, error: urllib.error.HTTPError) -> None:
-    """Raise what an answer that is no success means."""
-    answer = f"answers {error.code} {printable(str(error.reason))}".strip()
-    if error.code == 416:  # there is nothing after what we have: it was another file's
-        forget(part)
-        raise PassingFaultError(f"{answer}; starting over") from error
-    if error.code in PASSING:
-        wait = _retry_after(error.headers.get("Retry-After"))
-        raise PassingFaultError(answer, retry_after=wait) from error
-    raise UserError(f"{url} {answer}; is it the right address?") from error
-
-
-def _unreachable(url: str, error: Exception) -> Exception:
-    reason = getattr(error, "reason", None) or error
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return UserError(f"{url}: its certificate cannot be trusted: {reason.verify_message}")
-    if isinstance(reason, TimeoutError):
-        return PassingFaultError("no answer in time")
-    return PassingFaultError(f"cannot be reached ({_told(reason)})")
-
-
-def _check_continues(part: Path, response: Any, have: int, origin: _Origin) -> None:
-    """Refuse a 206 that does not start where our bytes end, or is of a file of another size."""
-    found = re.fullmatch(
-        r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""), re.ASCII
-    )
-    if found is None or int(found[1]) != have or found[2] not in ("*", str(origin.size)):
-        forget(part)
-        raise PassingFaultError("the file there has changed; starting over")
-
-
-def _receive(
-    url: str, part: Path, response: Any, *, most: int, watch: Watch, patience: Patience
-) -> None:
-    """Append the body to the file as it comes."""
-    have = size_of(part)
-    fresh, since = 0, time.monotonic()
-    with _opened(part, "ab") as stream:
-        while True:
-            try:
-                chunk = response.read1(CHUNK)
-            except TimeoutError as error:
-                raise PassingFaultError("the connection stalled") from error
-            except (OSError, http.client.HTTPException) as error:
-                raise PassingFaultError(f"the connection was cut ({_told(error)})") from error
-            if not chunk:
-                return
-            have += len(chunk)
-            _check_size(url, have, most)
-            _append(part, stream, chunk)
-            watch.advance(len(chunk))
-            fresh += len(chunk)
-            if fresh >= patience.stall_bytes:
-                fresh, since = 0, time.monotonic()
-            elif time.monotonic() - since > patience.stall_seconds:
-                raise PassingFaultError("the connection has all but stalled")
-
-
-def _check_size(url: str, size: int, most: int) -> None:
-    if size > most:
-        raise RunFailedError(
-            f"{url}: {size:,} bytes or more, where the file has at most {most:,}; not the right one"
-        )
-
-
-# -- the file and the notes about it ---------------------------------------------------------------
-
-
-def _known(part: Path) -> tuple[_Origin, int]:
-    """Where the bytes of `part` came from and how many may be gone on with."""
-    try:
-        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
-        origin = _Origin(notes["validator"], notes["size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return _Origin(), 0
-    have = size_of(part)
-    if origin.size is not None and have > origin.size:
-        return _Origin(), 0
-    return origin, have
-
-
-def _start(part: Path, origin: _Origin) -> None:
-    """Empty the file, then note what it will hold: a kill in between leaves no wrong pair."""
-    _opened(part, "wb").close()
-    notes = {"validator": origin.validator, "size": origin.size}
-    try:
-        write_atomically(_notes(part), json.dumps(notes) + "\n")
-    except OSError as error:
-        raise _unwritable(part, error) from error
-
-
-def forget(part: Path) -> None:
-    """Remove what was fetched and the notes about it."""
-    part.unlink(missing_ok=True)
-    _notes(part).unlink(missing_ok=True)
-
-
-def _notes(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def size_of(part: Path) -> int:
-    with suppress(OSError):
-        return part.stat().st_size
-    return 0
-
-
-def _opened(part: Path, mode: str) -> IO[bytes]:
-    try:
-        return open(part, mode, buffering=0)
-    except OSError as error:
-        raise _unwritable(part, error) from error
-
-
-def _append(part: Path, stream: IO[bytes], chunk: bytes) -> None:
-    """Write all of it, unbuffered: at any kill the file holds a beginning of the right bytes."""
-    view = memoryview(chunk)
-    try:
-        while view:
-            view = view[stream.write(view) :]
-    except OSError as error:
-        raise _unwritable(part, error) from error
-
-
-def _unwritable(part: Path, error: OSError) -> RunFailedError:
-    return RunFailedError(f"{part} cannot be written: {error.strerror or error}")
-
-
-# -- headers ---------------------------------------------------------------------------------------
-
-
-def _validator(response: Any) -> str | None:
-    etag = response.headers.get("ETag")
-    if etag and not etag.startswith("W/"):
-        return str(etag)
-    return response.headers.get("Last-Modified") or None
-
-
-def _length(response: Any) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - datetime.now(UTC)).total_seconds()
-
-
-def _told(error: object) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
-
-
-log = logging.getLogger(__name__)
-
-
 def check_base(option: str, url: str) -> str:
     """The address of a folder with its closing slash; raises UserError unless it is HTTP."""
     if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
@@ -328,7 +101,7 @@ def fetch_verified(
     fault = ""
     for last in (False, True):
         fetch(url, part, most=most, watch=watch, patience=patience)
-        found, size = md5_of(part), part.stat().st_size
+        found, size = _md5_of(part), part.stat().st_size
         if found == md5:
             return
         forget(part)
@@ -340,13 +113,13 @@ def fetch_verified(
 
 def fetch(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
     """Have the whole file in `part`, going on from what is there; raises as `fetch_verified`."""
-    failures, best = 0, size_of(part)
+    failures, best = 0, _size_of(part)
     while True:
         try:
-            transfer(url, part, most=most, watch=watch, patience=patience)
+            _transfer(url, part, most=most, watch=watch, patience=patience)
             return
         except PassingFaultError as fault:
-            have = size_of(part)
+            have = _size_of(part)
             failures = 0 if have > best else failures + 1
             best = max(best, have)
             if failures >= patience.tries:
@@ -359,8 +132,211 @@ def fetch(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) 
             patience.sleep(wait)
 
 
-def md5_of(path: Path) -> str:
+@dataclass(frozen=True)
+class _Origin:
+    """What the bytes of a .part file belong to: only the same file may go on with them."""
+
+    validator: str | None = None  # a strong ETag, or Last-Modified (RFC 9110, section 13.1.5)
+    size: int | None = None
+
+
+def _transfer(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
+    """Try once to have the whole file in `part`, going on from what is there.
+
+    Raises:
+        PassingFaultError: what a later try may not meet; all that came is kept.
+        UserError: the server does not have the file.
+        RunFailedError: it sends something else, or the disk fails.
+    """
+    origin, have = _known(part)
+    if have and have == origin.size:
+        watch.begin(have, have)
+        return
+    try:
+        response = _open(url, have, origin, timeout=patience.stall_seconds)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refusal(url, part, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(url, error) from error
+    with response:
+        if response.status == 206:
+            _check_continues(part, response, have, origin)
+        elif response.status == 200:  # all of it: the first time, changed, or without ranges
+            have, origin = 0, _Origin(_validator(response), _length(response))
+            _check_size(url, origin.size or 0, most)
+            _start(part, origin)
+        else:
+            raise RunFailedError(f"{url} answers {response.status} where a file was expected")
+        watch.begin(have, origin.size)
+        _receive(url, part, response, most=most, watch=watch, patience=patience)
+    if origin.size is not None and _size_of(part) < origin.size:
+        raise PassingFaultError("the connection was cut")
+
+
+def _open(url: str, have: int, origin: _Origin, *, timeout: float) -> Any:
+    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if origin.validator:
+            headers["If-Range"] = origin.validator
+    # No handler for ftp: or file:, wherever a redirect may lead.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+
+
+def _refusal(url: str, part: Path, error: urllib.error.HTTPError) -> Exception:
+    """What an answer that is no success means."""
+    answer = f"answers {error.code} {printable(str(error.reason))}".strip()
+    if error.code == 416:  # there is nothing after what we have: it was another file's
+        forget(part)
+        return PassingFaultError(f"{answer}; starting over")
+    if error.code in PASSING:
+        return PassingFaultError(answer, retry_after=_retry_after(error))
+    return UserError(f"{url} {answer}; is it the right address?")
+
+
+def _unreachable(url: str, error: Exception) -> Exception:
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return UserError(f"{url}: its certificate cannot be trusted: {reason.verify_message}")
+    if isinstance(reason, TimeoutError):
+        return PassingFaultError("no answer in time")
+    return PassingFaultError(f"cannot be reached ({_one_line(reason)})")
+
+
+def _check_continues(part: Path, response: Any, have: int, origin: _Origin) -> None:
+    """Refuse a 206 that does not start where our bytes end, or is of a file of another size."""
+    found = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""), re.ASCII
+    )
+    if found is None or int(found[1]) != have or found[2] not in ("*", str(origin.size)):
+        forget(part)
+        raise PassingFaultError("the file there has changed; starting over")
+
+
+def _receive(
+    url: str, part: Path, response: Any, *, most: int, watch: Watch, patience: Patience
+) -> None:
+    """Append the body to the file as it comes."""
+    have = _size_of(part)
+    fresh, since = 0, time.monotonic()
+    with _writing(part), part.open("ab", buffering=0) as stream:
+        while True:
+            try:
+                chunk = response.read1(CHUNK)
+            except TimeoutError as error:
+                raise PassingFaultError("the connection stalled") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise PassingFaultError(f"the connection was cut ({_one_line(error)})") from error
+            if not chunk:
+                return
+            have += len(chunk)
+            _check_size(url, have, most)
+            view = memoryview(chunk)
+            while view:  # unbuffered: at any kill the file holds a beginning of the right bytes
+                view = view[stream.write(view) :]
+            watch.advance(len(chunk))
+            fresh += len(chunk)
+            if fresh >= patience.stall_bytes:
+                fresh, since = 0, time.monotonic()
+            elif time.monotonic() - since > patience.stall_seconds:
+                raise PassingFaultError("the connection has all but stalled")
+
+
+def _check_size(url: str, size: int, most: int) -> None:
+    if size > most:
+        raise RunFailedError(
+            f"{url}: {size:,} bytes or more, where the file has at most {most:,}; not the right one"
+        )
+
+
+def _known(part: Path) -> tuple[_Origin, int]:
+    """Where the bytes of `part` came from and how many may be gone on with."""
+    try:
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        origin = _Origin(notes["validator"], notes["size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Origin(), 0
+    have = _size_of(part)
+    if origin.size is not None and have > origin.size:
+        return _Origin(), 0
+    return origin, have
+
+
+def _start(part: Path, origin: _Origin) -> None:
+    """Empty the file, then note what it will hold: a kill in between leaves no wrong pair."""
+    with _writing(part):
+        part.write_bytes(b"")
+        write_atomically(_notes(part), json.dumps(asdict(origin)) + "\n")
+
+
+def forget(part: Path) -> None:
+    """Remove what was fetched and the notes about it."""
+    part.unlink(missing_ok=True)
+    _notes(part).unlink(missing_ok=True)
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _size_of(part: Path) -> int:
+    with suppress(OSError):
+        return part.stat().st_size
+    return 0
+
+
+@contextmanager
+def _writing(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(f"{part} cannot be written: {error.strerror or error}") from error
+
+
+def _md5_of(path: Path) -> str:
     """The file's md5 as 32 hexadecimal digits."""
     with path.open("rb") as stream:
         # Against damage, not against forgers: md5 is what the files were published with.
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _validator(response: Any) -> str | None:
+    etag = response.headers.get("ETag")
+    if etag and not etag.startswith("W/"):
+        return str(etag)
+    return response.headers.get("Last-Modified") or None
+
+
+def _length(response: Any) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3)."""
+    value = error.headers.get("Retry-After", "")
+    if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime.now(UTC)).total_seconds()
+
+
+def _one_line(error: object) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
