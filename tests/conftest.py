@@ -24,6 +24,12 @@ COMPILED = REPOSITORY / ".pytest_cache" / "compiled"  # bytecode, where the call
 IMAGES = 80  # enough for every finding to be there, few enough for a run of seconds
 
 
+# Real data are used where a folder has them; the environment variable names another one.
+REAL = Path(os.environ.get("XRAY_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+real_data = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"no real data in {REAL}; XRAY_TEST_DATA may name their folder"
+)
+
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 

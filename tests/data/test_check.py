@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REAL, real_data
 from PIL import Image
 
 from xray_lightning.data.check import Health, check_data
@@ -14,9 +15,6 @@ from xray_lightning.data.faults import KINDS
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"

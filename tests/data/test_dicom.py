@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import environment
+from conftest import REAL, environment, real_data
 from dicoms import PERSON, Array, dataset, recoded, run_length_encoded, saved
 from PIL import Image
 from pydicom import dcmread
@@ -26,8 +26,6 @@ from pydicom.uid import (
 
 from xray_lightning.data.image_files import find_files
 from xray_lightning.data.images import UnreadableImageError, decode_gray, read_gray
-
-REAL = Path("../shared/data/dicom")
 
 
 @pytest.fixture
@@ -214,18 +212,22 @@ def test_a_baseline_jpeg_is_pillows(twelve: Array, tmp_path: Path) -> None:
     assert np.abs(found - decode_gray(tmp_path / "a.jpg")).max() <= 1
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
-@pytest.mark.parametrize("path", sorted(REAL.glob("*.dcm")), ids=lambda path: path.name[-12:])
+@real_data
+@pytest.mark.parametrize(
+    "path", sorted((REAL / "dicom").glob("*.dcm")), ids=lambda path: path.name[-12:]
+)
 def test_a_real_radiograph_is_shown_as_pydicoms_pipeline_shows_it(path: Path) -> None:
     found = decode_gray(path)
     assert found.shape == (1024, 1024)
     assert np.abs(found - by_pydicom(path)).max() <= 0.5 + 1e-6
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
+@real_data
 def test_the_real_monochrome1_file_is_its_twin_turned() -> None:
     """It is the other file with another label."""
-    label, image = sorted(map(str, REAL.glob("*.dcm")), key=lambda path: "MONOHR1" not in path)
+    label, image = sorted(
+        map(str, (REAL / "dicom").glob("*.dcm")), key=lambda path: "MONOHR1" not in path
+    )
     both = decode_gray(label).astype(int) + decode_gray(image)
     assert set(np.unique(both)) <= {255, 256}  # a half is rounded up in both
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -33,7 +34,6 @@ from xray_lightning.data.splits import SIDES, Split, make_split
 from xray_lightning.errors import UserError
 
 Gray = npt.NDArray[np.uint8]
-REAL = Path("../shared/data")
 FIGURES = {
     *("images", "image", "exposure", "exposures", "findings", "together", "ages", "views"),
     "patients",
@@ -306,7 +306,7 @@ def test_a_place_that_cannot_be_written_is_refused(phantoms: Path, tmp_path: Pat
     assert "is a file; give a folder" in str(done.exception)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
+@real_data
 def test_the_papers_over_exposed_image_has_the_papers_mean_and_deviation() -> None:
     path = next((REAL / "nih1024").rglob("00000658_000.png"))
     levels = gray_levels(np.asarray(Image.open(path).convert("L")))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +21,6 @@ from xray_lightning.data.splits import SIDES, Split, make_split, with_files
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
-REAL = Path("../shared/data")
 Export = Callable[..., str]
 
 
@@ -275,7 +275,7 @@ def test_a_data_set_without_a_split_asks_for_one(tmp_path: Path) -> None:
     assert "brings no split along; give --split patient_random, or a CSV" in str(done.exception)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
+@real_data
 def test_the_papers_images_come_out_on_the_sides_of_its_csvs(
     export: Export, tmp_path: Path
 ) -> None:

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import REAL, real_data
 from PIL import Image, PngImagePlugin
 
 from xray_lightning.data.images import UnreadableImageError, decode_gray, read_gray, resize_gray
 from xray_lightning.errors import UserError
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 
 from xray_lightning.data.manifest import COLUMNS, read_manifest
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

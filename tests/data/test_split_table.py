@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 from rich.console import Console
 
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import Split, make_split, render_split_table, split_table
 from xray_lightning.findings import FINDINGS
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 # image -> patient, findings
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {

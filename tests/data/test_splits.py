@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import SIDES, Split, make_split, patient_overlap
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 
 def make_manifest(

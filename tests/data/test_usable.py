@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import (
@@ -18,9 +19,6 @@ from xray_lightning.data.splits import (
     with_files,
 )
 from xray_lightning.errors import UserError
-
-REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/data")
 
 
 def make_manifest(images: dict[str, str]) -> Manifest:

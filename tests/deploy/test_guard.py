@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
-from conftest import REPOSITORY
+from conftest import REAL, real_data
 from PIL import Image
 
 from xray_lightning.deploy.guard import Rule, flags
 from xray_lightning.deploy.preprocess import Preprocessing
 
-NIH = REPOSITORY.parent / "shared" / "data" / "nih256" / "images"
+NIH = REAL / "nih256" / "images"
 READ = Preprocessing(64)
 
 
@@ -29,9 +28,8 @@ def test_phantoms_are_usual_and_inverted_ones_are_not(phantoms: Path) -> None:
     assert share(Rule.INVERTED, [255 - image for image in images]) == 1
 
 
+@real_data
 def test_one_real_x_ray_in_a_hundred_at_most_is_flagged_and_nearly_all_inverted_ones() -> None:
-    if not NIH.is_dir():
-        pytest.skip("no ../shared/data/nih256")
     paths = sorted(NIH.glob("*.png"))[::10]
     images = [np.asarray(Image.open(path).convert("L")) for path in paths]
     assert np.mean([flags(READ.array(image)) != () for image in images]) <= 0.01

@@ -1,18 +1,18 @@
 """What a model scores that looks at no image: the paper's best accuracy."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REAL, real_data
 from predicted import arrays, frame, table
 from sklearn.metrics import brier_score_loss
 
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
 
-AI4M = Path(__file__).parents[2] / "../shared/data/ai4m"
+AI4M = REAL / "ai4m"
 # Positives of the 420 test and of the 1,000 training images of the AI-for-Medicine release.
 AI4M_TEST = (60, 50, 53, 59, 60, 54, 50, 55, 53, 50, 56, 61, 58, 50)
 AI4M_TRAIN = (106, 20, 128, 175, 45, 54, 10, 38, 33, 16, 13, 14, 21, 2)
@@ -41,7 +41,7 @@ def test_always_saying_no_scores_the_papers_best_accuracy() -> None:
     assert {row["sensitivity"] for row in result["per_finding"].values()} == {0.0}
 
 
-@pytest.mark.skipif(not AI4M.is_dir(), reason="the AI-for-Medicine CSVs are not there")
+@real_data
 def test_always_saying_no_scores_it_on_the_real_labels_too() -> None:
     test, train = pd.read_csv(AI4M / "test.csv"), pd.read_csv(AI4M / "train-small.csv")
     labels = test[list(FINDINGS)].to_numpy()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REAL
 from page_runs import (
     IMAGES,
     Page,
@@ -35,7 +36,6 @@ from xray_lightning.report.sections import Mistake, most_confident, with_picture
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import write_run_report
 
-REAL = Path("../shared/data/ai4m")
 SECTIONS = [
     *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
     *("confusion", "mistakes", "time", "paper", "published", "reproduce"),
@@ -307,8 +307,8 @@ def paper_labels() -> pd.DataFrame:
 
 def real_labels() -> pd.DataFrame:
     if not REAL.is_dir():
-        pytest.skip(f"needs the real data in {REAL}")
-    manifest = read_manifest(REAL)
+        pytest.skip(f"no real data in {REAL}; XRAY_TEST_DATA may name their folder")
+    manifest = read_manifest(REAL / "ai4m")
     rows = manifest.table[manifest.table["image"].isin(manifest.given["test"])]
     table = predictions(images=len(rows)).assign(image=rows["image"].to_numpy())
     return table.assign(**{f"label_{name}": rows[name].to_numpy() for name in FINDINGS})
