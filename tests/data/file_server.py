@@ -1,10 +1,12 @@
 """A real HTTP server on 127.0.0.1 that misbehaves as it is told."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
 
 Answer = Callable[["Handler"], None]
 
@@ -100,6 +102,7 @@ def status(code: int, **headers: str) -> Answer:
 
 @contextmanager
 def serving(state: FileServer) -> Iterator[FileServer]:
+    """The server, asked without a proxy, until the block ends."""
     handler = type("Bound", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -107,7 +110,8 @@ def serving(state: FileServer) -> Iterator[FileServer]:
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/"
     try:
-        yield state
+        with patch.dict(os.environ, no_proxy="127.0.0.1"):
+            yield state
     finally:
         state.released.set()
         server.shutdown()

@@ -53,11 +53,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     with serving(FileServer({f"/{release.file}": BODY for release in SMALL})) as state:

@@ -34,11 +34,6 @@ class Seen:
         self.bytes += count
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     with serving(FileServer({"/file": BODY})) as state:
@@ -255,7 +250,9 @@ def test_retry_after_is_honoured_in_both_forms_and_bounded(
     assert Seen().patience.wait(1, None) == 1
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line(tmp_path: Path, seen: Seen) -> None:
+def test_a_server_that_is_not_there_is_told_in_one_line(
+    server: FileServer, tmp_path: Path, seen: Seen
+) -> None:
     with serving(FileServer()) as gone:
         pass
     with pytest.raises(RunFailedError, match=r"cannot be reached \(.*refused.*\); 4 tries"):

@@ -55,11 +55,6 @@ SMALL = tuple(
 )
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     state = FileServer({f"/id{part}.gz": body for part, body in BODIES.items()})

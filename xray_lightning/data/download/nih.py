@@ -20,6 +20,8 @@ from xray_lightning.files import Free, check_room, free_bytes, note, noted, work
 from xray_lightning.parallel import all_of
 from xray_lightning.progress import Transfers
 
+log = logging.getLogger(__name__)
+
 BASE_URL = "https://nihcc.box.com/shared/static/"
 HOME = "https://nihcc.app.box.com/v/ChestXray-NIHCC"  # in a browser
 
@@ -55,6 +57,18 @@ ARCHIVES = (
     Archive(12, "ioqwiy20ihqwyr8pf4c24eazhh281pbu", 2914187733, "dc9fda1757c2de0032b63347a7d2895c"),
 )
 
+TABLE = "Data_Entry_2017_v2020.csv"
+METADATA = (TABLE, *NIH_LISTS.values())
+# Rows and lines of the official files.
+OFFICIAL_LINES = {TABLE: 112_120, "train_val_list.txt": 86_524, "test_list.txt": 25_596}
+MAX_METADATA_BYTES = 64 * 2**20
+
+# PNGs do not shrink: what an archive unpacks to is hardly more than the archive.
+UNPACKED = 1.05
+# The sizes come from another source than the md5s. They are for planning; md5 is what judges.
+SIZE_MARGIN = 1.1
+BOMB = 4
+
 
 def parse_parts(text: str) -> tuple[int, ...]:
     """The parts that `1,2` or `1-3,12` names, sorted; all twelve for an empty text.
@@ -73,62 +87,6 @@ def parse_parts(text: str) -> tuple[int, ...]:
     if parts - known:
         raise UserError(f"--parts {text!r}: the archives are 1 to 12")
     return tuple(sorted(parts or known))
-
-
-log = logging.getLogger(__name__)
-
-TABLE = "Data_Entry_2017_v2020.csv"
-METADATA = (TABLE, *NIH_LISTS.values())
-# Rows and lines of the official files.
-OFFICIAL_LINES = {TABLE: 112_120, "train_val_list.txt": 86_524, "test_list.txt": 25_596}
-MAX_METADATA_BYTES = 64 * 2**20
-
-
-def missing_metadata(root: Path) -> tuple[str, ...]:
-    """The files of METADATA that are not there; any release of the table will do."""
-    there = {name for name in METADATA if (root / name).is_file()}
-    if any(root.glob(NIH_TABLES)):
-        there.add(TABLE)
-    return tuple(name for name in METADATA if name not in there)
-
-
-def fetch_metadata(root: Path, state: Path, base_url: str, patience: Patience) -> None:
-    """Fetch the table and the lists that the folder lacks, and look that they are such.
-
-    No md5 of them was published, so what is checked is that they can be read.
-    """
-    for name in missing_metadata(root):
-        part, url = state / f"{name}.part", f"{base_url}{name}"
-        with Transfers(shown=False).bar(name, total=None) as bar:
-            fetch(url, part, most=MAX_METADATA_BYTES, watch=bar, patience=patience)
-        try:
-            lines = _lines(part, name)
-        except UserError as error:
-            forget(part)
-            raise UserError(f"{url} is not NIH's {name}: {error}") from error
-        if lines != OFFICIAL_LINES[name]:
-            log.warning(
-                "%s lists %d images, where NIH's lists %d", url, lines, OFFICIAL_LINES[name]
-            )
-        part.replace(root / name)
-        forget(part)
-
-
-def _lines(path: Path, name: str) -> int:
-    """The images that a table or list of this name has; raises UserError if it is none."""
-    if name == TABLE:
-        return len(read_table(path, FirstFault()).table)
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not names or not all(line.lower().endswith(".png") for line in names):
-        raise UserError(f"{path}: not a list of image files")
-    return len(names)
-
-
-# PNGs do not shrink: what an archive unpacks to is hardly more than the archive.
-UNPACKED = 1.05
-# The sizes come from another source than the md5s. They are for planning; md5 is what judges.
-SIZE_MARGIN = 1.1
-BOMB = 4
 
 
 @dataclass(frozen=True)
@@ -264,3 +222,43 @@ def _part_of(archive: Archive, state: Path) -> Path:
 
 def _note_of(archive: Archive, state: Path) -> Path:
     return state / f"{archive.name}.json"
+
+
+def missing_metadata(root: Path) -> tuple[str, ...]:
+    """The files of METADATA that are not there; any release of the table will do."""
+    there = {name for name in METADATA if (root / name).is_file()}
+    if any(root.glob(NIH_TABLES)):
+        there.add(TABLE)
+    return tuple(name for name in METADATA if name not in there)
+
+
+def fetch_metadata(root: Path, state: Path, base_url: str, patience: Patience) -> None:
+    """Fetch the table and the lists that the folder lacks, and look that they are such.
+
+    No md5 of them was published, so what is checked is that they can be read.
+    """
+    for name in missing_metadata(root):
+        part, url = state / f"{name}.part", f"{base_url}{name}"
+        with Transfers(shown=False).bar(name, total=None) as bar:
+            fetch(url, part, most=MAX_METADATA_BYTES, watch=bar, patience=patience)
+        try:
+            lines = _lines(part, name)
+        except UserError as error:
+            forget(part)
+            raise UserError(f"{url} is not NIH's {name}: {error}") from error
+        if lines != OFFICIAL_LINES[name]:
+            log.warning(
+                "%s lists %d images, where NIH's lists %d", url, lines, OFFICIAL_LINES[name]
+            )
+        part.replace(root / name)
+        forget(part)
+
+
+def _lines(path: Path, name: str) -> int:
+    """The images that a table or list of this name has; raises UserError if it is none."""
+    if name == TABLE:
+        return len(read_table(path, FirstFault()).table)
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names or not all(line.lower().endswith(".png") for line in names):
+        raise UserError(f"{path}: not a list of image files")
+    return len(names)

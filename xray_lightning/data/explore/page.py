@@ -11,7 +11,6 @@ import pandas as pd
 
 from xray_lightning.data.csv_table import shown as quoted
 from xray_lightning.data.explore import figures
-from xray_lightning.data.explore import figures as pictures
 from xray_lightning.data.explore.figures import COLUMNS, ROWS, Shown
 from xray_lightning.data.explore.measure import (
     RULE,
@@ -197,26 +196,26 @@ def _of_images(
         return Shown(name, decode_gray(path_of[name]), findings[labels_of[name]].tolist())
 
     grid = [shown(name) for name in order[: COLUMNS * ROWS]]
-    yield Figure("images", f"{len(grid)} images drawn at random.", pictures.grid_figure(grid))
+    yield Figure("images", f"{len(grid)} images drawn at random.", figures.grid_figure(grid))
     one = order[0] if image is None or image not in read.levels else image
     yield Figure(
         "image",
         "One image with the histogram of its gray levels, their mean (line) and standard deviation "
         "(shaded, to both sides).",
-        pictures.levels_figure([shown(one)]),
+        figures.levels_figure([shown(one)]),
     )
     yield Figure(
         "exposure",
         f"Mean and standard deviation of {len(read.levels):,} images; the dashed lines are the "
         "limits of the two badly exposed classes.",
-        pictures.exposures_figure(read.levels),
+        figures.exposures_figure(read.levels),
     )
     typical = [_typical(read, kind) for kind in Exposure if read.of(kind)]
     yield Figure(
         "exposures",
         "The typical image of each class, whose mean and deviation are nearest to the class's "
         "medians.",
-        pictures.levels_figure([shown(name) for name in typical]),
+        figures.levels_figure([shown(name) for name in typical]),
     )
 
 
