@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.thresholds import OperatingPoints
@@ -46,3 +47,20 @@ def points(**cuts: float) -> OperatingPoints:
 def calibration() -> Calibration:
     """Fitted to the like of `table`."""
     return Calibrator().fit(table(seed=1).assign(split="val"))
+
+
+def all_or_a_tenth(sets: int, *, low: float, high: float) -> pytest.MarkDecorator:
+    """Simulate so many data sets (slow), or a tenth of them, of whose share more may be missed.
+
+    Args:
+        sets: how many there are in all.
+        low, high: bounds of the share of intervals that hold the truth, in all of them.
+    """
+    more = 4 * (0.05 * 0.95 / sets) ** 0.5 * (10**0.5 - 1)  # four deviations of a tenth, and of all
+    return pytest.mark.parametrize(
+        ("sets", "low", "high"),
+        [
+            pytest.param(sets, low, high, marks=pytest.mark.slow, id="all"),
+            pytest.param(sets // 10, low - more, high + more, id="a tenth"),
+        ],
+    )

@@ -1,11 +1,14 @@
 """Resamples of patients: weights equal repeated rows, and intervals hold what they promise."""
 
+from collections.abc import Callable
+from functools import partial
 from math import erf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from predicted import all_or_a_tenth
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from xray_lightning.evaluation.bootstrap import (
@@ -146,33 +149,46 @@ def clustered(draw: np.random.Generator, *, patients: int, separation: float) ->
     return np.sqrt(0.5) * (shared + own) + separation * labels, labels, of
 
 
-def test_the_interval_holds_the_true_auroc_as_often_as_it_says() -> None:
-    separation = 1.0
-    truth = (1 + erf(separation / 2)) / 2  # of two images of different patients
-    draw = np.random.default_rng(0)
+def share_held(sets: int, data: Callable[[], tuple[Array, Array, Array]], *, truth: float) -> float:
+    """The share of simulated data sets whose interval of AUROC holds the truth.
+
+    Args:
+        data: draws scores, labels and patients of one, each of shape (N,).
+    """
     held = 0
-    for seed in range(300):
-        scores, labels, of = clustered(draw, patients=100, separation=separation)
+    for seed in range(sets):
+        scores, labels, of = data()
         ranking = Ranking.of(scores, labels)
-        values = np.array(
-            [ranking.auroc(drawn[of]) for drawn in patient_draws(100, resamples=400, seed=seed)]
-        )
-        low, high = interval95(values) or (1.0, 0.0)
+        draws = patient_draws(int(of.max()) + 1, resamples=400, seed=seed)
+        low, high = interval95(np.array([ranking.auroc(drawn[of]) for drawn in draws])) or (1, 0)
         held += low <= truth <= high
-    assert 0.92 <= held / 300 <= 0.98
+    return held / sets
+
+
+def true_auroc(separation: float) -> float:
+    """Of two images of different patients, whose scores have variance 1."""
+    return (1 + erf(separation / 2)) / 2
+
+
+@all_or_a_tenth(300, low=0.92, high=0.98)
+def test_the_interval_holds_the_true_auroc_as_often_as_it_says(
+    sets: int, low: float, high: float
+) -> None:
+    draw = np.random.default_rng(0)
+    data = partial(clustered, draw, patients=100, separation=1.0)
+    assert low <= share_held(sets, data, truth=true_auroc(1.0)) <= high
 
 
 @pytest.mark.parametrize("positives", [ENOUGH_PATIENTS, 2 * ENOUGH_PATIENTS])
-def test_the_interval_of_a_rare_finding_holds_the_truth_nine_times_in_ten(positives: int) -> None:
+@all_or_a_tenth(200, low=0.88, high=0.98)
+def test_the_interval_of_a_rare_finding_holds_the_truth_nine_times_in_ten(
+    sets: int, low: float, high: float, positives: int
+) -> None:
     """With fewer patients than have an interval it would not: 73 times in 100 with three."""
-    separation, patients = 0.7, 200
-    truth = (1 + erf(separation / 2)) / 2
-    draw = np.random.default_rng(0)
-    labels = np.arange(patients) < positives
-    held = 0
-    for seed in range(200):
-        ranking = Ranking.of(draw.normal(size=patients) + separation * labels, labels)
-        draws = patient_draws(patients, resamples=300, seed=seed)
-        low, high = interval95(np.array([ranking.auroc(drawn) for drawn in draws])) or (1.0, 0.0)
-        held += low <= truth <= high
-    assert 0.88 <= held / 200 <= 0.98
+    draw, patients = np.random.default_rng(0), np.arange(200)
+    labels = patients < positives
+
+    def data() -> tuple[Array, Array, Array]:
+        return draw.normal(size=200) + 0.7 * labels, labels, patients
+
+    assert low <= share_held(sets, data, truth=true_auroc(0.7)) <= high

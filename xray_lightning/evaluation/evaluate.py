@@ -22,6 +22,7 @@ from xray_lightning.errors import UserError, XrayError, printable
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, Comparison, Difference, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, SidePredictions, read_members
+from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
@@ -241,7 +242,7 @@ def score(
         side.whole,
         operating_points=points,
         calibration=calibration,
-        prevalences=trained.prevalences or _prevalences(data),
+        prevalences=trained.prevalences or training_prevalences(data),
     )
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -352,12 +353,6 @@ def _described(member: Member) -> dict[str, Any]:
         "sha256": member.sha256,
         **{key: member.described.get(key) for key in ("model", *AGREED)},
     }
-
-
-def _prevalences(data: XrayDataModule) -> dict[str, float]:
-    """The share of the training images with each finding."""
-    shares = data.labels("train").mean(axis=0)
-    return dict(zip(data.findings, shares.tolist(), strict=True))
 
 
 def _refuse_other_findings(member: Member, trained: Provenance) -> None:

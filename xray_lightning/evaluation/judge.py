@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
@@ -15,6 +16,16 @@ from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
 from xray_lightning.models.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
+
+
+def training_prevalences(data: XrayDataModule) -> dict[str, float]:
+    """The share of the training images with each finding.
+
+    Args:
+        data: set up.
+    """
+    shares = data.labels("train").mean(axis=0)
+    return dict(zip(data.findings, shares.tolist(), strict=True))
 
 
 class Judge:

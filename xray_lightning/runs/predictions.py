@@ -15,6 +15,16 @@ from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.models.classifier import Outputs
 
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
+
+REQUIRED = ("image", "patient_id")
+OPTIONAL = ("split", "age", "sex", "view", "follow_up")  # older files lack the last four
+TEXTS = {"sex": ("M", "F", ""), "view": ("PA", "AP", "")}
+# What the columns of a finding start with.
+PROBABILITY, LABEL = "prob_", "label_"
+
 
 def prediction_table(
     table: pd.DataFrame,
@@ -94,14 +104,6 @@ def _interval(value: Sequence[float] | None) -> str:
     return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
 
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
-
-
-# What the columns of a finding start with.
-PROBABILITY, LABEL = "prob_", "label_"
-
 # With few patients in a class resampling sees too little of what might have been drawn. Simulated
 # (400 patients, true AUROC 0.69), the 95 % interval of AUROC holds the truth in 50 % of the cases
 # with 2 positive patients, 73 % with 3, 86 % with 5, 92 % with 10 and 94 % with 20.
@@ -145,11 +147,14 @@ class ScoredImages:
         names = np.array([str(name) for name in predictions["image"]], dtype=object)
         table = predictions.iloc[np.argsort(names, kind="stable")].reset_index(drop=True)
         ids = np.array([str(patient) for patient in table["patient_id"]], dtype=object)
+        scores, labels = _probabilities_and_labels(
+            table, findings, what="predictions", outcome="no score given"
+        )
         return cls(
             table=table,
             findings=findings,
-            scores=_scores(table, findings),
-            labels=_labels(table, findings),
+            scores=scores,
+            labels=labels,
             patients=pd.factorize(ids, sort=True)[0].astype(np.int64),
         )
 
@@ -205,7 +210,7 @@ def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
 
 
 def _check_rows(predictions: pd.DataFrame) -> None:
-    missing = [column for column in ("image", "patient_id") if column not in predictions]
+    missing = [column for column in REQUIRED if column not in predictions]
     if missing:
         raise UserError(f"predictions: no column {missing[0]} ({len(missing)} missing in all)")
     if predictions.empty:
@@ -222,39 +227,42 @@ def _check_rows(predictions: pd.DataFrame) -> None:
         )
 
 
-def _scores(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
-    scores = _scored_numbers(table, PROBABILITY, findings)
-    bad = ~(np.isfinite(scores) & (scores >= 0) & (scores <= 1))
+def _probabilities_and_labels(
+    table: pd.DataFrame, findings: Sequence[str], *, what: str, outcome: str
+) -> tuple[Floats, Bools]:
+    """Check both arrays of a table, shape (N, findings).
+
+    Args:
+        what: begins each message.
+        outcome: what comes of it where a probability is none.
+
+    Raises:
+        UserError: text for a number, or a label other than 0 and 1.
+        RunFailedError: a probability that is not a number in 0..1.
+    """
+    scores, labels = (
+        _numbers_of(table, kind, findings, what=what) for kind in (PROBABILITY, LABEL)
+    )
+    bad = ~((scores >= 0) & (scores <= 1))  # NaN is bad, too
     if bad.any():
         raise RunFailedError(
-            f"predictions: {int(bad.sum())} of {bad.size} probabilities are NaN, infinite or "
-            f"outside 0..1, in {int(bad.any(axis=1).sum())} of {len(bad)} images; no score given"
+            f"{what}: {int(bad.sum())} of {bad.size} probabilities are NaN or outside 0..1, "
+            f"in {int(bad.any(axis=1).sum())} of {len(bad)} images; {outcome}"
         )
-    return scores
-
-
-def _labels(table: pd.DataFrame, findings: Sequence[str]) -> Bools:
-    labels = _scored_numbers(table, LABEL, findings)
     right = np.isin(labels, (0, 1)).all(axis=0)
     if not right.all():
         column = f"{LABEL}{findings[int(np.argmin(right))]}"
-        raise UserError(f"predictions: column {column} holds a value other than 0 and 1")
-    present: Bools = labels == 1
-    return present
+        raise UserError(f"{what}: column {column} holds a value other than 0 and 1")
+    return scores, labels == 1
 
 
-def _scored_numbers(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> Floats:
+def _numbers_of(table: pd.DataFrame, kind: str, findings: Sequence[str], *, what: str) -> Floats:
+    """The columns of one kind, shape (N, findings)."""
+    columns = table[[f"{kind}{finding}" for finding in findings]]
     try:
-        return table[[f"{kind}{finding}" for finding in findings]].to_numpy(
-            dtype=np.float64, na_value=np.nan
-        )
+        return columns.to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
-        raise UserError(f"predictions: a {kind} column holds text: {error}") from error
-
-
-REQUIRED = ("image", "patient_id")
-OPTIONAL = ("split", "age", "sex", "view", "follow_up")  # older files lack the last four
-TEXTS = {"sex": ("M", "F", ""), "view": ("PA", "AP", "")}
+        raise UserError(f"{what}: a {kind} column holds text for a number: {error}") from error
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -278,10 +286,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
     cells = read_cells(path, titles, required=required)
     if not findings:
         raise UserError(f"{path}, line 1: no column {PROBABILITY}<Finding>, one of each finding")
-    for name in ("image", "patient_id"):
+    for name in REQUIRED:
         _refuse(cells, name, (cells[name] == "").to_numpy(), "is empty")
     _refuse_repeats(cells)
-    columns = {name: cells[name] for name in ("image", "patient_id", "split") if name in cells}
+    columns = {name: cells[name] for name in (*REQUIRED, "split") if name in cells}
     for name in probabilities:
         values = _numbers(cells, name)
         bad = ~((values >= 0) & (values <= 1))
@@ -393,8 +401,6 @@ class Validation:
             RunFailedError: a probability that is not a number in 0..1.
         """
         findings = findings_of(predictions.columns, what=f"{purpose}: the predictions")
-        probabilities = [f"{PROBABILITY}{finding}" for finding in findings]
-        truths = [f"{LABEL}{finding}" for finding in findings]
         if "split" not in predictions:
             raise UserError(f"{purpose}: the predictions have no column split")
         if predictions.empty:
@@ -405,13 +411,10 @@ class Validation:
                 f"{purpose}: fitted on the split {SIDE!r} alone, and the predictions hold "
                 f"{', '.join(map(repr, others))}"
             )
-        scores = _validation_numbers(predictions[probabilities], purpose=purpose)
-        labels = _validation_numbers(predictions[truths], purpose=purpose)
-        if not ((scores >= 0) & (scores <= 1)).all():  # NaN neither
-            raise RunFailedError(f"{purpose}: a probability is NaN or outside 0..1; nothing fitted")
-        if not np.isin(labels, (0, 1)).all():
-            raise UserError(f"{purpose}: a label_ column holds a value other than 0 and 1")
-        return cls(findings=findings, scores=scores, labels=labels == 1)
+        scores, labels = _probabilities_and_labels(
+            predictions, findings, what=purpose, outcome="nothing fitted"
+        )
+        return cls(findings=findings, scores=scores, labels=labels)
 
 
 def one_sided(labels: Bools) -> str | None:
@@ -419,10 +422,3 @@ def one_sided(labels: Bools) -> str | None:
     if not labels.any():
         return NO_POSITIVES
     return NO_NEGATIVES if labels.all() else None
-
-
-def _validation_numbers(columns: pd.DataFrame, *, purpose: str) -> Floats:
-    try:
-        return columns.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{purpose}: the predictions hold text for a number: {error}") from error

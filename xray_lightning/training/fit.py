@@ -20,7 +20,7 @@ from rich.console import Console
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.judge import Judge
+from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -215,7 +215,7 @@ def _test(job: Job, trainer: Trainer) -> None:
             **predictions,
             checkpoint=ckpt_path,
             fit=job.ckpt_path is None,
-            prevalences=_prevalences(job),
+            prevalences=training_prevalences(job.data),
         )
         job.record.content["metrics"]["test"] = metrics
         job.record.content["timing"]["test"] = perf_counter() - start
@@ -226,12 +226,6 @@ def _test(job: Job, trainer: Trainer) -> None:
             metrics={key: metrics[key] for key in headline},
         )
         _console(job).print(metrics_table(metrics))
-
-
-def _prevalences(job: Job) -> dict[str, float]:
-    """The share of training images with each finding."""
-    shares = job.data.labels("train").mean(axis=0)
-    return dict(zip(job.data.findings, shares.tolist(), strict=True))
 
 
 def _console(job: Job) -> Console:
