@@ -18,7 +18,7 @@ from rich.text import Text
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.data.manifest import holds_known_table
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec
-from xray_lightning.errors import UserError, XrayError, printable
+from xray_lightning.errors import UserError, XrayError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, Comparison, Difference, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, SidePredictions, read_members
@@ -34,6 +34,7 @@ from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import csv_of, metrics_table, read_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import finite, predictions_name
+from xray_lightning.terminal import decimal, interval, readable, say, signed
 
 log = logging.getLogger(__name__)
 
@@ -519,21 +520,20 @@ def show_comparison(comparison: Comparison, console: Console, *, names: Sequence
         _add(table, label, getattr(one, key), getattr(other, key), getattr(comparison, key))
     table.add_section()
     for finding, found in comparison.per_finding.items():
-        label = finding.replace("_", " ")
+        label = readable(finding)
         _add(table, label, one.per_finding[finding], other.per_finding[finding], found)
-    _say(console, f"first   {names[0]}")
-    _say(console, f"second  {names[1]}")
+    say(f"first   {names[0]}", f"second  {names[1]}", console=console)
     images = f"{comparison.images:,} test images of {comparison.patients:,} patients"
-    _say(console, f"{images}; difference: second minus first")
+    say(f"{images}; difference: second minus first", console=console)
     console.print(table)
-    _say(console, LESS_IS_BETTER)
-    for line in _without_interval(comparison):
-        _say(console, line)
-    negative = f"{one.always_negative:.4f}"
-    _say(console, f"Label accuracy of always answering no finding: {negative}.")
-    _say(console, sentence(comparison))
-    for line in NOTES:
-        _say(console, line)
+    say(
+        LESS_IS_BETTER,
+        *_without_interval(comparison),
+        f"Label accuracy of always answering no finding: {one.always_negative:.4f}.",
+        sentence(comparison),
+        *NOTES,
+        console=console,
+    )
 
 
 def _without_interval(comparison: Comparison) -> list[str]:
@@ -541,7 +541,7 @@ def _without_interval(comparison: Comparison) -> list[str]:
     names: dict[str, list[str]] = {}
     for finding, found in comparison.per_finding.items():
         if found.reason is not None:
-            names.setdefault(found.reason, []).append(finding.replace("_", " "))
+            names.setdefault(found.reason, []).append(readable(finding))
     return [f"{', '.join(findings)}: {reason}." for reason, findings in names.items()]
 
 
@@ -553,7 +553,8 @@ def sentence(comparison: Comparison) -> str:
     start = f"Macro AUROC over {len(comparison.findings)} findings, second - first: "
     if found.ci95 is None:
         return f"{start}{found.value:+.4f}, without an interval: {found.reason}."
-    numbers = f"{found.value:+.4f} (95 % interval {_interval(found)})"
+    ends = interval(found.ci95, "{:+.4f}".format, joint=" to ")
+    numbers = f"{found.value:+.4f} (95 % interval {ends})"
     if not found.excludes_zero:
         return f"{start}{numbers}. It includes zero: these images do not tell them apart."
     better = "second" if found.value > 0 else "first"
@@ -569,45 +570,45 @@ def show_scored(scored: Scored, console: Console) -> None:
     table.title = f"{where}: {metrics['images']:,} images of {metrics['patients']:,} patients"
     console.print(table)
     split = f"split {data['split']} ({data['split_sha256'][:7]})"
-    _say(console, f"{data['name']}, {split}, {data['side']} side, in {content['precision']}")
+    say(f"{data['name']}, {split}, {data['side']} side, in {content['precision']}", console=console)
     for name, source in content["fitted"].items():
-        words = name.replace("_", " ")
+        words = readable(name)
         if source is not None:
-            _say(console, f"{words[0].upper()}{words[1:]}: {source}")
+            say(f"{words[0].upper()}{words[1:]}: {source}", console=console)
     _show_baselines(metrics, console)
     if content["ensemble"] is not None:
         _show_gain(content, console)
     if content["note"] is not None:
-        console.print(Text(printable(f"Note: {content['note']}"), style="yellow"), soft_wrap=True)
+        say(f"Note: {content['note']}", console=console, style="yellow")
 
 
 def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     """Print what a file of predictions scores."""
     console.print(metrics_table(recomputed.metrics))
     if recomputed.val is not None:
-        _say(console, f"Operating points and calibration: fitted to {recomputed.val}")
+        say(f"Operating points and calibration: fitted to {recomputed.val}", console=console)
     _show_baselines(recomputed.metrics, console)
     for note in recomputed.notes:
-        console.print(Text(printable(f"Note: {note}"), style="yellow"), soft_wrap=True)
+        say(f"Note: {note}", console=console, style="yellow")
 
 
 def _show_baselines(metrics: Mapping[str, Any], console: Console) -> None:
     """Print raw beside calibrated, and beside what knows no image."""
-    parts = [f"raw {_number(metrics['brier_macro'])}"]
+    parts = [f"raw {decimal(metrics['brier_macro'])}"]
     if (calibrated := metrics["calibrated"]) is not None:
-        parts.append(f"calibrated by {calibrated['method']} {_number(calibrated['brier_macro'])}")
+        parts.append(f"calibrated by {calibrated['method']} {decimal(calibrated['brier_macro'])}")
     if metrics["prevalence_brier_macro"] is not None:
-        parts.append(f"training prevalences {_number(metrics['prevalence_brier_macro'])}")
-    _say(console, f"Brier score, less is better: {', '.join(parts)}")
+        parts.append(f"training prevalences {decimal(metrics['prevalence_brier_macro'])}")
+    say(f"Brier score, less is better: {', '.join(parts)}", console=console)
 
 
 def _show_gain(content: Mapping[str, Any], console: Console) -> None:
     ensemble = content["ensemble"]
     table = _table("Macro AUROC", "member", "ensemble", "gain", "95 % interval", "")
     whole = content["metrics"]["auroc_macro"]
-    _say(console, f"Ensemble: the mean of the {content['average']} of")
+    say(f"Ensemble: the mean of the {content['average']} of", console=console)
     for number, member in enumerate(ensemble["members"], start=1):
-        _say(console, f"  {number}  {member['path']}")
+        say(f"  {number}  {member['path']}", console=console)
         gain = _difference(member["gain"]["auroc_macro"])
         _add(table, f"checkpoint {number}", member["auroc_macro"], whole, gain)
     over = _difference(ensemble["gain_over_mean"])
@@ -637,25 +638,10 @@ def _add(
     verdict = "" if found.ci95 is None else EXCLUDES if found.excludes_zero else INCLUDES
     table.add_row(
         Text(label),
-        _number(first),
-        _number(second),
-        "-" if found.value is None else f"{found.value:+.3f}",
-        _interval(found, digits=3),
+        decimal(first),
+        decimal(second),
+        signed(found.value),
+        interval(found.ci95, signed, joint=" to "),
         verdict,
         style="bold" if found.excludes_zero else "",
     )
-
-
-def _interval(found: Difference, *, digits: int = 4) -> str:
-    if found.ci95 is None:
-        return "-"
-    low, high = (f"{end:+.{digits}f}" for end in found.ci95)
-    return f"{low} to {high}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

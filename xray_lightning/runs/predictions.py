@@ -14,6 +14,7 @@ from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.models.classifier import Outputs
+from xray_lightning.terminal import decimal, interval, percent, readable
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -65,8 +66,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
         caption=(
-            f"label accuracy {_percent(metrics['label_accuracy'])}, and "
-            f"{_percent(metrics['always_negative_accuracy'])} for always answering no finding"
+            f"label accuracy {percent(metrics['label_accuracy'])}, and "
+            f"{percent(metrics['always_negative_accuracy'])} for always answering no finding"
         ),
     )
     table.add_column("finding")
@@ -74,34 +75,22 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for name, row in metrics["per_finding"].items():
         table.add_row(
-            name.replace("_", " "),
+            readable(name),
             str(row["positives"]),
-            _number(row["auroc"]),
-            _interval(row["auroc_ci95"]),
-            _number(row["average_precision"]),
+            decimal(row["auroc"]),
+            interval(row["auroc_ci95"], joint=" to "),
+            decimal(row["average_precision"]),
         )
     table.add_section()
     table.add_row(
         f"macro over {metrics['auroc_macro_findings']}",
         "",
-        _number(metrics["auroc_macro"]),
-        _interval(metrics["auroc_macro_ci95"]),
-        _number(metrics["average_precision_macro"]),
+        decimal(metrics["auroc_macro"]),
+        interval(metrics["auroc_macro_ci95"], joint=" to "),
+        decimal(metrics["average_precision_macro"]),
         style="bold",
     )
     return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
 
 
 # With few patients in a class resampling sees too little of what might have been drawn. Simulated
