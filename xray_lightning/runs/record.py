@@ -38,13 +38,13 @@ EMPTY_TIMING: dict[str, Any] = {
 }
 
 
-def predictions_name(side: str) -> str:
-    """The file in a run folder that has a side's predictions."""
-    return f"predictions_{side}.csv"
+def predictions_name(split: str) -> str:
+    """The file in a run folder that has the predictions of a split."""
+    return f"predictions_{split}.csv"
 
 
 def finite(value: Any) -> Any:
-    """The same nested value with null for every float that is no number: standard JSON."""
+    """The same nested value with None for NaN and infinities, which standard JSON has not."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -167,6 +167,7 @@ class RunRecord:
             return None
 
     def write(self) -> None:
+        """Replace the file, so that a kill leaves the old one or the new one."""
         text = json.dumps(finite(self.content), indent=1, allow_nan=False, default=str)
         write_atomically(self.folder / FILE_NAME, text + "\n")
 
