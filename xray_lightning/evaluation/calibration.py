@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, printable
+from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
-from xray_lightning.runs.record import by_finding, count, entry, reasons
 
 METHODS = ("platt", "temperature")
 
@@ -79,16 +79,17 @@ class Calibration:
             UserError: one line, where it is anything else.
         """
         where = "the checkpoint's calibration values"
-        method = entry(plain, "method", where=where)
+        fitted = FittedValues(plain, findings, where)
+        method = fitted.value("method")
         if method not in METHODS:
             raise UserError(f"{where} are of no known method ({printable(repr(method))})")
         smallest = float(np.finfo(np.float64).tiny)
         return cls(
             method=method,
-            images=count(plain, "images", where=where),
-            slope=by_finding(plain, "slope", findings=findings, where=where, low=smallest),
-            intercept=by_finding(plain, "intercept", findings=findings, where=where),
-            undefined=reasons(plain, findings=findings, where=where),
+            images=fitted.count("images"),
+            slope=fitted.by_finding("slope", low=smallest),
+            intercept=fitted.by_finding("intercept"),
+            undefined=fitted.undefined(),
         )
 
 

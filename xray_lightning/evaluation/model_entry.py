@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.fitted_values import AGAIN
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.record import AGAIN
 
 
 def describe_best(

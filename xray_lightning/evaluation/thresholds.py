@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
+from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
-from xray_lightning.runs.record import by_finding, count, entry, reasons
 
 UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
 
@@ -59,8 +59,8 @@ class OperatingPoints:
             UserError: one line, where it is anything else.
         """
         where = "the checkpoint's operating_points"
-        rule = entry(plain, "rule", where=where)
-        target = entry(plain, "target", where=where)
+        fitted = FittedValues(plain, findings, where)
+        rule, target = fitted.value("rule"), fitted.value("target")
         try:
             OperatingRule(rule=rule, target=target)
         except UserError as error:
@@ -68,9 +68,9 @@ class OperatingPoints:
         return cls(
             rule=rule,
             target=None if target is None else float(target),
-            images=count(plain, "images", where=where),
-            cuts=by_finding(plain, "cuts", findings=findings, where=where, low=0.0, high=1.0),
-            undefined=reasons(plain, findings=findings, where=where),
+            images=fitted.count("images"),
+            cuts=fitted.by_finding("cuts", low=0.0, high=1.0),
+            undefined=fitted.undefined(),
         )
 
 

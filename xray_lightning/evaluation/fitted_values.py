@@ -1,0 +1,74 @@
+"""Fitted values of a checkpoint: numbers by finding, checked one by one before they are used.
+
+Whoever hands on a checkpoint may have changed them. Plain checks, as importing pydantic would take
+longer than the first prediction.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xray_lightning.errors import UserError, printable
+
+AGAIN = "evaluate the run again, or use another checkpoint"
+_LONGEST = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class FittedValues:
+    """Operating points or a calibration as plain values; a method raises UserError, one line.
+
+    Attributes:
+        values: what the checkpoint holds; anything at all.
+        findings: those of the model.
+        where: what the values are, for messages.
+    """
+
+    values: object
+    findings: Sequence[str]
+    where: str
+
+    def value(self, key: str) -> Any:
+        """What stands under the key, unchecked."""
+        if not isinstance(self.values, Mapping) or key not in self.values:
+            raise self._damaged(f"no {key}")
+        return self.values[key]
+
+    def count(self, key: str) -> int:
+        """A whole number above 0."""
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._damaged(f"{key} is {_shortened(value)}")
+        return value
+
+    def by_finding(
+        self, key: str, *, low: float = -math.inf, high: float = math.inf
+    ) -> dict[str, float]:
+        """A finite number from low to high for each finding."""
+        values = self.value(key)
+        if not isinstance(values, Mapping) or set(values) != set(self.findings):
+            raise self._damaged(f"{key} has not the {len(self.findings)} findings")
+        for finding, value in values.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not low <= value <= high:
+                raise self._damaged(f"{key} of {finding} is {_shortened(value)}")
+        return {finding: float(values[finding]) for finding in self.findings}
+
+    def undefined(self) -> dict[str, str]:
+        """The reason of each finding that nothing was fitted to."""
+        values = self.value("undefined")
+        if not isinstance(values, Mapping) or not all(
+            finding in self.findings and isinstance(reason, str)
+            for finding, reason in values.items()
+        ):
+            raise self._damaged(f"undefined is {_shortened(values)}")
+        return dict(values)
+
+    def _damaged(self, fault: str) -> UserError:
+        return UserError(f"{self.where} are damaged: {fault}; {AGAIN}")
+
+
+def _shortened(value: object) -> str:
+    text = printable(repr(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
