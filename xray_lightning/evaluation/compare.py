@@ -354,8 +354,8 @@ def _summary(group: Sequence[Run]) -> SeedSummary:
         runs=len(group),
         seeds=tuple(run.seed for run in group),
         folders=tuple(run.folder for run in group),
-        auroc_macro=_spread([test.auroc for test in tests]),
-        average_precision_macro=_spread([test.average_precision for test in tests]),
+        auroc_macro=_spread([test.auroc_macro for test in tests]),
+        average_precision_macro=_spread([test.average_precision_macro for test in tests]),
         label_accuracy=_spread([test.label_accuracy for test in tests]),
     )
 

@@ -155,7 +155,7 @@ def _mistakes(
 ) -> list[Mistake]:
     cuts = {
         row.finding: row.threshold
-        for row in test.per_finding
+        for row in test.finding_rows
         if row.threshold is not None and f"{PROBABILITY}{row.finding}" in predictions
     }
     mistakes = most_confident(predictions, cuts, missed=missed)
@@ -207,7 +207,7 @@ def _panels(runs: Sequence[Run]) -> list[Panel]:
     values: dict[str, Callable[[Epoch], float | None]] = {
         "Training loss": lambda epoch: epoch.train_loss,
         "Validation loss": lambda epoch: epoch.val_loss,
-        "Validation macro AUROC": lambda epoch: epoch.val_auroc,
+        "Validation macro AUROC": lambda epoch: epoch.val_auroc_macro,
     }
     for title, value in values.items():
         lines = [line_of(run, value, number=number) for number, run in enumerate(runs)]

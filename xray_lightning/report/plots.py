@@ -379,7 +379,7 @@ def loss_overview(runs: Sequence[Run], *, labels: Sequence[str]) -> bytes:
 
 
 def _draw(axes: Axes, run: Run, which: str, *, label: str, colour: str, style: str) -> None:
-    epochs = [epoch.number + 1 for epoch in run.history]
+    epochs = [epoch.epoch + 1 for epoch in run.history]
     losses = [e.train_loss if which == "train" else e.val_loss for e in run.history]
     shown = [math.nan if loss is None else loss for loss in losses]
     name = shortened(label, _LONGEST_LABEL)

@@ -55,7 +55,7 @@ def findings_panel(test: TestMetrics) -> Markup | None:
     """The AUROC of each finding with its interval; None where there is none at all."""
     rows = [
         plots.Estimate(readable(row.finding), row.auroc, row.auroc_ci95, decimal(row.auroc))
-        for row in test.per_finding
+        for row in test.finding_rows
         if row.auroc is not None
     ]
     if not rows:
@@ -63,13 +63,15 @@ def findings_panel(test: TestMetrics) -> Markup | None:
     text = f"AUROC with 95 % interval of {len(rows)} findings: " + ", ".join(
         f"{row.label} {row.remark}" for row in rows
     )
-    return plots.forest_plot(rows, reference=test.auroc, xlabel="AUROC", name="findings", text=text)
+    return plots.forest_plot(
+        rows, reference=test.auroc_macro, xlabel="AUROC", name="findings", text=text
+    )
 
 
 def curve_panels(test: TestMetrics, predictions: pd.DataFrame) -> tuple[list[Panel], list[Panel]]:
     """The ROC and the precision-recall curves of the findings that have them."""
     roc, precision_recall = [], []
-    for number, row in enumerate(test.per_finding):
+    for number, row in enumerate(test.finding_rows):
         if row.auroc is None or f"prob_{row.finding}" not in predictions:
             continue
         scores = predictions[f"prob_{row.finding}"].to_numpy(dtype=float)
@@ -124,17 +126,17 @@ def _recall_point(row: FindingMetrics) -> tuple[float, float] | None:
 def calibration_panels(test: TestMetrics) -> list[Panel]:
     """The reliability diagrams: raw, and calibrated beside it where there is one."""
     panels = []
-    for number, row in enumerate(test.per_finding):
-        if not row.raw.reliability:
+    for number, row in enumerate(test.finding_rows):
+        if not row.reliability:
             continue
         title, after = readable(row.finding), row.calibrated
-        remark = _calibration_error(row.raw)
-        text = f"Reliability of {title}, raw: {_bins(row.raw)}"
+        remark = _calibration_error(row)
+        text = f"Reliability of {title}, raw: {_bins(row)}"
         if after is not None:
             remark += f" \N{RIGHTWARDS ARROW} {_calibration_error(after).removeprefix('ECE ')}"
             text += f"; calibrated: {_bins(after)}"
         svg = plots.reliability_plot(
-            row.raw.reliability,
+            row.reliability,
             after.reliability if after else None,
             name=f"reliability-{number}",
             text=text,
@@ -158,10 +160,14 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
     """The macro AUROC of each group of images as a forest plot; None where none is defined."""
     rows = [
         plots.Estimate(
-            _label(group), group.auroc, group.auroc_ci95, f"n = {group.images}", group.flagged
+            _label(group),
+            group.auroc_macro,
+            group.auroc_macro_ci95,
+            f"n = {group.images}",
+            group.flagged,
         )
         for group in test.subgroups or ()
-        if group.auroc is not None
+        if group.auroc_macro is not None
     ]
     if not rows:
         return None
@@ -169,7 +175,7 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
         f"{row.label} {decimal(row.value)}{' (flagged)' if row.flagged else ''}" for row in rows
     )
     return plots.forest_plot(
-        rows, reference=test.auroc, xlabel="macro AUROC", name="subgroups", text=text
+        rows, reference=test.auroc_macro, xlabel="macro AUROC", name="subgroups", text=text
     )
 
 
@@ -200,7 +206,7 @@ def training_panels(run: Run) -> list[Panel]:
         if line.values
     ]
     rate = line_of(run, lambda e: e.lr, number=0)
-    auroc = line_of(run, lambda e: e.val_auroc, number=1)
+    auroc = line_of(run, lambda e: e.val_auroc_macro, number=1)
     for title, lines in (
         ("Loss", losses),
         ("Validation macro AUROC", [auroc]),
@@ -220,7 +226,7 @@ def training_panels(run: Run) -> list[Panel]:
 
 def line_of(run: Run, value: Callable[..., float | None], *, number: int) -> plots.Line:
     """The known values of a run's history by epoch, counted from 1."""
-    known = [(e.number + 1, v) for e in run.history if (v := value(e)) is not None]
+    known = [(e.epoch + 1, v) for e in run.history if (v := value(e)) is not None]
     return plots.Line(number, [epoch for epoch, _ in known], [v for _, v in known])
 
 

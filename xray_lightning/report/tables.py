@@ -51,11 +51,11 @@ from xray_lightning.terminal import (
 
 
 def auroc_cell(test: TestMetrics | None) -> Cell:
-    if test is None or test.auroc is None:
+    if test is None or test.auroc_macro is None:
         return (NONE,)
-    if test.auroc_ci95 is None:
-        return (decimal(test.auroc), "no interval")
-    return (decimal(test.auroc), interval(test.auroc_ci95))
+    if test.auroc_macro_ci95 is None:
+        return (decimal(test.auroc_macro), "no interval")
+    return (decimal(test.auroc_macro), interval(test.auroc_macro_ci95))
 
 
 def precision_cell(run: Run | None) -> Cell:
@@ -91,7 +91,7 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
                 *_paper_cells(paper),
                 percent(paper.accuracy),
                 _ours(paper, run, percent(test.label_accuracy) if test else NONE),
-                percent(test.always_negative) if test else NONE,
+                percent(test.always_negative_accuracy) if test else NONE,
                 auroc_cell(test),
             )
         )
@@ -267,7 +267,7 @@ def published_table(runs: Sequence[Run]) -> Table:
         if p.split == "official"
     ]
     rows += [
-        (f"ours: {r.name}", decimal(r.test.auroc), str(r.test.images), "this report")
+        (f"ours: {r.name}", decimal(r.test.auroc_macro), str(r.test.images), "this report")
         for r in runs
         if r.test
     ]
@@ -275,13 +275,13 @@ def published_table(runs: Sequence[Run]) -> Table:
 
 
 def _precision_and_images(test: TestMetrics | None) -> Cell:
-    return (f"AP {decimal(test.average_precision)}", f"n = {test.images}") if test else ()
+    return (f"AP {decimal(test.average_precision_macro)}", f"n = {test.images}") if test else ()
 
 
 def _accuracy_and_baseline(test: TestMetrics | None) -> Cell:
     if test is None:
         return (NONE,)
-    return (percent(test.label_accuracy), f"neg {percent(test.always_negative)}")
+    return (percent(test.label_accuracy), f"neg {percent(test.always_negative_accuracy)}")
 
 
 PREDICTIONS = predictions_name("test")

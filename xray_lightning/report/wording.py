@@ -39,10 +39,10 @@ def baseline_note(runs: Sequence[Run]) -> list[str]:
 
 def beats_baseline(test: TestMetrics) -> bool:
     """Whether label accuracy is above that of always answering "no finding", if both are known."""
-    if test.label_accuracy is None or test.always_negative is None:
+    if test.label_accuracy is None or test.always_negative_accuracy is None:
         return True  # nothing to say
     # Two ways to sum the same labels may differ in the last bit; one label makes more than that.
-    return test.label_accuracy > test.always_negative + 1e-12
+    return test.label_accuracy > test.always_negative_accuracy + 1e-12
 
 
 def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
@@ -60,8 +60,8 @@ def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
         if run.dropped:
             counts = ", ".join(f"{count} x {reason}" for reason, count in run.dropped.items())
             said.append((run, f": counted while reading: {counts}."))
-        if run.test and run.test.auroc_findings < len(run.test.per_finding):
-            count = f"{run.test.auroc_findings} of {len(run.test.per_finding)}"
+        if run.test and run.test.auroc_macro_findings < len(run.test.per_finding):
+            count = f"{run.test.auroc_macro_findings} of {len(run.test.per_finding)}"
             said.append((run, f": macro AUROC over the {count} findings that have one."))
     return notes + grouped(said)
 
@@ -95,7 +95,6 @@ def on_published_split(run: Run) -> bool:
     return official and tested and set(run.findings) == set(FINDINGS)
 
 
-OLDER = "not in results.json: an older version wrote it"
 RULES = {
     "youden": "the highest sum of sensitivity and specificity (Youden's index)",
     "f1": "the highest F1 score",
@@ -158,12 +157,12 @@ def notes(run: Run) -> list[str]:
         for pair, patients in run.overlap.items()
     ]
     said += [f"Counted while reading: {count} x {why}." for why, count in run.dropped.items()]
-    if run.test and run.test.auroc_findings < len(run.test.per_finding):
-        without = [row.finding for row in run.test.per_finding if row.auroc is None]
+    if run.test and run.test.auroc_macro_findings < len(run.test.per_finding):
+        without = [row.finding for row in run.test.finding_rows if row.auroc is None]
         names = ", ".join(without).replace("_", " ")
         all_findings = len(run.test.per_finding)
         said.append(
-            f"Macro figures are over {run.test.auroc_findings} of {all_findings} findings"
+            f"Macro figures are over {run.test.auroc_macro_findings} of {all_findings} findings"
             f"{f'; without an AUROC: {names}' if names else ''}."
         )
     paper = next((row for row in PAPER_ROWS if row.row == run.paper_row), None)
@@ -219,7 +218,7 @@ def chance_precision(test: TestMetrics) -> float | None:
     """The mean prevalence of the findings that the macro average precision is over."""
     known = [
         row.prevalence
-        for row in test.per_finding
+        for row in test.finding_rows
         if row.average_precision is not None and row.prevalence is not None
     ]
     return sum(known) / len(known) if known else None
@@ -229,7 +228,7 @@ def undefined(test: TestMetrics) -> list[str]:
     """Why figures of some findings are not there, one sentence a reason."""
     return _by_reason(
         (readable(row.finding), reason)
-        for row in test.per_finding
+        for row in test.finding_rows
         for reason in row.undefined_reason.values()
     )
 
@@ -248,11 +247,6 @@ def _by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
     for name, reason in reasons:
         names.setdefault(reason, {})[name] = None
     return [f"{', '.join(together)}: {reason}." for reason, together in names.items()]
-
-
-def has_counts(test: TestMetrics) -> bool:
-    """Whether right and wrong calls were counted."""
-    return any(row.true_positives is not None for row in test.per_finding)
 
 
 def precision(row: FindingMetrics) -> str:
@@ -275,7 +269,10 @@ def speed(timing: Timing) -> str | None:
         parts.append(f"{timing.steady_images_per_second:.0f} in its steps once warm")
     if timing.data_wait_fraction is not None:
         parts.append(f"{100 * timing.data_wait_fraction:.1f} % of that time waiting for data")
-    for name, size in (("host", timing.host_bytes), ("device", timing.device_bytes)):
+    for name, size in (
+        ("host", timing.peak_memory_bytes.host),
+        ("device", timing.peak_memory_bytes.device),
+    ):
         if size is not None:
             parts.append(f"at most {size / 2**30:.2f} GiB of {name} memory")
     return f"{'; '.join(parts)}." if parts else None

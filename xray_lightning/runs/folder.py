@@ -105,17 +105,17 @@ class Run:
     def findings(self) -> tuple[str, ...]:
         """Those of its test, else of its data; empty where neither is known."""
         if self.test:
-            return tuple(row.finding for row in self.test.per_finding)
+            return tuple(self.test.per_finding)
         return tuple(dict.fromkeys(name for side in self.sides for name in side.positives))
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch, from 1, whose checkpoint was kept, if it is kept by the validation AUROC."""
         monitor = self.settings.get("callbacks.best.monitor", "val/auroc_macro")
-        known = [e for e in self.history if e.val_auroc is not None]
+        known = [e for e in self.history if e.val_auroc_macro is not None]
         if monitor != "val/auroc_macro" or not known:
             return None
-        return max(known, key=lambda e: (e.val_auroc or 0.0, -e.number)).number + 1
+        return max(known, key=lambda e: (e.val_auroc_macro or 0.0, -e.epoch)).epoch + 1
 
     @property
     def images(self) -> dict[str, int]:

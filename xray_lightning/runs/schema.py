@@ -139,14 +139,14 @@ class FindingMetrics(CalibrationMetrics):
 
 
 class FindingRow(FindingMetrics):
-    """The test metrics of one finding with its name, and how its calibrated probabilities are."""
+    """The test metrics of one finding, with its name.
+
+    Attributes:
+        calibrated: those of its calibrated probabilities, as far as there are any.
+    """
 
     finding: Finding
     calibrated: CalibrationMetrics | None
-
-    @property
-    def raw(self) -> CalibrationMetrics:
-        return self
 
 
 class OperatingPoint(_Part):
@@ -190,14 +190,6 @@ class Subgroup(_Part):
     flagged: bool = Field(description="Whether the gap's interval excludes zero")
     undefined_reason: Reasons = Field(description=_REASONS)
 
-    @property
-    def auroc(self) -> float | None:
-        return self.auroc_macro
-
-    @property
-    def auroc_ci95(self) -> Interval | None:
-        return self.auroc_macro_ci95
-
 
 class TestMetrics(_Part):
     """The metrics of a checkpoint on the test images."""
@@ -237,58 +229,18 @@ class TestMetrics(_Part):
         description="What calibration would change; all else is of the raw probabilities"
     )
     subgroups: Annotated[tuple[Subgroup, ...], _LISTED]
-    metrics_by_finding: dict[Finding, FindingMetrics] = Field(alias="per_finding", min_length=1)
+    per_finding: dict[Finding, FindingMetrics] = Field(min_length=1)
 
     @cached_property
-    def per_finding(self) -> tuple[FindingRow, ...]:
-        """The metrics of each finding, in the order of the findings."""
+    def finding_rows(self) -> tuple[FindingRow, ...]:
+        """The metrics of each finding with its name, raw and calibrated, in their order."""
         calibrated = self.calibrated.per_finding if self.calibrated else {}
         return tuple(
             FindingRow.model_construct(
                 **dict(metrics), finding=finding, calibrated=calibrated.get(finding)
             )
-            for finding, metrics in self.metrics_by_finding.items()
+            for finding, metrics in self.per_finding.items()
         )
-
-    @property
-    def auroc(self) -> float | None:
-        return self.auroc_macro
-
-    @property
-    def auroc_ci95(self) -> Interval | None:
-        return self.auroc_macro_ci95
-
-    @property
-    def auroc_findings(self) -> int:
-        return self.auroc_macro_findings
-
-    @property
-    def always_negative(self) -> float | None:
-        return self.always_negative_accuracy
-
-    @property
-    def average_precision(self) -> float | None:
-        return self.average_precision_macro
-
-    @property
-    def average_precision_ci95(self) -> Interval | None:
-        return self.average_precision_macro_ci95
-
-    @property
-    def brier(self) -> float | None:
-        return self.brier_macro
-
-    @property
-    def brier_ci95(self) -> Interval | None:
-        return self.brier_macro_ci95
-
-    @property
-    def expected_calibration_error(self) -> float | None:
-        return self.expected_calibration_error_macro
-
-    @property
-    def prevalence_brier(self) -> float | None:
-        return self.prevalence_brier_macro
 
 
 class Metrics(_Part):
@@ -306,14 +258,6 @@ class Epoch(_Part):
     val_auroc_macro: Fraction | None
     lr: Amount | None
     seconds: Amount | None
-
-    @property
-    def number(self) -> int:
-        return self.epoch
-
-    @property
-    def val_auroc(self) -> float | None:
-        return self.val_auroc_macro
 
 
 class Overlap(_Part):
@@ -392,14 +336,6 @@ class Timing(_Part):
         description="Share of the training time spent waiting for data"
     )
     peak_memory_bytes: PeakMemory
-
-    @property
-    def host_bytes(self) -> float | None:
-        return self.peak_memory_bytes.host
-
-    @property
-    def device_bytes(self) -> float | None:
-        return self.peak_memory_bytes.device
 
 
 class TrainingNotes(_OpenPart):

@@ -143,18 +143,21 @@ def _result(run: Run, metrics: list[Metric]) -> dict[str, Any]:
 
 def metrics_of(test: TestMetrics) -> list[Metric]:
     """Every figure that there is, to its last digit; its name says the interval and baseline."""
-    accuracy = f"Label accuracy at 0.5; always negative {decimal(test.always_negative)}"
+    accuracy = f"Label accuracy at 0.5; always negative {decimal(test.always_negative_accuracy)}"
     precision = "Average precision, macro"
     found = [
-        _metric("roc_auc", test.auroc, "AUROC, macro", test.auroc_ci95),
+        _metric("roc_auc", test.auroc_macro, "AUROC, macro", test.auroc_macro_ci95),
         _metric(
-            "average_precision", test.average_precision, precision, test.average_precision_ci95
+            "average_precision",
+            test.average_precision_macro,
+            precision,
+            test.average_precision_macro_ci95,
         ),
-        _metric("brier_score", test.brier, "Brier score, macro", test.brier_ci95),
+        _metric("brier_score", test.brier_macro, "Brier score, macro", test.brier_macro_ci95),
         _metric("accuracy", test.label_accuracy, accuracy, test.label_accuracy_ci95),
         *(
             _metric("roc_auc", row.auroc, f"AUROC, {readable(row.finding)}", row.auroc_ci95)
-            for row in test.per_finding
+            for row in test.finding_rows
         ),
     ]
     return [metric for metric in found if metric["value"] is not None]

@@ -402,7 +402,7 @@ def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
         and run.test is not None
         and run.test.operating_point is not None
     ):
-        cuts = {row.finding: row.threshold for row in run.test.per_finding}
+        cuts = {row.finding: row.threshold for row in run.test.finding_rows}
         if checkpoint.points.cuts != cuts:
             found.append("other operating points")
     return list(dict.fromkeys(found))
@@ -515,7 +515,7 @@ def _rare(run: Run) -> list[str]:
 
 
 def _few(test: TestMetrics) -> list[str]:
-    rows = [row for row in test.per_finding if row.auroc_ci95 is None]
+    rows = [row for row in test.finding_rows if row.auroc_ci95 is None]
     named = ", ".join(readable(row.finding) for row in rows)
     return [f"Without an interval of their AUROC: {named}."] if rows else []
 

@@ -72,33 +72,43 @@ def headline_table(test: TestMetrics) -> Table:
         Column("Without a model"),
     )
     rows = [
-        ("AUROC, macro", decimal(test.auroc), interval(test.auroc_ci95), "0.500, chance"),
+        (
+            "AUROC, macro",
+            decimal(test.auroc_macro),
+            interval(test.auroc_macro_ci95),
+            "0.500, chance",
+        ),
         (
             "Average precision, macro",
-            decimal(test.average_precision),
-            interval(test.average_precision_ci95),
+            decimal(test.average_precision_macro),
+            interval(test.average_precision_macro_ci95),
             f"{decimal(wording.chance_precision(test))}, mean prevalence",
         ),
         (
             "Label accuracy at 0.5",
             percent(test.label_accuracy),
             interval(test.label_accuracy_ci95, percent),
-            f"{percent(test.always_negative)}, always negative",
+            f"{percent(test.always_negative_accuracy)}, always negative",
         ),
     ]
     patients = f" of {counted(test.patients, 'patient')}" if test.patients else ""
     notes = [
         f"{counted(test.images, 'test image')}{patients}; macro AUROC over "
-        f"{test.auroc_findings} of {counted(len(test.per_finding), 'finding')}. Intervals by "
+        f"{test.auroc_macro_findings} of {counted(len(test.per_finding), 'finding')}. Intervals by "
         "bootstrap over patients.",
     ]
     if test.prevalence_accuracy is not None:
         guessed = percent(test.prevalence_accuracy)
         notes.append(f"Label accuracy of always answering the training prevalence: {guessed}.")
-    if test.brier is not None:
-        baseline = f"{decimal(test.prevalence_brier)}, train prevalence"
+    if test.brier_macro is not None:
+        baseline = f"{decimal(test.prevalence_brier_macro)}, train prevalence"
         rows.append(
-            ("Brier score, macro *", decimal(test.brier), interval(test.brier_ci95), baseline)
+            (
+                "Brier score, macro *",
+                decimal(test.brier_macro),
+                interval(test.brier_macro_ci95),
+                baseline,
+            )
         )
         notes.append("* Less is better.")
     return Table.of("Test", columns, rows, notes)
@@ -110,7 +120,7 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
     if wide:
         figures = ["AUROC (95 % CI)", "AP (95 % CI)", "From", "Sensitivity", "Specificity"]
     rows = []
-    for row in test.per_finding:
+    for row in test.finding_rows:
         cells = [readable(row.finding), count(row.positives)]
         cells.append(with_interval(row.auroc, row.auroc_ci95))
         if wide:
@@ -136,7 +146,7 @@ def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
             f"{group.by}: {group.group}",
             count(group.images),
             count(group.patients),
-            with_interval(group.auroc, group.auroc_ci95),
+            with_interval(group.auroc_macro, group.auroc_macro_ci95),
             with_interval(group.gap, group.gap_ci95, signed, joint=" to ")
             + (", flagged" if group.flagged else ""),
         )
