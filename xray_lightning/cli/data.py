@@ -96,7 +96,7 @@ def check(
         print_json(health.as_json())
     else:
         show_health(health, Console())
-        write_json(file, health.as_json(), Console())
+        write_json(file, health.as_json())
     if health.problems:
         raise typer.Exit(EXIT_RUN_FAILED)
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from xray_lightning.cli.options import Accelerator, Average, Checkpoint, Precision
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json, write_text
-from xray_lightning.errors import UserError, check_whole, printable
+from xray_lightning.errors import UserError, check_whole
 from xray_lightning.progress import display, unseen
+from xray_lightning.terminal import say
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
@@ -30,12 +32,10 @@ def predict(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where a CSV's images are, if not beside it.")
     ] = None,
-    average: Annotated[
-        str, typer.Option(help="What several checkpoints average: probabilities, or logits.")
-    ] = "probabilities",
+    average: Average = "probabilities",
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    accelerator: Accelerator = "auto",
+    precision: Precision = "32-true",
 ) -> None:
     """Predict the findings of image files, from a checkpoint alone.
 
@@ -67,14 +67,12 @@ def predict(
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    console = Console(stderr=out is None)
     lines = [done.note, done.summary() if out is None else f"Written: {out}: {done.summary()}"]
-    for line in filter(None, lines):
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    say(*filter(None, lines), console=Console(stderr=out is None))
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (.ckpt).")],
+    checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: a .onnx or .pt2 file.")],
     format: Annotated[str, typer.Option(help="onnx, or torch-export.")] = "onnx",
     images: Annotated[
@@ -115,8 +113,7 @@ def export(
     if done.int8 is not None:
         lines += done.int8.lines()
     lines.append(f"Written: {done.out}, {done.size / 1e6:.1f} MB")
-    for line in lines:
-        Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 def info(
@@ -160,7 +157,7 @@ def info(
         if to_stdout:
             sys.stdout.write(text)
         else:
-            write_text(card, text, Console(), option=option)
+            write_text(card, text, option=option)
         return
     from xray_lightning.deploy.model_card.info import as_json
 
@@ -171,4 +168,4 @@ def info(
         from xray_lightning.deploy.model_card.model_tables import print_info
 
         print_info(found, Console())
-    write_json(json, as_json(found), Console())
+    write_json(json, as_json(found))

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from xray_lightning.cli.options import Accelerator, Average, Precision
 from xray_lightning.cli.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
 from xray_lightning.progress import display
+from xray_lightning.terminal import say
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
@@ -38,8 +40,7 @@ def report(
     built = build_report(runs or [])
     print_report(built, console)
     page = write_report(built, out)
-    for path in (page.with_suffix(".md"), page):
-        console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+    say(*(f"Written: {path}" for path in (page.with_suffix(".md"), page)), console=console)
 
 
 def evaluate(
@@ -59,9 +60,7 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the metrics of --predictions.")
     ] = None,
-    average: Annotated[
-        str, typer.Option(help="What several checkpoints average: probabilities, or logits.")
-    ] = "probabilities",
+    average: Average = "probabilities",
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data set, if not that of the first's run.")
     ] = None,
@@ -75,8 +74,8 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    accelerator: Accelerator = "auto",
+    precision: Precision = "32-true",
     resamples: Annotated[
         int | None, typer.Option(help="Of the intervals; by default the run's.")
     ] = None,
@@ -112,7 +111,7 @@ def evaluate(
 
         recomputed = recompute(predictions, val=val, resamples=resamples, seed=seed)
         show_recomputed(recomputed, console)
-        write_json(json, recomputed.to_plain(), console)
+        write_json(json, recomputed.to_plain())
         return
     if val is not None or json is not None:
         raise UserError("--val and --json belong to --predictions; checkpoints write to --out")
@@ -141,8 +140,7 @@ def evaluate(
     )
     scored = score(checkpoints or [], options, command=command_line(), progress=display)
     show_scored(scored, console)
-    folder = write(scored)
-    console.print(f"Written: {folder}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Written: {write(scored)}", console=console)
 
 
 def compare(
@@ -166,4 +164,4 @@ def compare(
     pair = compare_runs(first, second, resamples=resamples, seed=seed)
     console = Console()
     show_comparison(pair.comparison, console, names=pair.names)
-    write_json(json, pair.to_plain() | {"command": command_line()}, console)
+    write_json(json, pair.to_plain() | {"command": command_line()})

@@ -6,16 +6,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import findings_of
+from xray_lightning.cli.options import Accelerator, Checkpoint, findings_of
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.progress import display
+from xray_lightning.terminal import say
 
 # The command imports what it needs itself: `xray --help` should not wait for torch.
 
 
 def explain(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (.ckpt).")],
+    checkpoint: Checkpoint,
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATH...", help="Files, folders, patterns or CSVs of images."),
@@ -52,7 +53,7 @@ def explain(
         Path | None,
         typer.Option(metavar="[FILE]", help="For --score: write it, or print it without FILE."),
     ] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    accelerator: Accelerator = "auto",
 ) -> None:
     """Show where a model saw findings in images, or score whether they are there.
 
@@ -115,8 +116,7 @@ def explain(
     lines = [f"Written: {out}: {done.summary()}"]
     if done.page is not None:
         lines.append(f"Open {done.page} in a browser")
-    for line in lines:
-        Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 def _score(
@@ -165,4 +165,4 @@ def _score(
         return
     title = printable(f"{checkpoint}, {NAMES[method]}, boxes of {root} ({side})")
     show_localisation(found, Console(), title=title)
-    write_json(json, content, Console())
+    write_json(json, content)

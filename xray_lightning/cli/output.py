@@ -1,15 +1,15 @@
-"""What several commands do with what they have found."""
+"""Output of the commands: JSON and text, to a file or to stdout."""
 
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from typer.core import TyperCommand
 
 from xray_lightning.errors import UserError
 from xray_lightning.files import check_writable, write_atomically
+from xray_lightning.terminal import say
 
 STDOUT = "-"  # in the place of a file
 
@@ -58,7 +58,7 @@ def print_json(content: dict[str, object]) -> None:
     sys.stdout.write("\n")
 
 
-def write_json(path: Path | None, content: dict[str, object], console: Console) -> None:
+def write_json(path: Path | None, content: dict[str, object]) -> None:
     """Write what a command has found where it was told to, if it was."""
     if path is None:
         return
@@ -66,13 +66,13 @@ def write_json(path: Path | None, content: dict[str, object], console: Console) 
 
     from xray_lightning.runs.record import finite
 
-    write_text(path, dumps(finite(content), indent=1, allow_nan=False) + "\n", console)
+    write_text(path, dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str, console: Console, *, option: str = "--json") -> None:
+def write_text(path: Path, text: str, *, option: str = "--json") -> None:
     """Write a whole file, and say so."""
     try:
         write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error.strerror}") from error
-    console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Written: {path}")

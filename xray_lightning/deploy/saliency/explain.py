@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import secrets
 import shutil
@@ -30,6 +31,7 @@ from xray_lightning.deploy.saliency.maps import Explainer, Maps
 from xray_lightning.errors import UserError, printable
 from xray_lightning.files import check_writable, told_if_unwritable
 from xray_lightning.progress import Display, unseen
+from xray_lightning.terminal import NONE, decimal, interval, readable, say
 
 TABLE, OVERLAYS, MAPS = "explained.csv", "overlays", "maps"
 LONGEST_NAME = 80  # letters of an image's name in those of its files
@@ -221,7 +223,7 @@ def explain(
 
 def show_localisation(found: Localisation, console: Console, *, title: str) -> None:
     """Print the pointing game by finding, and the overlaps of all findings together."""
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    say(title, console=console)
     table = Table(title="Pointing game: largest value in a box", title_justify="left")
     table.add_column("finding")
     for heading in ("images", "share", "95 % interval", "chance", "another patient"):
@@ -230,7 +232,7 @@ def show_localisation(found: Localisation, console: Console, *, title: str) -> N
         if name == MACRO:
             table.add_section()
         images = "" if name == MACRO else f"{found.images[name]:,}"
-        label = f"macro over {len(found.images)}" if name == MACRO else name.replace("_", " ")
+        label = f"macro over {len(found.images)}" if name == MACRO else readable(name)
         table.add_row(label, images, *_cells(score))
     console.print(table)
     overlaps = Table(title="Overlap with the boxes (IoU), macro", title_justify="left")
@@ -246,14 +248,13 @@ def show_localisation(found: Localisation, console: Console, *, title: str) -> N
     ]
     if found.unreadable:
         lines.append(f"Images with boxes that cannot be read, left out: {len(found.unreadable):,}")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines, console=console)
 
 
 def _cells(score: Score) -> tuple[str, ...]:
     return (
-        f"{score.value:.3f}",
-        "-" if score.ci95 is None else f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}",
-        f"{score.chance:.3f}",
-        "-" if score.another != score.another else f"{score.another:.3f}",
+        decimal(score.value),
+        interval(score.ci95, joint=" to "),
+        decimal(score.chance),
+        NONE if math.isnan(score.another) else decimal(score.another),
     )
