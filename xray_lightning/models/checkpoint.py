@@ -13,7 +13,6 @@ from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line, printable
 from xray_lightning.files import replacing
 from xray_lightning.findings import check_findings, differing
-from xray_lightning.models.backbones import build_backbone
 
 CHECKPOINT_SCHEMA = 1  # of the `xray` entry; the only one that there has been
 BEST = "best.ckpt"
@@ -198,6 +197,9 @@ def restore(
 
 def _backbone(recipe: Any, *, findings: int, source: Path) -> nn.Module:
     """The backbone without memory for its weights: the checkpoint's take their place."""
+    # Reading a checkpoint does without torchvision, which takes a second to import.
+    from xray_lightning.models.backbones import build_backbone
+
     if not isinstance(recipe, Mapping) or not recipe.keys() <= MODEL_KEYS:
         known = ", ".join(sorted(MODEL_KEYS))
         raise UserError(f"{source}: the checkpoint's model is not described by {known}")

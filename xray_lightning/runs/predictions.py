@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,10 @@ from rich.table import Table
 from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells, shown
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS, check_findings
-from xray_lightning.models.classifier import Outputs
 from xray_lightning.terminal import decimal, interval, percent, readable
+
+if TYPE_CHECKING:  # `xray info` should not wait for lightning
+    from xray_lightning.models.classifier import Outputs
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -29,7 +31,7 @@ PROBABILITY, LABEL = "prob_", "label_"
 
 def prediction_table(
     table: pd.DataFrame,
-    outputs: Outputs | None,
+    outputs: "Outputs | None",
     *,
     side: str,
     findings: Sequence[str] = FINDINGS,
