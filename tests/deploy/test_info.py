@@ -5,22 +5,19 @@ import json
 import os
 import pickle
 import shutil
-import sys
-from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from tested_run import BEST, Results, results, run_of, saved, write
+from conftest import REPOSITORY, Xray
+from tested_run import BEST, CUTS, results, run_of, saved, write
 
-from xray_lightning.cli import main as cli
 from xray_lightning.deploy.model_card.info import model_info, parameters_in
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone
-
-Xray = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +28,6 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, best: Path) -> Path:
     return run_of(tmp_path / "run", best)
-
-
-@pytest.fixture
-def xray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Xray:
-    """The `xray` command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["xray", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "80")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def changed(path: Path, to: Path, **further: Any) -> Path:
@@ -98,8 +79,9 @@ def test_the_same_json_of_a_checkpoint_of_a_run_and_in_a_file(
 
 
 def test_the_terminal_shows_each_figure_with_its_interval_and_baseline(
-    run: Path, xray: Xray
+    run: Path, xray: Xray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, err = xray("info", run)
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -142,41 +124,30 @@ def test_a_checkpoint_that_left_its_run_says_that_its_metrics_are_not_known(
     assert "Metrics are not known" in out
 
 
-def other_cuts(content: Results) -> None:
-    content["metrics"]["test"]["per_finding"]["Mass"]["threshold"] += 1e-15
-
-
-def other_split(content: Results) -> None:
-    content["data"]["split_sha256"] = "cd" * 32
-
-
-def other_model(content: Results) -> None:
-    content["config"]["model"]["arch"] = "resnet50"
-
-
-def other_findings(content: Results) -> None:
-    del content["metrics"]["test"]["per_finding"]["Hernia"]
-
-
-def other_size(content: Results) -> None:
-    content["config"]["data"]["image_size"] = 64
+FEWER = {  # than the checkpoint tells of
+    name: row
+    for name, row in results()["metrics"]["test"]["per_finding"].items()
+    if name != "Hernia"
+}
+PER_FINDING = ("metrics", "test", "per_finding")
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "keys, value, told",
     [
-        (other_cuts, "other operating points"),
-        (other_split, "another split"),
-        (other_model, "another model"),
-        (other_findings, "other findings"),
-        (other_size, "another image size"),
+        ((*PER_FINDING, "Mass", "threshold"), CUTS["Mass"] + 1e-15, "other operating points"),
+        (("data", "split_sha256"), "cd" * 32, "another split"),
+        (("config", "model", "arch"), "resnet50", "another model"),
+        (PER_FINDING, FEWER, "other findings"),
+        (("config", "data", "image_size"), 64, "another image size"),
     ],
 )
 def test_another_runs_checkpoint_gets_none_of_the_runs_metrics(
-    change: Callable[[Results], None], told: str, run: Path
+    keys: tuple[str, ...], value: Any, told: str, run: Path
 ) -> None:
     content = results()
-    change(content)
+    *outer, last = keys
+    reduce(getitem, outer, content)[last] = value
     write(run, content)
     known = model_info(run / "checkpoints" / "best.ckpt")
     assert (known.run, known.test) == (None, None)
@@ -244,10 +215,7 @@ class Hostile:
         return (os.system, ("touch hostile",))
 
 
-def test_what_cannot_be_read_is_one_line_and_nothing_in_it_runs(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xray: Xray
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_read_is_one_line_and_nothing_in_it_runs(run: Path, xray: Xray) -> None:
     Path("hostile.ckpt").write_bytes(pickle.dumps({"xray": Hostile()}))
     torch.save({"xray": Hostile()}, "zipped.ckpt")
     Path("cut.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:5000])

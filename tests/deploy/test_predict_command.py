@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Xray
 from PIL import Image
 
 from xray_lightning import load_model
-from xray_lightning.cli import main as cli
 from xray_lightning.findings import FINDINGS
 
 KINDS = ("prob", "calibrated", "threshold", "decision")
-
-
-Xray = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +31,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint(folder / "1.ckpt", seed=1)
     checkpoint(folder / "bare.ckpt", seed=2, fitted=False)
     return folder
-
-
-@pytest.fixture
-def xray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Xray:
-    """The `xray` command in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["xray", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "80")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -242,9 +221,8 @@ class Hostile:
 
 
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(
-    models: Path, chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xray: Xray
+    models: Path, chest: Path, tmp_path: Path, xray: Xray
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "hollow").mkdir()
     Path("old.ckpt").write_bytes(b"")
     content = torch.load(models / "0.ckpt", weights_only=True)

@@ -1,6 +1,5 @@
 """The report over runs whose results.json the tests make themselves."""
 
-import copy
 import io
 import json
 import os
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_runs import SAMPLE, Results, sample, write_run
 from PIL import Image
 from rich.console import Console
 
@@ -17,16 +17,9 @@ from xray_lightning.html.page import NOTICE
 from xray_lightning.report.write import build_report, print_report, write_report
 from xray_lightning.terminal import duration
 
-SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
 PUBLISHED = "Macro AUROC on the official split"
-
-Results = dict[str, Any]
-
-
-def sample(**changes: Any) -> Results:
-    return {**copy.deepcopy(SAMPLE), **changes}
 
 
 def paper_sample(row: int, **changes: Any) -> Results:
@@ -41,12 +34,6 @@ def skipped(row: int) -> Results:
     results["timing"]["fit"] = None
     results["environment"]["accelerator"] = None
     return results
-
-
-def write(folder: Path, results: Results) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    return folder
 
 
 def printed(paths: list[Path], *, width: int = 120) -> str:
@@ -71,7 +58,7 @@ def markdown(paths: list[Path], out: Path | None = None) -> str:
 def study(tmp_path: Path) -> Path:
     """The paper's five rows as a sweep on a CPU."""
     for row in range(1, 6):
-        write(tmp_path / "sweep" / f"{row - 1}_paper", paper_sample(row))
+        write_run(tmp_path / "sweep" / f"{row - 1}_paper", paper_sample(row))
     return tmp_path / "sweep"
 
 
@@ -105,8 +92,8 @@ def test_other_images_than_the_papers_are_said_to_be_not_comparable(study: Path)
 
 
 def test_a_skipped_row_says_what_it_needs(tmp_path: Path) -> None:
-    write(tmp_path / "0", paper_sample(1))
-    write(tmp_path / "1", skipped(2))
+    write_run(tmp_path / "0", paper_sample(1))
+    write_run(tmp_path / "1", skipped(2))
     text = printed([tmp_path])
     assert text.count("skipped: needs CUDA") >= 2  # in the table, and beneath it by name
     assert "Row 2 skipped: needs CUDA." in text
@@ -114,14 +101,14 @@ def test_a_skipped_row_says_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_row_of_the_paper_without_a_run_is_shown_as_not_run(tmp_path: Path) -> None:
-    write(tmp_path, paper_sample(3))
+    write_run(tmp_path, paper_sample(3))
     assert printed([tmp_path]).count("not run") == 8  # four rows in each of two tables
 
 
 def test_a_failed_row_gives_its_reason(tmp_path: Path) -> None:
     failed = paper_sample(4, status="failed", reason="rank 1 on host a: loss is NaN")
     failed["metrics"]["test"] = None
-    write(tmp_path, failed)
+    write_run(tmp_path, failed)
     assert "Row 4 failed: rank 1 on host a: loss is NaN." in printed([tmp_path])
 
 
@@ -131,21 +118,21 @@ def test_label_accuracy_not_above_the_baseline_is_named(
 ) -> None:
     results = sample(name="mine")
     results["metrics"]["test"].update(label_accuracy=accuracy, always_negative_accuracy=0.8654)
-    write(tmp_path, results)
+    write_run(tmp_path, results)
     assert (f"mine: {NO_BETTER}" in flowed(printed([tmp_path]))) is said
 
 
 def test_the_precision_that_was_asked_for_is_shown_where_another_was_used(tmp_path: Path) -> None:
     results = sample()
     results["environment"].update(precision_asked="16-mixed", precision_used="bf16-mixed")
-    write(tmp_path, results)
+    write_run(tmp_path, results)
     text = printed([tmp_path])
     assert "bf16-mixed" in text
     assert "asked 16-mixed" in text
 
 
 def test_a_run_that_is_no_row_of_the_paper_gives_a_summary_alone(tmp_path: Path) -> None:
-    write(tmp_path, sample())
+    write_run(tmp_path, sample())
     text = printed([tmp_path])
     assert "Table 1" not in text
     for part in ("phantom_resnet18", "patient_random", "single", "0.831", "0.412", "n = 400"):
@@ -155,11 +142,11 @@ def test_a_run_that_is_no_row_of_the_paper_gives_a_summary_alone(tmp_path: Path)
 
 
 def test_runs_on_different_splits_are_said_to_be_not_comparable(tmp_path: Path) -> None:
-    write(tmp_path / "a", sample(name="a"))
+    write_run(tmp_path / "a", sample(name="a"))
     assert "split_sha256 differs" not in printed([tmp_path])
     other = sample(name="b")
     other["data"]["split_sha256"] = "cd" * 32
-    write(tmp_path / "b", other)
+    write_run(tmp_path / "b", other)
     assert "split_sha256 differs" in printed([tmp_path])
 
 
@@ -168,7 +155,7 @@ def test_a_leak_and_dropped_rows_are_named(tmp_path: Path) -> None:
     results["data"]["patient_overlap"] = {"train-val": {"patients": 11, "images": 23}}
     results["data"]["dropped"] = {"no image file": 320}
     results["metrics"]["test"]["auroc_macro_findings"] = 12
-    write(tmp_path, results)
+    write_run(tmp_path, results)
     text = flowed(printed([tmp_path]))
     assert "mine: 11 patients are on both sides of train-val" in text
     assert "320 x no image file" in text
@@ -186,7 +173,7 @@ def test_only_a_run_on_nihs_whole_official_test_list_stands_beside_published_fig
         results = sample(name=name)
         results["data"].update(name=data, split="official")
         results["metrics"]["test"]["images"] = images
-        write(tmp_path / name, results)
+        write_run(tmp_path / name, results)
     assert PUBLISHED not in printed([tmp_path / "phantom", tmp_path / "some"])
     text = printed([tmp_path]).split(PUBLISHED)[1]
     assert "ours: all" in text
@@ -220,7 +207,7 @@ def test_a_study_is_written_as_markdown_with_a_figure_for_each_run_and_one_for_a
 
 
 def test_a_single_run_is_reported_into_its_own_folder(tmp_path: Path) -> None:
-    run = write(tmp_path / "run", sample())
+    run = write_run(tmp_path / "run", sample())
     assert write_report(build_report([run])) == run / "report.html"
     assert (run / "report.md").is_file()
     assert (run / "figures" / "loss.png").is_file()
@@ -231,14 +218,14 @@ def test_several_runs_are_reported_into_the_folder_above_them(study: Path) -> No
 
 
 def test_a_run_without_losses_has_no_figure(tmp_path: Path) -> None:
-    run = write(tmp_path / "run", sample(history=[]))
+    run = write_run(tmp_path / "run", sample(history=[]))
     assert "Loss curves" not in markdown([run])
     assert list((run / "figures").iterdir()) == []
 
 
 def test_runs_are_found_at_any_depth_each_once_and_in_order(tmp_path: Path) -> None:
     for number in (10, 2, 1):
-        write(tmp_path / "a" / "sweep" / f"{number}_job", sample(name=f"job {number}"))
+        write_run(tmp_path / "a" / "sweep" / f"{number}_job", sample(name=f"job {number}"))
     (tmp_path / "a" / "sweep" / "loop").symlink_to(tmp_path)
     report = build_report([tmp_path, tmp_path / "a", tmp_path / "a/sweep/2_job/results.json"])
     assert [run.name for run in report.runs] == ["job 1", "job 2", "job 10"]
@@ -246,7 +233,7 @@ def test_runs_are_found_at_any_depth_each_once_and_in_order(tmp_path: Path) -> N
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     for folder in ("0_job", "1_job"):
-        write(tmp_path / folder, sample(name="job"))
+        write_run(tmp_path / folder, sample(name="job"))
     assert [run.name for run in build_report([tmp_path]).runs] == ["0_job", "1_job"]
 
 
@@ -255,7 +242,7 @@ def test_without_a_run_the_newest_is_taken(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="no run in runs/"):
         build_report([])
     for age, name in enumerate(("sweep/1", "single", "sweep/0")):
-        folder = write(tmp_path / "runs" / name, sample(name=name))
+        folder = write_run(tmp_path / "runs" / name, sample(name=name))
         os.utime(folder / "results.json", (1e9 - age, 1e9 - age))
     (tmp_path / "runs" / "empty").mkdir()
     assert [run.name for run in build_report([]).runs] == ["sweep/0", "sweep/1"]
@@ -283,12 +270,12 @@ def test_without_a_run_the_newest_is_taken(tmp_path: Path, monkeypatch: pytest.M
 def test_a_damaged_results_file_is_named_and_the_others_are_reported(
     tmp_path: Path, content: bytes
 ) -> None:
-    damaged = write(tmp_path / "damaged", sample()) / "results.json"
+    damaged = write_run(tmp_path / "damaged", sample()) / "results.json"
     damaged.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged/results\.json") as caught:
         build_report([tmp_path])
     assert "\n" not in str(caught.value)
-    write(tmp_path / "whole", sample())
+    write_run(tmp_path / "whole", sample())
     report = build_report([tmp_path])
     assert len(report.runs) == 1
     assert f"Left out 1 damaged results.json: {damaged}" in flowed(printed([tmp_path], width=400))
@@ -329,8 +316,8 @@ HOSTILE = [
 def test_a_hostile_name_is_shown_as_it_is_written(tmp_path: Path, name: str) -> None:
     results = sample(name=name, status="failed", reason=name)
     results["data"].update(name=name, dropped={name: 1})
-    write(tmp_path / "runs" / "a", results)
-    write(tmp_path / "runs" / "b", sample(name="b"))
+    write_run(tmp_path / "runs" / "a", results)
+    write_run(tmp_path / "runs" / "b", sample(name="b"))
     text = printed([tmp_path], width=400)
     page = markdown([tmp_path], tmp_path / "out")
     for shown in (text, page):
@@ -349,22 +336,24 @@ def test_a_hostile_name_is_shown_as_it_is_written(tmp_path: Path, name: str) -> 
 def test_a_folder_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     for folder in (b"\xff1", b"\xff2"):
         os.mkdir(os.path.join(os.fsencode(tmp_path), folder))
-        write(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder))), sample(name="same"))
+        write_run(
+            Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder))), sample(name="same")
+        )
     text = printed([tmp_path])
     assert "\\udcff1" in text
     assert "\\udcff1" in markdown([tmp_path], tmp_path / "out")
 
 
 def test_names_that_make_one_file_name_get_figures_of_their_own(tmp_path: Path) -> None:
-    write(tmp_path / "1", sample(name="a b"))
-    write(tmp_path / "2", sample(name="a/b"))
+    write_run(tmp_path / "1", sample(name="a b"))
+    write_run(tmp_path / "2", sample(name="a/b"))
     write_report(build_report([tmp_path]), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert names == ["loss_a_b.png", "loss_a_b_2.png", "overview.png"]
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    run = write(tmp_path / "run", sample())
+    run = write_run(tmp_path / "run", sample())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the report .* --out"):
         write_report(build_report([run]), tmp_path / "file")
@@ -373,7 +362,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_leaves_the_former_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = write(tmp_path / "run", sample())
+    run = write_run(tmp_path / "run", sample())
     page = write_report(build_report([run]))
     before = page.read_text()
 
