@@ -1,1 +1,1 @@
-"""A trained model put to use: predictions for image files, from the checkpoint alone."""
+"""Deployment of a trained model: prediction, export, saliency and model card."""

@@ -1,4 +1,4 @@
-"""A guard that flags inputs unlike the images that a model was trained on.
+"""Guard that flags inputs unlike the images that a model was trained on.
 
 Fixed rules, each with one threshold. They flag and never refuse, and an image that none of them
 speaks of may still be no chest X-ray.

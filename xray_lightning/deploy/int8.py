@@ -1,4 +1,4 @@
-"""An exported model in integers of 8 bits: smaller and mostly faster, and what that costs."""
+"""Int8 quantisation of an exported model: smaller and mostly faster, and what that costs."""
 
 import tempfile
 from collections.abc import Iterator

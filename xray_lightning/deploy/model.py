@@ -1,4 +1,4 @@
-"""`load_model`: one model, or several averaged, that predicts image files and arrays."""
+"""Model (`load_model`): one checkpoint, or several averaged, that predicts files and arrays."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The one way from an image file to what a model takes, set by the checkpoint alone.
+"""Preprocessing: the one way from an image file to what a model takes, set by the checkpoint.
 
 A file is decoded to gray (`data.images.decode_gray`), resized to the checkpoint's `image_size`
 (`data.images.resize_gray`), and normalised inside the model (`models.restore.RestoredModel`, whose

@@ -1,4 +1,4 @@
-"""Checkpoints that answer through torch."""
+"""Torch backend: checkpoints run by torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where in an image a model saw a finding: maps by Captum's methods."""
+"""Saliency maps: where in an image a model saw a finding, by Captum's methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
