@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,9 +18,16 @@ from xray_lightning.data.loader import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.checkpoint import CHECKPOINT_SCHEMA, check_checkpoint
+from xray_lightning.models.checkpoint import (
+    CHECKPOINT_SCHEMA,
+    check_checkpoint,
+    read_checkpoint,
+    restore,
+)
 from xray_lightning.models.cuda_graph import StepGraph
-from xray_lightning.models.losses import FindingsLoss
+from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
+
+RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -38,8 +46,8 @@ class Classifier(LightningModule):
 
     Args:
         backbone: images (B, 1, S, S) to logits (B, findings).
-        loss: logits and targets (B, findings) to losses (B,).
-        normalize: uint8 images to the backbone's input.
+        loss: logits and targets (B, findings) to losses (B,); None for binary cross-entropy.
+        normalize: uint8 images to the backbone's input; None normalises each image by itself.
         findings: names of the logits, in their order.
         optimizer: makes the optimizer from the parameters.
         scheduler: Lightning's scheduler configuration, whose `scheduler` is a function of the
@@ -54,9 +62,9 @@ class Classifier(LightningModule):
         self,
         *,
         backbone: nn.Module,
-        loss: FindingsLoss,
-        normalize: Normalize,
-        optimizer: OptimizerFactory,
+        loss: FindingsLoss | None = None,
+        normalize: Normalize | None = None,
+        optimizer: OptimizerFactory = torch.optim.Adam,
         findings: Sequence[str] = FINDINGS,
         scheduler: Mapping[str, Any] | None = None,
         augment: nn.Module | None = None,
@@ -64,11 +72,13 @@ class Classifier(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone, self.loss, self.normalize = backbone, loss, normalize
+        self.backbone = backbone
+        self.loss = BinaryCrossEntropy() if loss is None else loss
+        self.normalize = Normalize() if normalize is None else normalize
         self.findings = tuple(findings)
         self.loss.size_to(len(self.findings))
         self.augment = augment
-        self.recipe = dict(recipe or {})
+        self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
         self._make_optimizer = optimizer
         self._scheduler = scheduler
@@ -92,6 +102,7 @@ class Classifier(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             self.recipe["split_sha256"] = data.usable.split.sha256
+            self.recipe.setdefault("image_size", data.image_size)
         if stage == "fit" and data is not None:
             self.loss.fit_to(positives=data.positives("train"), images=len(data.table("train")))
             if self.normalize.mode == "dataset":
@@ -261,13 +272,53 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, findings=self.findings)
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # takes a path and a device alone
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        *,
+        weights_only: bool | None = True,
+        **parts: Any,
+    ) -> Self:
+        """Classifier of a checkpoint alone: its model, its weights and its findings.
+
+        Args:
+            map_location: device to put it on; None leaves it on the CPU.
+            weights_only: nothing but True, as nothing in a checkpoint is ever executed.
+            parts: further arguments of the class, such as the `loss` and the `optimizer` that it
+                is to be trained with; a checkpoint does not hold them.
+
+        Raises:
+            UserError: a file that is missing, damaged, or no checkpoint of this project.
+        """
+        if weights_only is False:
+            raise UserError("weights_only must be true: nothing in a checkpoint is ever executed")
+        path = Path(checkpoint_path)
+        content = read_checkpoint(path)
+        model = restore(content, source=path).requires_grad_(True).train()  # as Lightning leaves it
+        described = content["xray"]
+        loaded = cls(
+            backbone=model.backbone,
+            normalize=model.normalize,
+            findings=described["findings"],
+            recipe={key: described[key] for key in RECIPE_KEYS if key in described},
+            **parts,
+        )
+        prefix = "loss."  # a loss of the same kind takes up its weights
+        state = content["state_dict"].items()
+        loss = {key.removeprefix(prefix): value for key, value in state if key.startswith(prefix)}
+        with _blaming("loss"):
+            loaded.loss.load_state_dict(loss, strict=False)
+        return loaded.to(map_location or "cpu")
+
 
 @contextmanager
 def _blaming(key: str) -> Iterator[None]:
     """Turn what torch refuses into an error that names the group of the configuration."""
     try:
         yield
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{key}: {one_line(error)}") from error
 
 
