@@ -272,6 +272,9 @@ class XrayDataModule(LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         return self._loader("test")
 
+    def predict_dataloader(self) -> BatchLoader:
+        return self._loader("test")
+
     # -- facts -----------------------------------------------------------------------------------
 
     @property

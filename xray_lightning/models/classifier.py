@@ -41,6 +41,14 @@ class Outputs(NamedTuple):
     losses: Tensor  # (N,) float32
 
 
+class Predictions(NamedTuple):
+    """Answers of `Trainer.predict` to one batch; of several ranks, each has those of its images."""
+
+    images: tuple[str, ...]  # names of (B,) images, empty where the loader is not a datamodule's
+    rows: Tensor  # (B,) int64, of the test split's table
+    probabilities: Tensor  # (B, findings) float32
+
+
 class Classifier(LightningModule):
     """Multi-label chest X-ray classifier.
 
@@ -216,6 +224,13 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
+        counted = batch.rows >= 0
+        rows = batch.rows[counted]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = () if data is None else data.table("test")["image"].iloc[rows.cpu().numpy()]
+        return Predictions(tuple(names), rows, self(batch.images).float().sigmoid()[counted])
 
     def _collect(self) -> Outputs:
         """All ranks' predictions, the same on each: every image once, in the table's order."""
