@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -256,22 +255,23 @@ class Classifier(LightningModule):
         return torch.cat(gathered)
 
     def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, side: str) -> None:
         self.outputs = outputs = self._collect()
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return  # scored by the evaluation, not for the curves
         auroc = finding_auroc(outputs)
         defined = auroc[~auroc.isnan()]
         macro = defined.mean() if len(defined) else torch.tensor(math.nan)
-        scores = {"val/loss": outputs.losses.mean(), "val/auroc_macro": macro}
+        scores = {f"{side}/loss": outputs.losses.mean(), f"{side}/auroc_macro": macro}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
         by_finding = zip(self.findings, auroc, strict=True)
         self.log_dict(
-            {f"val/auroc/{name}": value for name, value in by_finding if not value.isnan()},
+            {f"{side}/auroc/{name}": value for name, value in by_finding if not value.isnan()},
             sync_dist=True,
         )
-
-    def on_test_epoch_end(self) -> None:
-        self.outputs = self._collect()
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -193,6 +193,7 @@ def _test(job: Job, trainer: Trainer) -> None:
         described = read_checkpoint(ckpt_path, findings=job.data.findings)["xray"]
         check_same(ckpt_path, found=described, expected=job.classifier.recipe)
     predictions = {}
+    loggers, trainer.loggers = trainer.loggers, []  # for the curves are the epochs' scores alone
     for side, stage in (("val", trainer.validate), ("test", trainer.test)):
         stage(
             job.classifier,
@@ -210,6 +211,7 @@ def _test(job: Job, trainer: Trainer) -> None:
             )
             path = job.folder / predictions_name(side)
             write_atomically(path, csv_of(predictions[side]))
+    trainer.loggers = loggers
     if job.leads:
         metrics = job.judge(
             **predictions,
