@@ -195,12 +195,15 @@ class Classifier(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau) and config.get("interval") == "epoch":
             # The same moment by another name: after each epoch's last step and its validation.
             # By its own, Lightning 2.6 leaves out the first epoch's end after a resume.
-            config |= {"interval": "step", "frequency": self._steps_an_epoch()}
+            config |= {"interval": "step", "frequency": self.steps_an_epoch()}
         lr_scheduler: Any = {"scheduler": scheduler, **config}
         return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
-    def _steps_an_epoch(self) -> int:
-        return len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    def steps_an_epoch(self) -> int:
+        """Training batches an epoch, as far as `Trainer.limit_train_batches` lets them be."""
+        steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = self.trainer.limit_train_batches
+        return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run.
@@ -208,7 +211,7 @@ class Classifier(LightningModule):
         Trainer.estimated_stepping_batches would set the loaders up before a checkpoint's state
         is loaded, and they would then never get theirs (Lightning 2.6).
         """
-        steps = -(-self._steps_an_epoch() // self.trainer.accumulate_grad_batches)
+        steps = -(-self.steps_an_epoch() // self.trainer.accumulate_grad_batches)
         return steps * (self.trainer.max_epochs or 1)
 
     # -- evaluation ------------------------------------------------------------------------------
