@@ -14,7 +14,7 @@ import warnings
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -102,13 +102,28 @@ def arguments(given: list[str]) -> list[str]:
 def job(cfg: DictConfig) -> None:
     """One job: Hydra calls it once, or once for each combination of a multirun."""
     if WORLD.rank > 0:
-        logging.getLogger().handlers.clear()  # rank 0 alone speaks
-    logging.captureWarnings(True)
+        logging.getLogger().handlers = [logging.NullHandler()]  # rank 0 alone speaks
+    warnings.showwarning = log_warning
     # Lightning 2.6 calls a torch function that torch 2.15 renames; nothing a user could do.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", category=FutureWarning)
+    # Wherever srun is on PATH; Lightning has no switch for it. Under srun, strategy=mpi joins.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     exit_codes.append(conduct(cfg, Path(HydraConfig.get().runtime.output_dir)))
     if exit_codes[-1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         sys.exit(exit_codes[-1])  # the rest of a multirun is not wanted either
+
+
+def log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning as `logging.captureWarnings` does, without its blank line."""
+    text = warnings.formatwarning(message, category, filename, lineno, line="")
+    logging.getLogger("py.warnings").warning("%s", text.strip())
 
 
 def conduct(cfg: DictConfig, folder: Path) -> int:
@@ -123,7 +138,10 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
         if command is None:
             train_here(cfg, record, strategy, started=started)
         else:
-            launch(command, folder=folder, environ=rank_environment(started))
+            environ = rank_environment(started)
+            if "torch.distributed.run" in command:  # it else sets the same, and says so at length
+                environ.setdefault("OMP_NUM_THREADS", "1")
+            launch(command, folder=folder, environ=environ)
         if not LAUNCHED and WORLD.rank == 0:
             name_results(folder)
         return 0

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Train
+from conftest import Train, environment
 from lightning.pytorch import seed_everything
 
 from xray_lightning.models.backbones import build_backbone
@@ -60,6 +61,7 @@ def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_bat
     ended = train("-m", *options, "strategy=mpi", "strategy.sync_batchnorm=true", "name=ranks")
     assert ended.exit_code == 0, ended.stderr
     assert [result["environment"]["world_size"] for result in ended.results] == [1, 2]
+    assert [result["training"]["warnings"] for result in ended.results] == [[], []]
     alone, ranks = (weights(run) for run in sorted(ended.runs, key=lambda run: run.name[-5:]))
     seed_everything(0, verbose=False)
     fresh = build_backbone(arch="resnet18").state_dict()
@@ -142,6 +144,23 @@ def numbered(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: numbered(item) for key, item in value.items()}
     return value
+
+
+def test_ranks_that_train_say_nothing_but_what_the_run_has_to_say(
+    train: Train, tmp_path: Path
+) -> None:
+    srun = tmp_path / "bin" / "srun"  # Lightning hints at it wherever it is
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    path = f"{srun.parent}{os.pathsep}{environment()['PATH']}"
+    ended = train("strategy=ddp", "strategy.processes=2", env={"PATH": path})
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "" not in ended.stdout.splitlines()
+    assert "arning" not in ended.stdout
+    (result,) = ended.results
+    assert result["training"]["warnings"] == []
 
 
 def test_a_callers_mistake_that_ranks_meet_keeps_its_line_and_exit_code(train: Train) -> None:

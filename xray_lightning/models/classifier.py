@@ -180,7 +180,7 @@ class Classifier(LightningModule):
         self._train_sums.zero_()
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self.mean_train_loss(), rank_zero_only=True)
+        self.log("train/loss", self.mean_train_loss(), sync_dist=True)  # the same on every rank
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         with _blaming("optimizer"):

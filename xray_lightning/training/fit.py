@@ -268,6 +268,10 @@ class _Recorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         job = self._job
+        if stage == "fit":  # at least once an epoch, however few its steps
+            steps = max(1, job.classifier.steps_an_epoch())
+            options: Any = trainer  # Lightning sets it without declaring it
+            options.log_every_n_steps = min(options.log_every_n_steps, steps)
         if not job.leads or self._described:
             return
         self._described = True
