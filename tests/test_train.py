@@ -254,6 +254,15 @@ def test_its_checkpoint_says_how_to_build_the_model_again(first: Ended) -> None:
     assert described["split_sha256"] == first.results[0]["data"]["split_sha256"]
 
 
+def test_a_run_of_fewer_batches_records_the_images_that_it_was_trained_on(call: Call) -> None:
+    ended = call("+trainer.limit_train_batches=2", "scheduler=cosine", "stages=[fit]")
+    assert ended.exit_code == 0, ended.stderr
+    (result,) = ended.results
+    (epoch,) = result["history"]
+    assert epoch["images"] == 2 * 16 < result["data"]["images"]["train"]
+    assert epoch["lr"] == pytest.approx(0, abs=1e-6)  # the schedule is as long as the run
+
+
 # -- going on ------------------------------------------------------------------------------------
 
 

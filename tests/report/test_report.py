@@ -79,6 +79,16 @@ def test_both_tables_of_the_paper_show_ours_beside_the_papers(study: Path, width
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_the_images_that_an_epoch_was_limited_to_are_told_and_not_the_splits(
+    tmp_path: Path,
+) -> None:
+    results = paper_sample(1)
+    for row, images in zip(results["history"], (64, 64, 32), strict=True):
+        row["images"] = images
+    write(tmp_path, results)
+    assert "64 x 2 + 32 x 1" in flowed(printed([tmp_path], width=200))
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_rows_of_the_paper_that_ran_on_a_cpu_say_so_in_every_table(study: Path, width: int) -> None:
     for table in printed([study], width=width).split("Table 2."):

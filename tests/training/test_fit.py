@@ -125,7 +125,8 @@ def test_resume_equals_an_uninterrupted_run(
     folder = tmp_path / "b"
     before, after = Seen(), Seen()
     interruption = Interruption(folder, checkpoint=folder / "last.ckpt", world=World("none"))
-    stopped = trainer(folder, before, StopAt(step=stop), interruption)
+    counted = Throughput(batch_size=16)
+    stopped = trainer(folder, before, counted, StopAt(step=stop), interruption)
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         stopped.fit(classifier(SCHEDULERS[scheduler]), datamodule=data(phantoms, tmp_path))
     assert len(before.rows) == stop
@@ -142,5 +143,7 @@ def test_resume_equals_an_uninterrupted_run(
     assert before.rows + after.rows == straight.rows
     assert again.history[-1]["val_loss"] == throughput.history[-1]["val_loss"]
     assert again.history[-1]["lr"] == throughput.history[-1]["lr"]
+    images = {row["epoch"]: row["images"] for row in throughput.history}
+    assert all(row["images"] == images[row["epoch"]] for row in again.history)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

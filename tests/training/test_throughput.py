@@ -105,6 +105,7 @@ def test_the_rates_add_up(clock: Clock, phantoms: Path) -> None:
         "val_loss": 0.25,
         "lr": 0.5,
         "seconds": 4 * len(sizes) + 10,
+        "images": sum(sizes),
     }
 
 

@@ -258,6 +258,7 @@ class Epoch(_Part):
     val_auroc_macro: Fraction | None
     lr: Amount | None
     seconds: Amount | None
+    images: Count | None = Field(default=None, description="Those trained on")
 
 
 class Overlap(_Part):

@@ -44,6 +44,7 @@ class Throughput(Callback):
         self.history: list[dict[str, Any]] = []
         self.fit_seconds = 0.0
         self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
+        self._epoch_trained = 0  # images of this epoch, also of before a resume
         self._images = 0
         self._steady_images = 0
         self._steady_seconds = 0.0
@@ -56,7 +57,14 @@ class Throughput(Callback):
         self._start_epoch()  # a run resumed in mid-epoch gets no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_trained = 0
         self._start_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch_trained": self._epoch_trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._epoch_trained = state_dict["epoch_trained"]
 
     def _start_epoch(self) -> None:
         self._epoch_start = self._mark = perf_counter()
@@ -88,6 +96,7 @@ class Throughput(Callback):
         seconds = now - self._mark
         self._images += images
         self._epoch_images += images
+        self._epoch_trained += images
         self._epoch_steps += 1
         self._epoch_wait += self._wait
         self._train_seconds += seconds
@@ -111,6 +120,7 @@ class Throughput(Callback):
                 "val_auroc_macro": float(metrics.get("val/auroc_macro", math.nan)),
                 "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
                 "seconds": now - self._epoch_start,
+                "images": self._epoch_trained,
             }
         )
         self.fit_seconds = now - self._fit_start
