@@ -52,6 +52,21 @@ GRACE_SECONDS = 3.0
 # What would take any text for true.
 SWITCHES = ("report", "model.pretrained", "strategy.sync_batchnorm", "optimizer.nesterov")
 
+# Hydra's plugins that are packages of their own, by their options.
+PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/ray_aws": "hydra-ray-launcher",
+    "hydra/launcher/rq": "hydra-rq-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+    "hydra/hydra_logging/colorlog": "hydra-colorlog",
+    "hydra/job_logging/colorlog": "hydra-colorlog",
+}
+
 exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
 _folders: dict[str, str] = {}
 
@@ -415,6 +430,12 @@ def complain(reason: str) -> None:
     sys.stderr.write(f"xray: error: {reason}\n")
 
 
+def not_installed(option: str) -> str:
+    """The error line of an option in PLUGINS that Hydra does not find."""
+    group, _, choice = option.rpartition("/")
+    return f"{group}={choice} needs a plugin of Hydra: uv pip install {PLUGINS[option]}"
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     if WORLD.launcher == "mpi":
@@ -428,7 +449,8 @@ def main() -> int:
         if "XRAY_DEBUG" in os.environ:
             traceback.print_exception(error)
         if WORLD.rank == 0:
-            complain(one_line(error))
+            missing = getattr(error, "missing_cfg_file", None)
+            complain(not_installed(missing) if missing in PLUGINS else one_line(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
