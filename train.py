@@ -414,13 +414,20 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
-    """The choices that tell runs of a sweep apart, for TensorBoard's HPARAMS tab."""
-    groups = ("data", "model", "augment", "loss", "optimizer", "scheduler", "strategy")
+    """The choices that tell runs of a sweep apart, for TensorBoard's HPARAMS tab.
+
+    It sorts them by name, those that differ between runs first, and shows no more than five until
+    it is asked: those with a capital, which sort first.
+    """
     choices = HydraConfig.get().runtime.choices
-    return {group: choices[group] for group in groups} | {
-        "precision": cfg.trainer.precision,
+    return {
+        "Learning rate": cfg.optimizer.lr,
+        "Model": choices["model"],
+        "Precision": cfg.trainer.precision,
+        "Scheduler": choices["scheduler"],
+        "Strategy": choices["strategy"],
+        **{group: choices[group] for group in ("data", "augment", "loss", "optimizer")},
         "max_epochs": cfg.trainer.max_epochs,
-        "lr": cfg.optimizer.lr,
         "seed": cfg.seed,
         **{key: cfg.data[key] for key in ("batch_size", "image_size", "normalize", "sampler")},
     }

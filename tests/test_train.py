@@ -18,7 +18,14 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL, Ended, Once, Train, environment
 from jsonschema import Draft202012Validator
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.api_pb2 import GetExperimentRequest
+from tensorboard.plugins.hparams.backend_context import Context as HParamsContext
+from tensorboard.plugins.hparams.get_experiment import Handler as GetExperiment
 
 from xray_lightning.errors import EXIT_USER_ERROR
 from xray_lightning.findings import FINDINGS
@@ -245,6 +252,19 @@ def test_its_tensorboard_holds_curves_inputs_and_hyper_parameters(first: Ended) 
         assert events.Scalars(tag)[-1].value == pytest.approx(epoch[key], rel=1e-4)
     final = events.Scalars("test/auroc_macro")[-1].value
     assert final == pytest.approx(result["metrics"]["test"]["auroc_macro"], rel=1e-4)
+
+
+def test_tensorboards_hparams_tab_shows_the_choices_that_matter_most_at_first(
+    first: Ended,
+) -> None:
+    folder = str(first.runs[0] / "tensorboard")
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(folder).Reload()
+    provider = MultiplexerDataProvider(multiplexer, folder)
+    backend = HParamsContext(TBContext(data_provider=provider, logdir=folder))
+    experiment = GetExperiment(RequestContext(), backend, "", GetExperimentRequest()).run()
+    # The tab's page shows no more than five until it is asked.
+    shown = [column.name for column in experiment.hparam_infos][:5]
+    assert shown == ["Learning rate", "Model", "Precision", "Scheduler", "Strategy"]
 
 
 def test_its_checkpoint_says_how_to_build_the_model_again(first: Ended) -> None:
