@@ -85,7 +85,7 @@ def test_the_images_that_an_epoch_was_limited_to_are_told_and_not_the_splits(
     results = paper_sample(1)
     for row, images in zip(results["history"], (64, 64, 32), strict=True):
         row["images"] = images
-    write(tmp_path, results)
+    write_run(tmp_path, results)
     assert "64 x 2 + 32 x 1" in flowed(printed([tmp_path], width=200))
 
 

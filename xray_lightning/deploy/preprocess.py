@@ -1,9 +1,9 @@
 """Preprocessing: the one way from an image file to what a model takes, set by the checkpoint.
 
 A file is decoded to gray (`data.images.decode_gray`), resized to the checkpoint's `image_size`
-(`data.images.resize_gray`), and normalised inside the model (`models.checkpoint.RestoredModel`, whose
-`Normalize` is loaded with the weights). Training's cache holds the same pixels: `read_gray` is
-these two steps to the bit. Whatever else reads images for a model comes through here.
+(`data.images.resize_gray`), and normalised inside the model (`models.checkpoint.RestoredModel`,
+whose `Normalize` is loaded with the weights). Training's cache holds the same pixels: `read_gray`
+is these two steps to the bit. Whatever else reads images for a model comes through here.
 """
 
 import io
