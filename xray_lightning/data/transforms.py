@@ -1,4 +1,4 @@
-"""Normalisation of a whole batch where it lies."""
+"""Transforms of a whole batch on its device: normalisation, and random augmentation."""
 
 import math
 from collections.abc import Sequence

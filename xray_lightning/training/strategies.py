@@ -1,4 +1,5 @@
-"""How many processes train together, what starts them, and what Lightning is told about it."""
+"""Strategies of processes: how many train together, the command that starts them (mpirun,
+torchrun), and what Lightning is told about it."""
 
 import atexit
 import ctypes
