@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import findings_of
+from xray_lightning.cli.options import (
+    DataFolder,
+    ImagesFolder,
+    Jobs,
+    JsonOrStdout,
+    Missing,
+    NewFolder,
+    Split,
+    Table,
+    TableFindings,
+    findings_of,
+)
 from xray_lightning.cli.output import STDOUT, FilesOrStdout, check_json, print_json, write_json
 from xray_lightning.errors import EXIT_RUN_FAILED, UserError, check_whole
 from xray_lightning.progress import display
@@ -23,7 +34,7 @@ app.add_typer(download, name="download")
 
 @app.command()
 def phantom(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: NewFolder,
     images: Annotated[int, typer.Option(help="How many images to draw.")] = 2000,
     size: Annotated[int, typer.Option(help="Their width and height in pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="Another seed draws other patients.")] = 0,
@@ -44,26 +55,18 @@ def phantom(
 
 @app.command(cls=FilesOrStdout)
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
-    ] = None,
+    folder: DataFolder,
+    images: ImagesFolder = None,
     split: Annotated[
         str | None, typer.Option(help="Only official, ai4m, column or this CSV, not every split.")
     ] = None,
-    table: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
-    ] = None,
-    findings: Annotated[
-        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
-    ] = None,
+    table: Table = None,
+    findings: TableFindings = None,
     decode: Annotated[
         bool, typer.Option(help="Look into every image, not only whether it is there.")
     ] = True,
-    jobs: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
-    json: Annotated[
-        Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")
-    ] = None,
+    jobs: Jobs = None,
+    json: JsonOrStdout = None,
 ) -> None:
     """Say what a data set is, and everything that is wrong with it.
 
@@ -103,16 +106,14 @@ def check(
 
 @app.command()
 def cache(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
-    ] = None,
+    folder: DataFolder,
+    images: ImagesFolder = None,
     image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 224,
     cache_dir: Annotated[Path, typer.Option(metavar="DIR", help="As data.cache_dir.")] = Path(
         "data/cache"
     ),
     split: Annotated[str, typer.Option(help="As data.split: which images are used.")] = "official",
-    missing: Annotated[str, typer.Option(help="As data.missing: error, or skip.")] = "error",
+    missing: Missing = "error",
     verify: Annotated[bool, typer.Option("--verify", help="Look at every checksum.")] = False,
 ) -> None:
     """Decode every image once, ahead of the training that will read them.
@@ -147,16 +148,12 @@ def cache(
 
 @app.command()
 def explore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    folder: DataFolder,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the page and figures go.")] = Path(
         "explore"
     ),
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="As data.split; by default the one that DIR brings along.")
-    ] = None,
+    images: ImagesFolder = None,
+    split: Split = None,
     image: Annotated[
         str | None, typer.Option(metavar="NAME", help="The one to show with its gray levels.")
     ] = None,
@@ -164,13 +161,9 @@ def explore(
         int | None, typer.Option(help="Measure so many images, drawn at random, not all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
-    table: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
-    ] = None,
-    findings: Annotated[
-        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+    table: Table = None,
+    findings: TableFindings = None,
+    jobs: Jobs = None,
 ) -> None:
     """Show what a data set holds, as figures and one page: images, exposure, findings, patients.
 
@@ -216,26 +209,18 @@ def explore(
 
 @app.command("export-folders")
 def export_folders(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")],
+    folder: DataFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="As data.split; by default the one that DIR brings along.")
-    ] = None,
+    images: ImagesFolder = None,
+    split: Split = None,
     split_seed: Annotated[int, typer.Option(help="As data.split_seed.")] = 0,
     mode: Annotated[str, typer.Option(help="copy, hardlink or symlink.")] = "copy",
-    missing: Annotated[str, typer.Option(help="As data.missing: error, or skip.")] = "error",
+    missing: Missing = "error",
     allow_patient_overlap: Annotated[
         bool, typer.Option("--allow-patient-overlap", help="As data.allow_patient_overlap.")
     ] = False,
-    table: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
-    ] = None,
-    findings: Annotated[
-        str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")
-    ] = None,
+    table: Table = None,
+    findings: TableFindings = None,
     uncertain: Annotated[
         str, typer.Option(help="What -1 means in it: error, negative, positive.")
     ] = "error",
@@ -355,7 +340,7 @@ def nih(
 
 @download.command()
 def chestmnist(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: NewFolder,
     size: Annotated[int, typer.Option(help="Side of the images: 28, 64, 128 or 224.")] = 64,
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="A mirror that has the .npz files.")

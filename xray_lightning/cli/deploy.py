@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Average, Checkpoint, Precision
+from xray_lightning.cli.options import Accelerator, Average, Checkpoint, JsonOrStdout, Precision
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json, write_text
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.progress import display, unseen
@@ -123,9 +123,7 @@ def info(
             metavar="CKPT|RUN", help="A checkpoint (.ckpt), an exported .onnx, or a run folder."
         ),
     ],
-    json: Annotated[
-        Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")
-    ] = None,
+    json: JsonOrStdout = None,
     card: Annotated[
         Path | None,
         typer.Option(metavar="[FILE]", help="Write the model card, or print it without FILE."),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Checkpoint, findings_of
+from xray_lightning.cli.options import Accelerator, Checkpoint, ImagesFolder, findings_of
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.progress import display
@@ -32,9 +32,7 @@ def explain(
         int | None, typer.Option(help="How many of the most probable findings; by default 3.")
     ] = None,
     html: Annotated[bool, typer.Option("--html", help="Also DIR/gallery.html, one file.")] = False,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
-    ] = None,
+    images: ImagesFolder = None,
     boxes: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A list of boxes; by default that of the data set."),

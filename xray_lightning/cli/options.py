@@ -12,6 +12,24 @@ Average = Annotated[
 Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 
+NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]
+DataFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")]
+ImagesFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where the images are, if not in there too.")
+]
+Table = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A table of one's own, as data.table.")
+]
+TableFindings = Annotated[str | None, typer.Option(help="Those of one's own table: Effusion,Mass.")]
+Jobs = Annotated[int | None, typer.Option(help="Threads; by default one a core.")]
+JsonOrStdout = Annotated[
+    Path | None, typer.Option(metavar="[FILE]", help="Write it all, or print it without FILE.")
+]
+Missing = Annotated[str, typer.Option(help="As data.missing: error, or skip.")]
+Split = Annotated[
+    str | None, typer.Option(help="As data.split; by default the one that DIR brings along.")
+]
+
 
 def findings_of(names: str | None) -> tuple[str, ...] | None:
     """The findings that --findings names, as in Effusion,Mass; None where it is not given.
