@@ -7,6 +7,7 @@ This is the only file that knows Hydra. Nothing heavy is imported before a job r
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from xray_lightning.errors import (
     EXIT_INTERRUPTED,
@@ -32,6 +35,7 @@ from xray_lightning.errors import (
     XrayError,
     check_whole,
     one_line,
+    printable,
 )
 from xray_lightning.runs.record import RunRecord, refuse_other_configuration
 from xray_lightning.training.launch import Failure, launch
@@ -39,6 +43,7 @@ from xray_lightning.training.strategies import detect, die_with_parent, end, pro
 
 if TYPE_CHECKING:
     from xray_lightning.training.fit import Job
+    from xray_lightning.training.resume import RunFiles
     from xray_lightning.training.strategies import Strategy
 
 log = logging.getLogger("xray")
@@ -46,6 +51,7 @@ log = logging.getLogger("xray")
 WORLD = detect()
 LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
 STARTED = float(os.environ.get("XRAY_STARTED", process_start()))  # when the first process began
+GIVEN = sys.argv[1:]  # the command line, without what `resume=` adds to it
 COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
 GRACE_SECONDS = 3.0
@@ -97,20 +103,70 @@ def arguments(given: list[str]) -> list[str]:
     and its folder. Ranks other than 0 leave Hydra's files to rank 0.
     """
     extra = ["hydra.output_subdir=null"] if WORLD.rank > 0 and not LAUNCHED else []
-    folders = [Path(arg.split("=", 1)[1]) for arg in given if arg.startswith("resume=")]
-    if not folders or LAUNCHED or not folders[-1].name or str(folders[-1]) == "null":
+    texts = [arg.partition("=")[2] for arg in given if arg.startswith("resume=")]
+    if not texts or LAUNCHED or texts[-1] in ("", "null"):
         return given + extra
-    overrides = folders[-1] / ".hydra" / "overrides.yaml"
-    if not overrides.is_file():
-        raise UserError(f"resume={folders[-1]} is no run folder: it has no .hydra/overrides.yaml")
-    named = {arg.lstrip("+~").split("=", 1)[0] for arg in given}
+    folder = Path(texts[-1])
+    named = {key_of(arg) for arg in given}
+    changed = changed_groups(folder, given)
     earlier = [
-        arg
-        for arg in map(str, OmegaConf.load(overrides))
-        if arg.lstrip("+~").split("=", 1)[0] not in named
+        text
+        for text in earlier_overrides(folder)
+        if key_of(text) not in named and not key_of(text).startswith(changed)
     ]
-    quoted = str(folders[-1]).replace("'", "\\'")
-    return [*earlier, *given, f"hydra.run.dir='{quoted}'", *extra]
+    quoted = str(folder).replace("'", "\\'")
+    # Hydra writes the configuration before a job may refuse it; `conduct` does so later.
+    further = [*earlier, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    place = given.index(f"resume={texts[-1]}") + 1  # argparse wants overrides side by side
+    return [*given[:place], *further, *given[place:]]
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override sets: `callbacks.x` of `+callbacks.x=null`."""
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def earlier_overrides(folder: Path) -> list[str]:
+    """The overrides that a run was started with, as its folder says, be it somebody else's.
+
+    Raises:
+        UserError: there are none, they are damaged, or they set Hydra itself, which could run and
+            write anything.
+    """
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        raise UserError(f"resume={folder} is no run folder: it has no .hydra/overrides.yaml")
+    try:
+        texts = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("no list of overrides")
+        parsed = OverridesParser.create().parse_overrides(texts)
+    except (OSError, ValueError, YAMLError, HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"resume={folder}: {path} is damaged: {one_line(error)}") from error
+    for text, override in zip(texts, parsed, strict=True):
+        if text.startswith("-") or re.split(r"[./@]", override.key_or_group)[0] == "hydra":
+            raise UserError(
+                f"resume={folder}: its override {printable(text)} sets Hydra itself; remove it "
+                f"from {path}, and give it on this command line if you trust it"
+            )
+    return [str(text) for text in texts]
+
+
+def changed_groups(folder: Path, given: list[str]) -> tuple[str, ...]:
+    """`strategy.` for each group that the command line sets to another option than the run's.
+
+    What the run set of such a group's keys is not brought back: the new option may not have them.
+    """
+    try:
+        choices = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
+        chosen = {str(group): str(choice) for group, choice in choices.items()}
+    except (OSError, YAMLError, OmegaConfBaseException, AttributeError):
+        return ()
+    return tuple(
+        f"{key_of(arg)}."
+        for arg in given
+        if key_of(arg) in chosen and chosen[key_of(arg)] != arg.partition("=")[2]
+    )
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -145,9 +201,14 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
     """Run one job to whatever end it takes, record that end, and return its exit code."""
     # The later jobs of a multirun find this process started and torch imported.
     started = STARTED if not exit_codes else monotonic()
+    earlier: RunFiles | None = None
     try:
+        if cfg.resume and not LAUNCHED:  # the process that started the ranks has done so
+            earlier = check_resumed(cfg, folder)
         record = open_record(cfg, folder)
         refuse_bad_values(cfg)
+        if earlier is not None and WORLD.rank == 0:
+            earlier.write_configuration(configuration(cfg))
         strategy = make(cfg, "strategy")
         command = launch_command(cfg, strategy)
         if command is None:
@@ -161,7 +222,47 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             name_results(folder)
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
-        return settle(error, cfg, folder)
+        return settle(error, cfg, folder, earlier)
+
+
+def check_resumed(cfg: DictConfig, folder: Path) -> "RunFiles":
+    """Refuse what a run folder, be it somebody else's, must not ask for; keep its files.
+
+    Raises:
+        UserError: a link or an override that leads elsewhere, or a damaged results.json.
+    """
+    from xray_lightning.training.resume import (
+        RunFiles,
+        refuse_foreign_settings,
+        refuse_links_outside,
+    )
+
+    config = HydraConfig.get()
+    overrides = OverridesParser.create().parse_overrides(
+        [arg for arg in GIVEN if not arg.startswith("-")]
+    )
+    sources = [Path(one.path) for one in config.runtime.config_sources if one.schema == "file"]
+    targets = {
+        target
+        for source in sources
+        for path in source.rglob("*.yaml")
+        for target in re.findall(r"_target_: *['\"]?([\w.]+)", path.read_text(encoding="utf-8"))
+    }
+    refuse_links_outside(folder)
+    refuse_foreign_settings(
+        plain(cfg),
+        folder=folder,
+        targets=targets,
+        given={one.key_or_group for one in overrides} - config.runtime.choices.keys(),
+    )
+    return RunFiles(folder)
+
+
+def configuration(cfg: DictConfig) -> dict[str, str]:
+    """The files that Hydra writes to `.hydra`, for a run that it was kept from writing them for."""
+    hydra = HydraConfig.get()
+    nodes = {"config": cfg, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+    return {f"{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: float) -> None:
@@ -206,8 +307,10 @@ def draw_report(folder: Path) -> None:
         log.warning("report.html could not be written: %s", one_line(error))
 
 
-def settle(error: BaseException, cfg: DictConfig, folder: Path) -> int:
-    """Tell and record how a job failed, once for all ranks."""
+def settle(
+    error: BaseException, cfg: DictConfig, folder: Path, earlier: "RunFiles | None" = None
+) -> int:
+    """Tell and record how a job failed, once for all ranks; a refused resume changes nothing."""
     if "XRAY_DEBUG" in os.environ:
         traceback.print_exception(error)
     skipping = getattr(error, "missing", None) if in_multirun() else None
@@ -220,9 +323,13 @@ def settle(error: BaseException, cfg: DictConfig, folder: Path) -> int:
     failure = Failure.of(error, WORLD)
     if failure.exit_code == EXIT_USER_ERROR and WORLD.rank > 0:
         sleep(GRACE_SECONDS)  # most likely every rank met it: let rank 0 tell
+    refused = cfg.resume and failure.exit_code == EXIT_USER_ERROR
+    if refused and WORLD.rank == 0 and earlier is not None:
+        earlier.restore()
     if failure.claim(folder):
         if not LAUNCHED:  # else the process that started the ranks tells and records it
-            failure.record(folder)
+            if not refused:
+                failure.record(folder)
             complain(failure.reason)
             if WORLD.size == 1:
                 (folder / Failure.FILE_NAME).unlink(missing_ok=True)
@@ -445,7 +552,7 @@ def not_installed(option: str) -> str:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    if WORLD.launcher == "mpi":
+    if WORLD.launcher != "none":
         die_with_parent()
     OmegaConf.register_new_resolver("run_folder", run_folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to the lines below
@@ -458,6 +565,11 @@ def main() -> int:
         if WORLD.rank == 0:
             missing = getattr(error, "missing_cfg_file", None)
             complain(not_installed(missing) if missing in PLUGINS else one_line(error))
+        return EXIT_USER_ERROR
+    except ValueError as error:  # Hydra's, of a group that is no name of an option
+        if WORLD.rank == 0:
+            nulls = " ".join(arg for arg in GIVEN if arg.endswith("=null"))
+            complain(f"{nulls or 'the command line'}: {one_line(error)}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

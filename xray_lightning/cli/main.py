@@ -1,7 +1,10 @@
 """`xray`: everything that is not training."""
 
 import os
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -10,7 +13,7 @@ from xray_lightning.cli.deploy import export, info, predict
 from xray_lightning.cli.evaluate import compare, evaluate, report
 from xray_lightning.cli.explain import explain
 from xray_lightning.cli.output import FilesOrStdout
-from xray_lightning.errors import XrayError, one_line
+from xray_lightning.errors import EXIT_TERMINATED, XrayError, one_line
 
 app = typer.Typer(
     name="xray",
@@ -38,6 +41,7 @@ def run(app: typer.Typer) -> None:
         # A file name that is not valid UTF-8 must not end a command halfway.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except XrayError as error:
@@ -45,6 +49,13 @@ def run(app: typer.Typer) -> None:
             raise
         sys.stderr.write(f"xray: error: {one_line(error)}\n")
         sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("xray: error: interrupted by SIGTERM\n")
+    sys.exit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

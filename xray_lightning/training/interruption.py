@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from threading import Thread
+from time import sleep
 from types import FrameType
 from typing import Any
 
@@ -28,6 +30,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     During fit a signal is noted, agreed on by all ranks after each step, and answered with a
     checkpoint; one that comes in validation waits for its end, so that no epoch is half judged.
     At any other time it ends the run where it stands. A second signal ends the process at once.
+    A wish that the process which started the ranks has left as a file counts as its signal.
 
     Args:
         folder: the run's, where a wish to stop may lie as a file.
@@ -50,12 +53,23 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         self._wanted = 0  # the exit code that a signal asks for
         self._deferring = False
         self._group: Any = None
-        self._next_look = 0.0
+        self._watch: Thread | None = None
 
     def install(self) -> None:
         """Take over SIGINT and SIGTERM; only the main thread may."""
         for number in _EXIT_CODES:
             signal.signal(number, self._on_signal)
+        if self._watch is None and self._world.launcher != "none" and self._world.rank == 0:
+            self._watch = Thread(target=self._watch_stop_file, daemon=True)
+            self._watch.start()
+
+    def _watch_stop_file(self) -> None:
+        numbers = {exit_code: number for number, exit_code in _EXIT_CODES.items()}
+        while True:
+            sleep(STOP_FILE_SECONDS)
+            with suppress(OSError, ValueError):  # not there, or not written to its end
+                os.kill(os.getpid(), numbers[int(self._stop_file.read_text())])
+                return
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         exit_code = _EXIT_CODES[signal.Signals(number)]
@@ -110,10 +124,6 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     def _agreed(self) -> int:
         """The exit code that any rank was asked for, the same on every rank; 0 to go on."""
-        if self._world.rank == 0 and monotonic() >= self._next_look:
-            self._next_look = monotonic() + STOP_FILE_SECONDS
-            if not self._wanted and self._stop_file.exists():
-                self._wanted = int(self._stop_file.read_text())
         if self._group is None:
             return self._wanted
         wanted = torch.tensor(self._wanted)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from time import monotonic
@@ -29,7 +30,7 @@ from xray_lightning.errors import (
     one_line,
 )
 from xray_lightning.runs.record import RUNNING, RunRecord
-from xray_lightning.training.strategies import World
+from xray_lightning.training.strategies import World, die_with_parent
 
 # The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
 # mpirun would kill the ranks before they could save.
@@ -107,7 +108,7 @@ class Failure:
                 record.end(self.status, self.reason)
 
 
-LINGER_SECONDS = 30.0  # how long a launcher may stay after the run's record was settled
+LINGER_SECONDS = 10.0  # how long a launcher may stay after a rank has told its failure
 POLL_SECONDS = 0.2
 LAST_LINES = 40  # of the launcher's own messages, kept to find out what ended a rank
 
@@ -145,6 +146,7 @@ def launch(command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) 
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=partial(die_with_parent, parent=os.getpid()),
         )
         reader = Thread(target=watch.copy_errors, args=(process.stderr,), daemon=True)
         reader.start()

@@ -93,11 +93,18 @@ def load_mpi() -> ModuleType:
     return module
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its launcher dies, so that no rank is orphaned."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # <linux/prctl.h>
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent dies, so that no rank is orphaned.
+
+    Args:
+        parent: its process ID, if it is known: where it is dead already, this process ends.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1  # <linux/prctl.h>
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 def end(world: World, exit_code: int) -> None:
@@ -237,7 +244,9 @@ class Mpirun:
         _refuse_other_world(self.name, world, asked=self.processes, launcher="mpi")
         if world.launcher == "mpi":
             return None
-        mpirun = shutil.which("mpirun")
+        # Beside the interpreter, too: `.venv/bin/python train.py` of an IDE or a service.
+        beside = Path(sys.executable).parent
+        mpirun = shutil.which("mpirun") or shutil.which("mpirun", path=beside)
         if mpirun is None:
             raise UserError(f"strategy=mpi finds no mpirun on PATH; {INSTALL_MPI}")
         processes = _processes(self.processes, devices=devices)

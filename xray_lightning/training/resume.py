@@ -1,0 +1,123 @@
+"""Resume of a run folder, which may be somebody else's: nothing of it is called or leads outside.
+
+Its checkpoint is loaded as data alone. Its overrides are checked here: what they would have
+instantiated, started or written elsewhere has to stand on the command line too.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from xray_lightning.errors import UserError, printable
+from xray_lightning.files import write_atomically
+from xray_lightning.runs.folder import DamagedResultsError, read_run
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+
+HYDRA = ".hydra"
+CONFIGURATION = ("config.yaml", "hydra.yaml", "overrides.yaml")  # below HYDRA
+# What mpirun would run: --mca plm_rsh_agent names a command, and a host gets the environment.
+LAUNCHING = ("strategy.hosts", "strategy.mpirun_args")
+# Groups whose objects write, and the keys that name where.
+WRITERS = ("callbacks", "logger", "trainer")
+PLACES = ("default_root_dir", "dirpath", "log_dir", "path", "root_dir", "save_dir")
+AGAIN = "give it on this command line too if you trust it"
+
+
+def refuse_links_outside(folder: Path) -> None:
+    """Refuse a run folder in which a link leads to a file or folder elsewhere.
+
+    Raises:
+        UserError: names the first.
+    """
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UserError(
+                f"resume={folder}: {printable(str(path.relative_to(folder)))} is a link to a place "
+                "outside of the folder; replace it by what it points to"
+            )
+
+
+def refuse_foreign_settings(
+    config: Mapping[str, Any], *, folder: Path, targets: Collection[str], given: Collection[str]
+) -> None:
+    """Refuse what a run's own overrides must not ask for.
+
+    Args:
+        config: the resolved configuration.
+        folder: of the run.
+        targets: classes and functions that `conf/` and the command line name.
+        given: keys that the command line sets.
+
+    Raises:
+        UserError: the configuration instantiates anything else, passes arguments to mpirun, or
+            writes outside of the folder, and the command line does not say so itself.
+    """
+    for key, value in _leaves(config):
+        if any(key == name or key.startswith(f"{name}.") for name in given):
+            continue
+        last = key.rpartition(".")[2]
+        if last == "_target_" and value not in targets:
+            asked = f"calls {printable(str(value))}, which is not of this project's configuration"
+        elif key.startswith(LAUNCHING) and value:
+            asked = f"is {printable(str(value))}, which would be passed to mpirun"
+        elif key.startswith(WRITERS) and _leads_outside(value, folder, place=last in PLACES):
+            asked = f"is {printable(str(value))}, which is outside of the folder"
+        else:
+            continue
+        raise UserError(f"resume={folder}: its {printable(key)} {asked}; {AGAIN}")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, with its dotted key; a list's items have its key."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
+
+
+def _leads_outside(value: Any, folder: Path, *, place: bool) -> bool:
+    """Whether a text is a path to elsewhere; a relative one is taken for a path in a place only."""
+    if not isinstance(value, str):
+        return False
+    path = Path(value).expanduser()
+    if ".." in path.parts:
+        return True
+    return (place or path.is_absolute()) and not path.resolve().is_relative_to(folder.resolve())
+
+
+class RunFiles:
+    """Record and configuration of a run, which a refused resume leaves as they were.
+
+    Raises:
+        UserError: results.json is not that of a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            read_run(folder)
+        except DamagedResultsError as error:
+            raise UserError(
+                f"resume={folder}: {RESULTS} cannot be used: {error}; start a new run"
+            ) from error
+        self._folder = folder
+        self._before: dict[Path, bytes] = {}
+        for path in (folder / RESULTS, *(folder / HYDRA / name for name in CONFIGURATION)):
+            with suppress(OSError):
+                self._before[path] = path.read_bytes()
+
+    def write_configuration(self, texts: Mapping[str, str]) -> None:
+        """Replace the configuration, by the names of its files, by that of the resumed run."""
+        for name, text in texts.items():
+            write_atomically(self._folder / HYDRA / name, text)
+
+    def restore(self) -> None:
+        """Put back what was remembered."""
+        for path, content in self._before.items():
+            with suppress(OSError):  # the reason of the refusal is what must be said
+                write_atomically(path, content)
