@@ -205,7 +205,16 @@ def test_a_run_finds_the_cache_that_was_built_ahead(
     assert data.cache_key == folder.name
 
 
-def test_control_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, exit_code, line",
+    [
+        (signal.SIGINT, 130, ""),
+        (signal.SIGTERM, 143, "xray: error: interrupted by SIGTERM\n"),
+    ],
+)
+def test_a_signal_ends_a_command_and_leaves_nothing(
+    number: signal.Signals, exit_code: int, line: str, tmp_path: Path
+) -> None:
     arguments = ["data", "phantom", "ph", "--images", "140", "--size", "1024"]
     process = subprocess.Popen(
         [sys.executable, "-m", "xray_lightning.cli.main", *arguments],
@@ -219,8 +228,9 @@ def test_control_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     )
     while not list(tmp_path.glob(".ph.*")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert "Traceback" not in stderr
+    assert stderr.endswith(line)
     assert list(tmp_path.iterdir()) == []
