@@ -17,8 +17,8 @@ what a file says but for its numbers of rows, columns, frames and bits.
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,23 +102,15 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         DicomError: pydicom or a decoder is missing, the file is damaged, or not such an image.
     """
-    with _no_words():
+    try:
         dataset = _read(data)
         _check(dataset)
         pixels = _pixels(dataset)
-        if pixels.ndim == 3:
-            return pixels.astype(np.uint8)
-        return _gray(pixels, dataset)
-
-
-@contextmanager
-def _no_words() -> Iterator[None]:
-    """Whatever pydicom raises, without its words: they may quote the file."""
-    try:
-        yield
+        return pixels.astype(np.uint8) if pixels.ndim == 3 else _gray(pixels, dataset)
     except DicomError:
         raise
-    # pydicom and the decoders behind it fail in as many ways as files can be damaged.
+    # pydicom and the decoders behind it fail in as many ways as files can be damaged; their
+    # messages may quote the file.
     except Exception as error:  # noqa: BLE001
         raise DicomError(f"damaged DICOM file ({type(error).__name__})") from None
 
@@ -204,20 +196,18 @@ def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
 
 def _first_that_can(plugins: Sequence[str], dataset: "Dataset") -> npt.NDArray[Any]:
     """What the first of pydicom's plugins gives that decodes this file."""
+    decoded: Callable[..., npt.NDArray[Any]] = _pydicom().pixels.pixel_array
     for plugin in plugins[:-1]:
         # Pillow's, for one, has JPEG of 8 bits and not of 12.
         with suppress(Exception):
-            return _decoded(dataset, plugin)
-    return _decoded(dataset, plugins[-1])
-
-
-def _decoded(dataset: "Dataset", plugin: str) -> npt.NDArray[Any]:
-    return _pydicom().pixels.pixel_array(dataset, decoding_plugin=plugin)  # type: ignore[no-any-return]
+            return decoded(dataset, decoding_plugin=plugin)
+    return decoded(dataset, decoding_plugin=plugins[-1])
 
 
 def _gray(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]:
     padding = _padding(stored, dataset)
-    values = _windowed(_modality(stored, dataset), dataset, counts=~padding)
+    values = _pydicom().pixels.apply_modality_lut(stored, dataset)
+    values = _windowed(values, dataset, counts=~padding)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         values = 255 - values
     values[padding] = 0
@@ -236,10 +226,6 @@ def _padding(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.boo
     padding: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
     # Some files name the value of real pixels: an image of padding alone is an image.
     return padding & (not padding.all())
-
-
-def _modality(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[Any]:
-    return _pydicom().pixels.apply_modality_lut(stored, dataset)  # type: ignore[no-any-return]
 
 
 def _windowed(

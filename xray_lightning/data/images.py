@@ -108,9 +108,9 @@ def _resize(image: Image.Image, size: int) -> Gray:
 def _decode(path: Path) -> Image.Image:
     """The file as an image of mode L."""
     data = _read(path)
-    if dicom.is_dicom(data):
-        return _dicom(path, data)
     try:
+        if dicom.is_dicom(data):
+            return Image.fromarray(dicom.decode(data)).convert("L")
         image = _open(path, data)
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -122,17 +122,11 @@ def _decode(path: Path) -> Image.Image:
         return _gray(image)
     except UnreadableImageError:
         raise
+    except dicom.DicomError as error:
+        raise UnreadableImageError(f"{path}: {error}") from error
     except DAMAGE as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{path}: damaged image: {cause}") from error
-
-
-def _dicom(path: Path, data: bytes) -> Image.Image:
-    try:
-        pixels = dicom.decode(data)
-    except dicom.DicomError as error:
-        raise UnreadableImageError(f"{path}: {error}") from error
-    return Image.fromarray(pixels).convert("L")
 
 
 def _read(path: Path) -> bytes:
