@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
@@ -93,18 +92,10 @@ def together_figure(
     for row, column in np.ndindex(shares.shape):
         if row != column and own[row]:
             dark = shares[row, column] > 0.6 * most
-            axes.text(
-                column,
-                row,
-                f"{100 * shares[row, column]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7.5,
-                color="white" if dark else INK,
-            )
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.7, pad=0.02, format=StrMethodFormatter("{x:.0%}")
-    )
+            text, colour = f"{100 * shares[row, column]:.0f}", "white" if dark else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+    form = StrMethodFormatter("{x:.0%}")
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, format=form)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8.5)
     return png(figure)
@@ -134,9 +125,19 @@ def ages_figure(numbers: Numbers) -> bytes:
 
 
 def views_figure(numbers: Numbers) -> bytes:
-    """Images by view and sex."""
+    """Images by view and sex: bars side by side for each view, each with its number."""
     figure, axes = _small("Views")
-    _grouped(axes, numbers.views)
+    counts = numbers.views
+    width = 0.8 / max(1, len(counts.columns))
+    middle = np.arange(len(counts))
+    for place, sex in enumerate(counts):
+        values = counts[sex].to_numpy()
+        shift = (place - (len(counts.columns) - 1) / 2) * width
+        colour = SEX_COLOURS[str(sex)]
+        bars = axes.bar(middle + shift, values, 0.92 * width, color=colour, label=str(sex))
+        axes.bar_label(bars, [f"{n:,}" if n else "" for n in values], fontsize=8, color=INK)
+    axes.set_xticks(middle, [str(view) for view in counts.index])
+    axes.set_xlim(-0.6, max(len(counts) - 0.4, 1.4))
     _counting(axes, "images")
     return png(figure)
 
@@ -152,20 +153,6 @@ def patients_figure(numbers: Numbers) -> bytes:
     axes.set_xlabel("images", color=INK)
     _counting(axes, "patients", legend=False)
     return png(figure)
-
-
-def _grouped(axes: Axes, counts: pd.DataFrame) -> None:
-    """Bars side by side for each row, one a column, each with its number."""
-    width = 0.8 / max(1, len(counts.columns))
-    middle = np.arange(len(counts))
-    for place, sex in enumerate(counts):
-        values = counts[sex].to_numpy()
-        shift = (place - (len(counts.columns) - 1) / 2) * width
-        colour = SEX_COLOURS[str(sex)]
-        bars = axes.bar(middle + shift, values, 0.92 * width, color=colour, label=str(sex))
-        axes.bar_label(bars, [f"{n:,}" if n else "" for n in values], fontsize=8, color=INK)
-    axes.set_xticks(middle, [str(view) for view in counts.index])
-    axes.set_xlim(-0.6, max(len(counts) - 0.4, 1.4))
 
 
 def _small(title: str) -> tuple[Figure, Axes]:
@@ -233,9 +220,8 @@ def levels_figure(images: Sequence[Shown]) -> bytes:
         levels = gray_levels(shown.pixels)
         left.set_axis_off()
         _draw(left, shown.pixels)
-        left.set_title(
-            _shortened(shown.name), loc="left", fontsize=8.5, color=INK, parse_math=False
-        )
+        name = _shortened(shown.name)
+        left.set_title(name, loc="left", fontsize=8.5, color=INK, parse_math=False)
         _histogram(right, shown.pixels, levels)
     cells[-1, 1].set_xlabel("gray level, black to white", color=INK)
     return png(figure)
@@ -246,19 +232,17 @@ def exposures_figure(levels: Mapping[str, GrayLevels]) -> bytes:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     dress(axes, "Exposure of each image, without its padding")
-    of_class = {
-        kind: np.array(
-            [(one.inside_mean, one.inside_std) for one in levels.values() if one.exposure == kind]
-        ).reshape(-1, 2)
-        for kind in Exposure
-    }
+    of_class: dict[Exposure, list[tuple[float, float]]] = {kind: [] for kind in Exposure}
+    for one in levels.values():
+        of_class[one.exposure].append((one.inside_mean, one.inside_std))
     total = max(1, len(levels))
     drawn = max((len(points) for points in of_class.values()), default=0)
     for kind in (Exposure.CORRECT, Exposure.OVER, Exposure.UNDER, Exposure.PADDED):
         points = of_class[kind]
+        means, deviations = np.reshape(points, (-1, 2)).T
         axes.scatter(
-            points[:, 0],
-            points[:, 1],
+            means,
+            deviations,
             s=9 if drawn > 300 else 18,
             marker=_MARKERS[kind],
             color=EXPOSURE_COLOURS[kind],
@@ -300,14 +284,8 @@ def _histogram(axes: Axes, pixels: Gray, levels: GrayLevels) -> None:
     axes.set_xlim(0, 1)
     if cut:
         place = (edges[int(np.argmax(shares)) + 1], 0.97 * top)
-        axes.annotate(
-            f" {100 * tallest:.0f} %",
-            place,
-            ha="left" if place[0] < 0.9 else "right",
-            va="top",
-            fontsize=8.5,
-            color=INK,
-        )
+        side = "left" if place[0] < 0.9 else "right"
+        axes.annotate(f" {100 * tallest:.0f} %", place, ha=side, va="top", fontsize=8.5, color=INK)
     text = f"mean {levels.mean:.3f}, std {levels.std:.3f}"
     if levels.padding >= 0.005:
         text += f", padding {100 * levels.padding:.0f} %"

@@ -152,7 +152,7 @@ class Numbers:
 
     @property
     def images(self) -> int:
-        return int(self.counts[ALL].to_numpy()[list(self.counts.index).index(IMAGES)])
+        return int(self.counts[ALL].loc[IMAGES])
 
 
 def count(manifest: Manifest, split: Split | None) -> Numbers:

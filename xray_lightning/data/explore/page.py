@@ -1,13 +1,11 @@
 """Page of a data set (`xray data explore`): explore.html, one file that fetches nothing."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from xray_lightning.data.csv_table import shown as quoted
 from xray_lightning.data.explore import figures
@@ -49,43 +47,6 @@ class Figure:
     def uri(self) -> str:
         return data_uri(self.content, kind="image/png")
 
-
-def explore_page(
-    manifest: Manifest,
-    split: Split | None,
-    *,
-    numbers: Numbers,
-    read: Read,
-    figures: list[Figure],
-    missing: int,
-    seed: int,
-) -> str:
-    """The page as HTML."""
-    counts = numbers.counts
-    exposures = {kind.value: len(read.of(kind)) for kind in Exposure}
-    return rendered(
-        "explore.html.jinja",
-        title=manifest.root.resolve().name or "data set",
-        images=numbers.images,
-        patients=manifest.table["patient_id"].nunique(),
-        missing=missing,
-        split=split,
-        seed=seed,
-        counts=[(name, *row) for name, row in zip(counts.index, counts.to_numpy(), strict=True)],
-        sides=list(counts.columns),
-        no_shares=(IMAGES, PATIENTS),
-        totals=counts.to_numpy()[list(counts.index).index(IMAGES)].tolist(),
-        measured=len(read.levels),
-        exposures=exposures,
-        rule=RULE,
-        unreadable=list(read.unreadable.items())[:MOST_NAMED],
-        unreadable_count=len(read.unreadable),
-        dropped=manifest.dropped,
-        figures={figure.name: figure for figure in figures},
-    )
-
-
-log = logging.getLogger(__name__)
 
 PAGE, LEVELS, FIGURES = "explore.html", "exposure.csv", "figures"
 
@@ -138,7 +99,8 @@ def explore_data(
     check_whole("--sample", 1 if sample is None else sample, least=1)
     check_whole("--seed", seed, least=0)
     check_writable(out, key="--out")
-    path_of = _files(manifest.table)
+    there = manifest.table[manifest.table["path"] != ""]
+    path_of = dict(zip(there["image"], there["path"], strict=True))
     if image is not None and image not in path_of:
         raise UserError(
             f"--image {quoted(image)} is none of the {len(path_of):,} images of "
@@ -154,10 +116,9 @@ def explore_data(
     read = read_levels(
         {name: path_of[name] for name in measured}, jobs=jobs or threads(), progress=progress
     )
+    readable = [name for name in order if name in read.levels]
     drawn = [
-        *_of_images(
-            manifest, path_of, read, [name for name in order if name in read.levels], image
-        ),
+        *_of_images(manifest, path_of, read, readable, image),
         *_of_table(manifest, numbers),
     ]
     with _told(out):
@@ -165,17 +126,29 @@ def explore_data(
             write_atomically(out / FIGURES / figure.file, figure.content)
         write_atomically(out / LEVELS, read.as_csv())
         missing = len(manifest.table) - len(path_of)
-        page = explore_page(
-            manifest, split, numbers=numbers, read=read, figures=drawn, missing=missing, seed=seed
+        counts = numbers.counts
+        page = rendered(
+            "explore.html.jinja",
+            title=manifest.root.resolve().name or "data set",
+            images=numbers.images,
+            patients=manifest.table["patient_id"].nunique(),
+            missing=missing,
+            split=split,
+            seed=seed,
+            counts=list(counts.itertuples(name=None)),
+            sides=list(counts.columns),
+            no_shares=(IMAGES, PATIENTS),
+            totals=counts.loc[IMAGES].to_numpy().tolist(),
+            measured=len(read.levels),
+            exposures={kind.value: len(read.of(kind)) for kind in Exposure},
+            rule=RULE,
+            unreadable=list(read.unreadable.items())[:MOST_NAMED],
+            unreadable_count=len(read.unreadable),
+            dropped=manifest.dropped,
+            figures={figure.name: figure for figure in drawn},
         )
         write_atomically(out / PAGE, page)
     return Explored(out / PAGE, len(drawn), read, missing)
-
-
-def _files(table: pd.DataFrame) -> dict[str, str]:
-    """The files of the images that have one."""
-    there = table[table["path"] != ""]
-    return dict(zip(there["image"], there["path"], strict=True))
 
 
 def _of_images(
