@@ -5,18 +5,17 @@ Its files hold no patient ids, so nobody can tell whether its splits share patie
 `unknown`, which the manifest counts and takes for a patient of its own.
 """
 
-import csv
-import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from numpy.lib import format as npy
 from PIL import Image
 
@@ -24,6 +23,7 @@ from xray_lightning.data.download.http import Patience, check_base, fetch_verifi
 from xray_lightning.data.image_files import count_images
 from xray_lightning.data.sources.chestmnist import SPLIT, TABLE
 from xray_lightning.data.sources.nih import NIH_TABLES, UNKNOWN_PATIENT
+from xray_lightning.data.splits import SIDES
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import (
     Free,
@@ -37,28 +37,8 @@ from xray_lightning.files import (
 from xray_lightning.findings import FINDINGS, decode
 from xray_lightning.progress import Advance, Display, Transfers, unseen
 
-SIDES = ("train", "val", "test")
 IMAGES = 112_120
 CHUNK = 256  # images read at once
-
-# The order of MedMNIST's labels is that of FINDINGS, which a test holds to MedMNIST's own names.
-LABELS = (
-    "atelectasis",
-    "cardiomegaly",
-    "effusion",
-    "infiltration",
-    "mass",
-    "nodule",
-    "pneumonia",
-    "pneumothorax",
-    "consolidation",
-    "edema",
-    "emphysema",
-    "fibrosis",
-    "pleural",
-    "hernia",
-)
-
 BASE_URL = "https://zenodo.org/records/10519652/files/"
 NOTE = "chestmnist.json"
 BLOCK = 4096  # bytes that a small file takes on most file systems
@@ -124,7 +104,6 @@ def download_chestmnist(
     with working_in(root) as state:
         if images := _finished(release, root, state):
             return images, False
-        _refuse_other_data(release, root, state)
         most = IMAGES * (size**2 + len(FINDINGS)) + 2**20  # as if nothing had been compressed
         files = IMAGES * (size**2 // BLOCK + 1) * BLOCK
         part = state / f"{release.file}.part"
@@ -149,26 +128,20 @@ def download_chestmnist(
 
 
 def _finished(release: Release, root: Path, state: Path) -> int:
+    """The images that a run before this one has left whole, or 0; refuses another's folder."""
     content = noted(state / NOTE)
+    if not content and (any(root.glob(NIH_TABLES)) or count_images(root)):
+        raise UserError(f"{root} holds other images or tables already; give a new folder")
+    if content and content.get("size") != release.size:
+        raise UserError(
+            f"{root} holds ChestMNIST of {content.get('size')} pixels; give another folder for "
+            f"{release.size}"
+        )
     images = content.get("images")
-    if (content.get("md5"), content.get("size")) != (release.md5, release.size):
-        return 0
-    if not isinstance(images, int) or not all((root / name).is_file() for name in (TABLE, SPLIT)):
+    tables = all((root / name).is_file() for name in (TABLE, SPLIT))
+    if content.get("md5") != release.md5 or not isinstance(images, int) or not tables:
         return 0
     return images if count_images(root / "images") >= images else 0
-
-
-def _refuse_other_data(release: Release, root: Path, state: Path) -> None:
-    content = noted(state / NOTE)
-    if content:
-        if content.get("size") != release.size:
-            raise UserError(
-                f"{root} holds ChestMNIST of {content.get('size')} pixels; give another folder for "
-                f"{release.size}"
-            )
-        return
-    if any(root.glob(NIH_TABLES)) or count_images(root):
-        raise UserError(f"{root} holds other images or tables already; give a new folder")
 
 
 def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
@@ -207,10 +180,10 @@ def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
 
 
 def _labels(arrays: zipfile.ZipFile, side: str) -> npt.NDArray[np.uint8]:
-    """Multi-hot labels of a side: uint8 (N, 14)."""
+    """Multi-hot labels of a side, in the order of FINDINGS, which is MedMNIST's: uint8 (N, 14)."""
     with arrays.open(f"{side}_labels.npy") as stream:
         shape, dtype = _header(stream)
-        if len(shape) != 2 or shape[1] != len(LABELS) or shape[0] > IMAGES or dtype.itemsize > 8:
+        if len(shape) != 2 or shape[1] != len(FINDINGS) or shape[0] > IMAGES or dtype.itemsize > 8:
             raise ValueError(f"{side}_labels has the shape {shape} of {dtype}")
         data = stream.read(shape[0] * shape[1] * dtype.itemsize)
     labels = np.frombuffer(data, dtype).reshape(shape)
@@ -261,16 +234,10 @@ def _write_images(
 
 
 def _write_tables(root: Path, rows: list[tuple[str, str, str]]) -> None:
-    split = [(name, side) for name, _, side in rows]
-    table = [(name, labels, UNKNOWN_PATIENT) for name, labels, _ in rows]
-    write_atomically(root / SPLIT, _as_csv(("image", "split"), split))
-    header = ("Image Index", "Finding Labels", "Patient ID")
-    write_atomically(root / TABLE, _as_csv(header, table))
-
-
-def _as_csv(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    table = pd.DataFrame(rows, columns=["image", "Finding Labels", "split"])
+    table["Image Index"], table["Patient ID"] = table["image"], UNKNOWN_PATIENT
+    for file, columns in (
+        (SPLIT, ["image", "split"]),
+        (TABLE, ["Image Index", "Finding Labels", "Patient ID"]),
+    ):
+        write_atomically(root / file, table[columns].to_csv(index=False, lineterminator="\n"))

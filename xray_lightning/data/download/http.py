@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from xray_lightning.errors import RunFailedError, UserError, printable
+from xray_lightning.errors import RunFailedError, UserError, one_line, printable
 from xray_lightning.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _unreachable(url: str, error: Exception) -> Exception:
         return UserError(f"{url}: its certificate cannot be trusted: {reason.verify_message}")
     if isinstance(reason, TimeoutError):
         return PassingFaultError("no answer in time")
-    return PassingFaultError(f"cannot be reached ({_one_line(reason)})")
+    return PassingFaultError(f"cannot be reached ({printable(one_line(reason))})")
 
 
 def _check_continues(part: Path, response: Any, have: int, origin: _Origin) -> None:
@@ -238,7 +238,9 @@ def _receive(
             except TimeoutError as error:
                 raise PassingFaultError("the connection stalled") from error
             except (OSError, http.client.HTTPException) as error:
-                raise PassingFaultError(f"the connection was cut ({_one_line(error)})") from error
+                raise PassingFaultError(
+                    f"the connection was cut ({printable(one_line(error))})"
+                ) from error
             if not chunk:
                 return
             have += len(chunk)
@@ -336,7 +338,3 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - datetime.now(UTC)).total_seconds()
-
-
-def _one_line(error: object) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
