@@ -46,11 +46,7 @@ def test_the_map_holds_what_the_decoder_gives(paths: list[str], tmp_path: Path) 
     expected = np.stack([resize_gray(decode_gray(paths[row]), SIZE) for row in rows])
     assert (mapped.read(rows) == expected).all()
     assert (direct.read(rows) == expected).all()
-    assert (mapped.pixels[rows] == expected).all()
-    assert mapped.pixels.shape == (7, SIZE, SIZE)
     assert len(mapped) == len(direct) == 7
-    with pytest.raises(ValueError, match="read-only"):
-        mapped.pixels[0] = 0
 
 
 def test_a_row_that_is_not_there_is_an_error_and_no_other_image(

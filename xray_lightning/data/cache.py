@@ -366,12 +366,6 @@ class MappedStore:
     def __len__(self) -> int:
         return self._shape[0]
 
-    @cached_property
-    def pixels(self) -> Pixels:
-        """All of them, mapped and read-only: uint8 (images, image_size, image_size)."""
-        mapped: Pixels = np.load(self._path, mmap_mode="r")
-        return mapped
-
     def read(self, rows: Rows) -> Pixels:
         """The images of these rows: uint8 (len(rows), S, S).
 
