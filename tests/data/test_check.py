@@ -11,7 +11,7 @@ from conftest import REAL, real_data
 from PIL import Image
 
 from xray_lightning.data.check import Health, check_data
-from xray_lightning.data.faults import KINDS
+from xray_lightning.data.faults import KINDS, Remark
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
@@ -60,18 +60,22 @@ def add(root: Path, *rows: str) -> None:
 def kinds(health: Health) -> dict[str, int]:
     """What was remarked on, and how often; not that the images are no 1024 x 1024."""
     counted: Counter[str] = Counter()
-    for one in health.remarks:
+    for one in (*health.problems, *health.notes):
         counted[one.kind] += one.count
     del counted["not_original_size"]
     return dict(counted)
 
 
+def remark(health: Health, kind: str) -> Remark:
+    return next(one for one in (*health.problems, *health.notes) if one.kind == kind)
+
+
 def names(health: Health, kind: str) -> tuple[str, ...]:
-    return next(one.names for one in health.remarks if one.kind == kind)
+    return remark(health, kind).names
 
 
 def detail(health: Health, kind: str) -> str:
-    return " ".join(next(one for one in health.remarks if one.kind == kind).details.values())
+    return " ".join(remark(health, kind).details.values())
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def test_missing_columns_unknown_patients_and_a_second_table_are_told(nih: Path)
 def test_the_release_is_told_by_name_and_ages(nih: Path, file: str, age: str, release: str) -> None:
     write(nih, [row.replace(",50,", f",{age},") for row in rows_of(nih)])
     (nih / "Data_Entry_2017.csv").rename(nih / file)
-    assert check_data(nih, decode=False).release.name == f"NIH ChestX-ray14, {release}"
+    assert check_data(nih, decode=False).release == f"NIH ChestX-ray14, {release}"
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ def test_official_lists_are_compared_with_each_other_and_the_table(nih: Path) ->
         "listed_without_row": 1,
         "on_no_side": 2,
     }
-    assert health.splits[0].overlaps == {"train_val-test": {"patients": 2, "images": 1}}
+    assert health.splits["official"].overlaps == {"train_val-test": {"patients": 2, "images": 1}}
     # Of patients, the images are named.
     assert names(health, "patient_on_two_sides") == (
         *("00000001_000.png", "00000002_000.png", "00000002_001.png"),
@@ -341,9 +345,9 @@ def test_a_split_of_ones_own_is_compared_too(nih: Path) -> None:
         "split_without_row": 1,
         "on_no_side": 3,
     }
-    assert [split.name for split in health.splits] == ["split.csv"]
-    assert [split.name for split in check_data(nih).splits] == ["official", "split.csv"]
-    assert [split.name for split in check_data(nih, split="official").splits] == ["official"]
+    assert list(health.splits) == ["split.csv"]
+    assert list(check_data(nih).splits) == ["official", "split.csv"]
+    assert list(check_data(nih, split="official").splits) == ["official"]
     with pytest.raises(UserError, match="--split ai4m is neither a split of"):
         check_data(nih, split="ai4m")
 
@@ -400,14 +404,14 @@ def test_the_csvs_of_ai_for_medicine_are_compared_with_each_other(tmp_path: Path
         "image_on_two_sides": 2,
         "patient_on_two_sides": 4,
     }
-    assert health.splits[0].overlaps == {
+    assert health.splits["ai4m"].overlaps == {
         "train-val": {"patients": 2, "images": 1},
         "train-test": {"patients": 1, "images": 1},
         "val-test": {"patients": 1, "images": 0},
     }
     said = "'b.png': Atelectasis not as in train-small.csv, line 3"
     assert detail(health, "conflicting_row") == said
-    assert health.release.name == "AI for Medicine, of unknown release"
+    assert health.release == "AI for Medicine, of unknown release"
     (tmp_path / "test.csv").unlink()
     assert kinds(check_data(tmp_path))["list_missing"] == 1
 
@@ -417,7 +421,7 @@ def test_phantoms_are_sound(tmp_path: Path) -> None:
     health = check_data(tmp_path / "ph")
     assert health.problems == ()
     assert kinds(health) == {"age_over_100": 1, "odd_mode": 1}
-    assert health.release.name == "phantoms, 30 of 32 x 32"
+    assert health.release == "phantoms, 30 of 32 x 32"
 
 
 def test_chestmnist_is_told_by_its_table_and_its_split_is_compared(nih: Path) -> None:
@@ -428,13 +432,14 @@ def test_chestmnist_is_told_by_its_table_and_its_split_is_compared(nih: Path) ->
     (nih / "Data_Entry_chestmnist.csv").write_text(text)
     for side in ("train_val", "test"):
         (nih / f"{side}_list.txt").unlink()
-    sides = ["train", "train", "train", "val", "test", "test"]
-    split = [f"{row[0]},{side}" for row, side in zip(rows, sides, strict=True)]
+    places = ["train", "train", "train", "val", "test", "test"]
+    split = [f"{row[0]},{side}" for row, side in zip(rows, places, strict=True)]
     (nih / "split.csv").write_text("\n".join(["image,split", *split]))
     health = check_data(nih)
-    assert health.release.name == "ChestMNIST (MedMNIST v2)"
+    assert health.release == "ChestMNIST (MedMNIST v2)"
     assert health.problems == ()
-    assert health.splits[0].patients == {"train": 3, "val": 1, "test": 2}
+    sides = health.splits["split.csv"].sides
+    assert [counts["patients"] for counts in sides.values()] == [3, 1, 2]
 
 
 def test_a_table_of_ones_own_is_looked_at_with_its_paths_and_split(tmp_path: Path) -> None:
@@ -511,7 +516,7 @@ def test_the_leaks_of_ai_for_medicine_are_found(
         "image_on_two_sides": shared,
         "patient_on_two_sides": patients,
     }
-    assert list(health.splits[0].overlaps) == ["train-val"]
+    assert list(health.splits["ai4m"].overlaps) == ["train-val"]
 
 
 @real_data
@@ -522,4 +527,5 @@ def test_nihs_own_files_are_sound() -> None:
     health = check_data(REAL / "nih_full_metadata", decode=False)
     assert kinds(health) == {"missing_file": 112_120}
     assert (health.counts["patients"], health.counts["boxes"]) == (30_805, 984)
-    assert health.splits[0].patients == {"train_val": 28_008, "test": 2_797}
+    sides = health.splits["official"].sides
+    assert [counts["patients"] for counts in sides.values()] == [28_008, 2_797]

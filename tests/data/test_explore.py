@@ -29,7 +29,7 @@ from xray_lightning.data.explore.measure import (
 from xray_lightning.data.explore.page import Explored, explore_data
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
-from xray_lightning.data.sources.phantom.dataset import draw_phantom
+from xray_lightning.data.sources.phantom.render import draw_phantom
 from xray_lightning.data.splits import SIDES, Split, make_split
 from xray_lightning.errors import UserError
 

@@ -17,7 +17,7 @@ from xray_lightning.cli.data import app
 from xray_lightning.data.export_folders import MODES, export_folders
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
-from xray_lightning.data.splits import SIDES, Split, make_split, with_files
+from xray_lightning.data.splits import SIDES, Split, make_split
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
@@ -145,7 +145,7 @@ def test_a_table_of_ones_own_comes_back_with_its_folders_people_and_sides(
 
 def whole(root: Path) -> tuple[Manifest, Split]:
     manifest = read_manifest(root)
-    return manifest, with_files(manifest, make_split(manifest, "official"), missing="error")[0]
+    return manifest, make_split(manifest, "official")
 
 
 @contextmanager

@@ -13,13 +13,12 @@ from PIL import Image
 
 from xray_lightning.data.sources.phantom import dataset as phantom
 from xray_lightning.data.sources.phantom.dataset import (
-    PhantomBox,
     PhantomSpec,
-    draw_phantom,
     ensure_phantoms,
     write_phantoms,
 )
 from xray_lightning.data.sources.phantom.patients import Exam, plan_exams, sample_chest
+from xray_lightning.data.sources.phantom.render import PhantomBox, draw_phantom
 from xray_lightning.data.sources.phantom.signs import Sign, reshape
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS, canonical, encode

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from xray_lightning.data import sources
 from xray_lightning.data.check import check_data
-from xray_lightning.data.faults import EveryFault, FirstFault
+from xray_lightning.data.faults import Faults, FirstFault
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.data.sources import Source, known_sources, recognised
 from xray_lightning.data.sources.nih import read_box_rows
@@ -62,7 +62,7 @@ def test_a_fault_is_raised_by_one_sink_and_kept_by_the_other(
 ) -> None:
     root = faulty(tmp_path, file, row)
 
-    def read(faults: FirstFault | EveryFault) -> int:
+    def read(faults: Faults) -> int:
         if file == "BBox_List_2017.csv":
             return len(read_box_rows(root / file, faults))
         source = recognised(root)
@@ -72,7 +72,7 @@ def test_a_fault_is_raised_by_one_sink_and_kept_by_the_other(
     with pytest.raises(UserError, match=f"line 3: .*{re.escape(message)}") as caught:
         read(FirstFault())
     assert str(root / file) in str(caught.value)
-    every = EveryFault()
+    every = Faults()
     assert read(every) >= 2
     assert [one.kind for one in every.remarks if one.problem] == [kind]
     assert every.count(kind) == 1

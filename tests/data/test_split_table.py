@@ -3,11 +3,11 @@
 import io
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL, real_data
 from rich.console import Console
+from tables import make_manifest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import Split, make_split, render_split_table, split_table
@@ -24,11 +24,10 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 SPLIT = Split("x", {"train": ("a.png", "b.png", "c.png"), "val": ("d.png",), "test": ("e.png",)})
 
 
-def make_manifest() -> Manifest:
-    table = pd.DataFrame({"image": list(ROWS), "patient_id": [row[0] for row in ROWS.values()]})
-    labels = [[finding in row[1] for finding in FINDINGS] for row in ROWS.values()]
-    table[list(FINDINGS)] = np.array(labels, dtype=np.uint8)
-    return Manifest(table, "nih", Path("/data"), {}, {}, 0)
+MANIFEST = make_manifest(
+    {name: patient for name, (patient, _) in ROWS.items()},
+    labels={name: findings for name, (_, findings) in ROWS.items()},
+)
 
 
 def rendered(table: pd.DataFrame, *, width: int = 80, title: str = "a title") -> list[str]:
@@ -40,7 +39,7 @@ def rendered(table: pd.DataFrame, *, width: int = 80, title: str = "a title") ->
 
 
 def test_patients_images_and_positives_are_counted_by_side() -> None:
-    table = split_table(make_manifest(), SPLIT)
+    table = split_table(MANIFEST, SPLIT)
     assert list(table.columns) == ["train", "val", "test", "all"]
     assert list(table.index) == ["Patients", "Images", "No Finding", *FINDINGS]
     assert table.loc["Patients"].tolist() == [2, 1, 1, 3]
@@ -54,13 +53,13 @@ def test_patients_images_and_positives_are_counted_by_side() -> None:
 
 def test_an_image_on_two_sides_counts_once_in_all() -> None:
     shared = Split("x", SPLIT.sides | {"test": ("a.png", "e.png")})
-    table = split_table(make_manifest(), shared)
+    table = split_table(MANIFEST, shared)
     assert table.loc["Images"].tolist() == [3, 1, 2, 5]
     assert table.loc["Mass"].tolist() == [2, 0, 1, 2]
 
 
 def test_counts_do_not_overflow_the_labels_8_bits() -> None:
-    table = pd.concat([make_manifest().table] * 200, ignore_index=True)
+    table = pd.concat([MANIFEST.table] * 200, ignore_index=True)
     table["image"] = [f"{number}.png" for number in range(len(table))]
     manifest = Manifest(table, "nih", Path("/data"), {}, {}, 0)
     split = Split("x", {"train": tuple(table["image"]), "val": ("0.png",), "test": ("1.png",)})
@@ -68,7 +67,7 @@ def test_counts_do_not_overflow_the_labels_8_bits() -> None:
 
 
 def test_the_rendered_table_shows_counts_and_shares() -> None:
-    lines = rendered(split_table(make_manifest(), SPLIT))
+    lines = rendered(split_table(MANIFEST, SPLIT))
     assert lines[0].strip() == "a title"
     mass = next(line for line in lines if line.startswith("Mass"))
     assert mass.split() == ["Mass", "2", "66.7%", "0", "0.0%", "0", "0.0%", "2", "40.0%"]
@@ -79,7 +78,7 @@ def test_the_rendered_table_shows_counts_and_shares() -> None:
 
 def test_a_side_without_images_has_no_share() -> None:
     empty = Split("x", SPLIT.sides | {"test": ()})
-    lines = rendered(split_table(make_manifest(), empty))
+    lines = rendered(split_table(MANIFEST, empty))
     assert next(line for line in lines if line.startswith("Mass")).split()[5:7] == ["0", "-"]
 
 

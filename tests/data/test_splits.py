@@ -5,25 +5,13 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import REAL, real_data
+from tables import make_manifest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
-from xray_lightning.data.splits import SIDES, Split, make_split, patient_overlap
+from xray_lightning.data.splits import SIDES, Split, make_split, overlaps, patients_by_image
 from xray_lightning.errors import UserError
-from xray_lightning.findings import FINDINGS
-
-
-def make_manifest(
-    images: dict[str, str], *, lists: dict[str, tuple[str, ...]] | None = None, dialect: str = "nih"
-) -> Manifest:
-    """A manifest of image -> patient; every image has a file."""
-    table = pd.DataFrame({"image": list(images), "patient_id": list(images.values())})
-    table["path"] = "/data/" + table["image"]
-    table = table.assign(**dict.fromkeys(FINDINGS, 0))
-    return Manifest(table, dialect, Path("/data"), {}, lists or {}, 0)
-
 
 PATIENTS = [f"{number}" for number in range(50)]
 IMAGES = {
@@ -58,7 +46,7 @@ def refused(manifest: Manifest, name: str, **options: float) -> str:
 def test_no_patient_is_on_two_sides_and_no_image_is_lost(name: str, seed: int) -> None:
     split = make_split(NIH, name, seed=seed)
     assert tuple(split.sides) == SIDES
-    assert patient_overlap(NIH, split) == {}
+    assert overlaps(split.sides, patients_by_image(NIH)) == {}
     assert sorted(image for side in SIDES for image in split.sides[side]) == sorted(IMAGES)
     assert split.unassigned == split.without_row == 0
 
@@ -277,7 +265,7 @@ def test_the_official_split_of_nih_keeps_its_counts() -> None:
     split = make_split(manifest, "official")
     assert len(split.sides["test"]) == 25_596
     assert len(split.sides["train"]) + len(split.sides["val"]) == 86_524
-    assert patient_overlap(manifest, split) == {}
+    assert overlaps(split.sides, patients_by_image(manifest)) == {}
     assert (split.unassigned, split.without_row) == (0, 0)
     patient_of = dict(zip(manifest.table["image"], manifest.table["patient_id"], strict=True))
     assert len({patient_of[image] for image in split.sides["val"]}) == round(28_008 / 10)

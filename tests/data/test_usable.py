@@ -5,33 +5,40 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import REAL, real_data
+from tables import make_manifest
 
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import (
     SIDES,
     Split,
+    UsableSplit,
     make_split,
-    patient_overlap,
+    overlaps,
+    patients_by_image,
     usable_split,
-    with_files,
 )
 from xray_lightning.errors import UserError
-
-
-def make_manifest(images: dict[str, str]) -> Manifest:
-    """A manifest of image -> patient; every image has a file."""
-    table = pd.DataFrame({"image": list(images), "patient_id": list(images.values())})
-    table["path"] = "/data/" + table["image"]
-    return Manifest(table, "nih", Path("/data"), {}, {}, 0)
 
 
 def without_files(manifest: Manifest, *images: str) -> Manifest:
     table = manifest.table.copy()
     table.loc[table["image"].isin(images), "path"] = ""
     return replace(manifest, table=table)
+
+
+def use(
+    manifest: Manifest, split: Split, *, missing: str = "error", allow: bool = True
+) -> UsableSplit:
+    return usable_split(manifest, split, missing=missing, allow_patient_overlap=allow)
+
+
+def refused(manifest: Manifest, split: Split, *, missing: str = "error", allow: bool = True) -> str:
+    with pytest.raises(UserError) as caught:
+        use(manifest, split, missing=missing, allow=allow)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 # -- leaks -----------------------------------------------------------------------------------------
@@ -42,18 +49,15 @@ CLEAN_SPLIT = Split("x", {"train": ("a1", "a2"), "val": ("b1", "b2"), "test": ("
 
 
 def test_overlap_counts_patients_and_images_by_pair() -> None:
-    overlap = patient_overlap(LEAKY, LEAKY_SPLIT)
-    assert {pair: (shared.patients, shared.images) for pair, shared in overlap.items()} == {
-        ("train", "val"): (("A", "B"), ("b1",)),
-        ("train", "test"): (("B",), ()),
-        ("val", "test"): (("B",), ()),
+    assert overlaps(LEAKY_SPLIT.sides, patients_by_image(LEAKY)) == {
+        ("train", "val"): ({"A", "B"}, {"b1"}),
+        ("train", "test"): ({"B"}, set()),
+        ("val", "test"): ({"B"}, set()),
     }
 
 
 def test_fault_44_a_patient_on_two_sides_is_refused_with_counts_and_examples() -> None:
-    with pytest.raises(UserError) as caught:
-        usable_split(LEAKY, LEAKY_SPLIT, missing="error", allow_patient_overlap=False)
-    message = str(caught.value)
+    message = refused(LEAKY, LEAKY_SPLIT, allow=False)
     assert "train and val share 2 patients (A, B) and 1 image (b1)" in message
     assert "train and test share 1 patient (B) and no image" in message
     assert "val and test share 1 patient (B) and no image" in message
@@ -61,23 +65,18 @@ def test_fault_44_a_patient_on_two_sides_is_refused_with_counts_and_examples() -
 
 
 def test_at_most_five_shared_patients_are_named() -> None:
-    images = {f"{patient}{side}": patient for patient in "ABCDEFGH" for side in "12"}
-    sides = {
-        "train": tuple(f"{p}1" for p in "ABCDEFGH"),
-        "val": tuple(f"{p}2" for p in "ABCDEFG"),
-        "test": ("H2",),
-    }
-    with pytest.raises(UserError, match=r"share 7 patients \(A, B, C, D, E, \.\.\.\) and no image"):
-        usable_split(
-            make_manifest(images), Split("x", sides), missing="error", allow_patient_overlap=False
-        )
+    manifest = make_manifest({f"{patient}{n}": patient for patient in "ABCDEFGH" for n in "12"})
+    train, val = (tuple(f"{patient}{n}" for patient in "ABCDEFG") for n in "12")
+    message = refused(
+        manifest, Split("x", {"train": train, "val": val, "test": ("H2",)}), allow=False
+    )
+    assert "share 7 patients (A, B, C, D, E, ...) and no image" in message
 
 
-def test_a_split_without_a_leak_is_used_as_it_is() -> None:
-    usable = usable_split(LEAKY, CLEAN_SPLIT, missing="error", allow_patient_overlap=False)
-    assert usable.split == CLEAN_SPLIT
-    assert usable.skipped == dict.fromkeys(SIDES, 0)
-    assert usable.patient_overlap == {}
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_a_split_without_a_leak_and_with_all_its_files_is_used_as_it_is(missing: str) -> None:
+    unchanged = UsableSplit(CLEAN_SPLIT, dict.fromkeys(SIDES, 0), {})
+    assert use(LEAKY, CLEAN_SPLIT, missing=missing, allow=False) == unchanged
 
 
 # -- missing files ---------------------------------------------------------------------------------
@@ -86,65 +85,43 @@ HOLES = without_files(LEAKY, "c1", "d1")
 
 
 def test_fault_43_rows_without_a_file_are_refused_by_side_with_examples() -> None:
-    with pytest.raises(UserError) as caught:
-        with_files(HOLES, LEAKY_SPLIT, missing="error")
-    message = str(caught.value)
+    message = refused(HOLES, LEAKY_SPLIT)
     assert "2 of 7 rows have no file under /data (train 1, val 0, test 1; c1, d1)" in message
     assert "data.missing=skip" in message
-
-
-def test_the_folder_that_was_searched_is_named() -> None:
     elsewhere = replace(HOLES, images=Path("/pixels"))
-    with pytest.raises(UserError, match="no file under /pixels"):
-        with_files(elsewhere, LEAKY_SPLIT, missing="error")
+    assert "no file under /pixels" in refused(elsewhere, LEAKY_SPLIT)
 
 
 def test_at_most_five_missing_files_are_named() -> None:
-    with pytest.raises(
-        UserError, match=r"6 of 6 rows have no file .*; a1, a2, b1, b2, c1, \.\.\.\)"
-    ):
-        with_files(without_files(LEAKY, *LEAKY.table["image"]), CLEAN_SPLIT, missing="error")
+    message = refused(without_files(LEAKY, *LEAKY.table["image"]), CLEAN_SPLIT)
+    assert "6 of 6 rows have no file" in message
+    assert "; a1, a2, b1, b2, c1, ...)" in message
 
 
 def test_fault_43_skipped_rows_are_counted_and_change_the_digest() -> None:
-    split, skipped = with_files(HOLES, LEAKY_SPLIT, missing="skip")
+    usable = use(HOLES, LEAKY_SPLIT, missing="skip")
+    split = usable.split
     assert split.sides == {"train": ("a1", "b1"), "val": ("a2", "b1"), "test": ("b2",)}
-    assert skipped == {"train": 1, "val": 0, "test": 1}
+    assert usable.skipped == {"train": 1, "val": 0, "test": 1}
     assert split.sha256 != LEAKY_SPLIT.sha256
     assert split.sha256 == Split("x", split.sides).sha256
 
 
-@pytest.mark.parametrize("missing", ["error", "skip"])
-def test_a_split_with_all_its_files_is_unchanged(missing: str) -> None:
-    assert with_files(LEAKY, CLEAN_SPLIT, missing=missing) == (
-        CLEAN_SPLIT,
-        dict.fromkeys(SIDES, 0),
-    )
-
-
 @pytest.mark.parametrize("missing", ["", "ignore", "Skip"])
 def test_another_word_for_missing_is_refused(missing: str) -> None:
-    with pytest.raises(UserError, match="choose error or skip"):
-        with_files(LEAKY, CLEAN_SPLIT, missing=missing)
-    with pytest.raises(UserError, match="choose error or skip"):
-        usable_split(LEAKY, CLEAN_SPLIT, missing=missing, allow_patient_overlap=False)
+    assert "choose error or skip" in refused(LEAKY, CLEAN_SPLIT, missing=missing)
 
 
 def test_skipping_a_whole_side_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="no image in test: none of its rows has a file under /data"
-    ):
-        with_files(without_files(LEAKY, "b2", "d1"), LEAKY_SPLIT, missing="skip")
+    message = refused(without_files(LEAKY, "b2", "d1"), LEAKY_SPLIT, missing="skip")
+    assert "no image in test: none of its rows has a file under /data" in message
 
 
 # -- both ------------------------------------------------------------------------------------------
 
 
 def test_a_leak_and_missing_files_are_told_in_one_line() -> None:
-    with pytest.raises(UserError) as caught:
-        usable_split(HOLES, LEAKY_SPLIT, missing="error", allow_patient_overlap=False)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refused(HOLES, LEAKY_SPLIT, allow=False)
     for part in (
         "train and val share 2 patients",
         "2 of 7 rows have no file",
@@ -154,22 +131,17 @@ def test_a_leak_and_missing_files_are_told_in_one_line() -> None:
         assert part in message
 
 
-def test_with_both_overrides_the_overlap_and_the_skipped_rows_are_recorded() -> None:
-    usable = usable_split(HOLES, LEAKY_SPLIT, missing="skip", allow_patient_overlap=True)
-    assert usable.skipped == {"train": 1, "val": 0, "test": 1}
-    assert usable.patient_overlap == {
+def test_with_both_overrides_the_overlap_is_recorded() -> None:
+    assert use(HOLES, LEAKY_SPLIT, missing="skip").patient_overlap == {
         "train-val": {"patients": 2, "images": 1},
         "train-test": {"patients": 1, "images": 0},
         "val-test": {"patients": 1, "images": 0},
     }
-    assert usable.split.sides["train"] == ("a1", "b1")
 
 
 @pytest.mark.parametrize("missing, allow", [("error", True), ("skip", False)])
 def test_one_override_leaves_the_other_problem(missing: str, allow: bool) -> None:
-    with pytest.raises(UserError) as caught:
-        usable_split(HOLES, LEAKY_SPLIT, missing=missing, allow_patient_overlap=allow)
-    message = str(caught.value)
+    message = refused(HOLES, LEAKY_SPLIT, missing=missing, allow=allow)
     assert ("have no file" in message) is (missing == "error")
     assert ("share" in message) is not allow
 
@@ -177,8 +149,7 @@ def test_one_override_leaves_the_other_problem(missing: str, allow: bool) -> Non
 def test_a_patient_whose_file_is_skipped_leaks_nothing() -> None:
     holes = without_files(LEAKY, "a1", "b1")
     split = Split("x", {"train": ("a1", "c1"), "val": ("a2",), "test": ("d1",)})
-    usable = usable_split(holes, split, missing="skip", allow_patient_overlap=False)
-    assert usable.patient_overlap == {}
+    assert use(holes, split, missing="skip", allow=False).patient_overlap == {}
 
 
 # -- real data -------------------------------------------------------------------------------------
@@ -198,35 +169,30 @@ def ai4m_sides(folder: Path) -> dict[str, list[tuple[str, str]]]:
 @pytest.mark.parametrize("folder, patients, images", [("ai4m", 197, 198), ("ai4m_875", 11, 23)])
 def test_the_leaks_of_ai_for_medicine_are_counted(folder: str, patients: int, images: int) -> None:
     manifest = read_manifest(REAL / folder)
-    overlap = patient_overlap(manifest, make_split(manifest, "ai4m"))
-    assert set(overlap) == {("train", "val")}
-    shared = overlap["train", "val"]
+    split = make_split(manifest, "ai4m")
+    shared_by = overlaps(split.sides, patients_by_image(manifest))
+    assert set(shared_by) == {("train", "val")}
+    shared = shared_by["train", "val"]
     assert (len(shared.patients), len(shared.images)) == (patients, images)
     sides = ai4m_sides(REAL / folder)
     train, val = ({patient for _, patient in sides[side]} for side in ("train", "val"))
-    assert set(shared.patients) == train & val
+    assert shared.patients == train & val
     names = Counter(row[0] for side in ("train", "val") for row in sides[side])
-    assert set(shared.images) == {name for name, count in names.items() if count > 1}
+    assert shared.images == {name for name, count in names.items() if count > 1}
 
 
 @real_data
 def test_ai_for_medicine_with_few_images_is_refused_with_leak_and_missing_files() -> None:
     manifest = read_manifest(REAL / "ai4m", images=REAL / "nih1024")
-    with pytest.raises(UserError) as caught:
-        usable_split(
-            manifest, make_split(manifest, "ai4m"), missing="error", allow_patient_overlap=False
-        )
+    split = make_split(manifest, "ai4m")
     there = {path.name for path in (REAL / "nih1024").rglob("*.png")}
     gone = {
         side: sum(image not in there for image, _ in rows)
         for side, rows in ai4m_sides(REAL / "ai4m").items()
     }
-    message = str(caught.value)
+    message = refused(manifest, split, allow=False)
     assert "train and val share 197 patients" in message
     assert "198 images" in message
     assert f"{sum(gone.values()):,} of 1,620 rows have no file" in message
     assert f"(train {gone['train']}, val {gone['val']}, test {gone['test']};" in message
-    usable = usable_split(
-        manifest, make_split(manifest, "ai4m"), missing="skip", allow_patient_overlap=True
-    )
-    assert usable.skipped == gone
+    assert use(manifest, split, missing="skip").skipped == gone

@@ -126,12 +126,14 @@ def cache(
     from xray_lightning.data.cache import images_of
     from xray_lightning.data.cache_build import ensure_cache
     from xray_lightning.data.manifest import read_manifest
-    from xray_lightning.data.splits import make_split, with_files
+    from xray_lightning.data.splits import make_split, usable_split
 
     check_whole("--image-size", image_size, least=32)
     manifest = read_manifest(folder, images=images)
-    used, _ = with_files(manifest, make_split(manifest, split), missing=missing)
-    paths = images_of(manifest, used)
+    usable = usable_split(
+        manifest, make_split(manifest, split), missing=missing, allow_patient_overlap=True
+    )
+    paths = images_of(manifest, usable.split)
     built = ensure_cache(
         paths, image_size=image_size, cache_dir=cache_dir, progress=display, verify=verify
     )

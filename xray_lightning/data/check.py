@@ -1,9 +1,9 @@
 """Checker of a data set (`xray data check`): every fault, without stopping at the first."""
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xray_lightning.data.csv_table import shown
-from xray_lightning.data.faults import EveryFault, Remark, in_order
-from xray_lightning.data.image_files import Folder, search
+from xray_lightning.data.faults import KINDS, Faults, Remark
+from xray_lightning.data.image_files import Folder, distinct, search
 from xray_lightning.data.images import PLAIN_MODES, Picture, look_at
 from xray_lightning.data.manifest import check_folder
 from xray_lightning.data.sources import Given, Listing, Release, Source, known_sources, recognised
@@ -22,156 +22,69 @@ from xray_lightning.data.sources.chestmnist import SPLIT
 from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.sources.nih import FILE, UNKNOWN_PATIENT, read_box_rows
 from xray_lightning.data.splits import NAMES as NAMES_OF_SPLITS
-from xray_lightning.data.splits import SIDES, read_split_file, sides_of_column
+from xray_lightning.data.splits import (
+    SIDES,
+    overlap_counts,
+    overlaps,
+    read_split_file,
+    sides_of_column,
+)
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
+from xray_lightning.terminal import counted
 
 SCHEMA_VERSION = 1
 _UNKNOWN = UNKNOWN_PATIENT + ": "  # how the manifest begins a patient of its own
 
 
 @dataclass(frozen=True)
-class SplitFound:
-    """A split that exists.
+class SplitCounts:
+    """A split that is there.
 
     Attributes:
-        name: `official`, `ai4m`, `column`, or a file.
-        sides: each side's images that have a row, as they are counted.
-        patients: patients of each side.
+        sides: images and patients of each side, of the images that have a row.
         overlaps: what pairs of sides share: "train-val" -> {"patients": n, "images": n}.
     """
 
-    name: str
-    sides: dict[str, frozenset[str]]
-    patients: dict[str, int]
-    overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
+    sides: dict[str, dict[str, int]]
+    overlaps: dict[str, dict[str, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Health:
-    """What was found; `as_json` says what each figure is.
+    """What was found: the content of --json, whose keys stay; new ones may come.
 
     Attributes:
         root, images: the folders of the tables and of the images.
-        dialect, release: the kind of the data set.
-        rows: rows read, with those that lack cells.
-        listing: what its table says.
-        folder: what lies below `images`.
-        found: images of the table that have a file.
-        pictures: what each of these was found to be, by name; None without decoding.
-        boxes: rows of the list of boxes.
-        splits: those that are there.
-        remarks: problems, then notes.
+        dialect, release, told_by: the kind of the data set, and what that was told by.
+        sound: whether there is no problem.
+        counts: rows read, images in them, patients (None where none is known), image_files below
+            the folder, found (images that have one), decoded (None without decoding), boxes.
+        positives: images of each finding.
+        modes: images by format and mode, the most common first.
+        sizes: images by width and height, the most common first.
+        splits: those that are there, by name.
+        problems, notes: what to say, in the order of `faults.KINDS`.
     """
 
-    root: Path
-    images: Path
+    schema_version: int = SCHEMA_VERSION
+    root: str
+    images: str
     dialect: str
-    release: Release
-    rows: int
-    listing: Listing
-    folder: Folder
-    found: int
-    pictures: Mapping[str, Picture] | None
-    boxes: int
-    splits: tuple[SplitFound, ...]
-    remarks: tuple[Remark, ...]
-
-    @property
-    def problems(self) -> tuple[Remark, ...]:
-        return tuple(one for one in self.remarks if one.problem)
-
-    @property
-    def notes(self) -> tuple[Remark, ...]:
-        return tuple(one for one in self.remarks if not one.problem)
-
-    @property
-    def counts(self) -> dict[str, int | None]:
-        """Of rows, images, patients, files and boxes, as in `as_json`."""
-        decoded = None
-        if self.pictures is not None:
-            decoded = sum(not one.fault for one in self.pictures.values())
-        table = self.listing.table
-        patients = {name for name in table["patient_id"] if not name.startswith(_UNKNOWN)}
-        return {
-            "rows": self.rows,
-            "images": len(table),
-            "patients": len(patients) or None,
-            "image_files": sum(map(len, self.folder.files.values())),
-            "found": self.found,
-            "decoded": decoded,
-            "boxes": self.boxes,
-        }
-
-    @property
-    def modes(self) -> dict[str, int]:
-        """Images by format and mode, the most common first."""
-        return _counted(one.mode for one in (self.pictures or {}).values() if one.mode)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images by width and height, the most common first."""
-        readable = (one for one in (self.pictures or {}).values() if one.mode)
-        return _counted(f"{one.size[0]}x{one.size[1]}" for one in readable)
-
-    @property
-    def positives(self) -> dict[str, int]:
-        """Images of each finding."""
-        table = self.listing.table
-        return {name: int(table[name].sum()) for name in self.listing.findings}
+    release: str
+    told_by: tuple[str, ...]
+    sound: bool
+    counts: dict[str, int | None]
+    positives: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    splits: dict[str, SplitCounts]
+    problems: tuple[Remark, ...]
+    notes: tuple[Remark, ...]
 
     def as_json(self) -> dict[str, object]:
-        """The content of --json; keys stay, new ones may come.
-
-        schema_version; root, images: the folders; dialect (nih, ai4m, csv), release, told_by;
-        sound: whether there is no problem; counts: rows read, images in them, patients (null where
-        none is known), image_files below the folder, found (images that have one), decoded (null
-        without decoding), boxes; positives by finding; modes and sizes: images by each;
-        splits: by name {sides: {side: {images, patients}}, overlaps: {"train-val": {patients,
-        images}}}; problems and notes: each kind, text, count, advice, names (all of them: images
-        mostly, lines or files; never patients) and details by name.
-        """
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "root": str(self.root),
-            "images": str(self.images),
-            "dialect": self.dialect,
-            "release": self.release.name,
-            "told_by": list(self.release.told_by),
-            "sound": not self.problems,
-            "counts": self.counts,
-            "positives": self.positives,
-            "modes": self.modes,
-            "sizes": self.sizes,
-            "splits": {
-                split.name: {
-                    "sides": {
-                        side: {"images": len(images), "patients": split.patients[side]}
-                        for side, images in split.sides.items()
-                    },
-                    "overlaps": split.overlaps,
-                }
-                for split in self.splits
-            },
-            "problems": [_as_json(one) for one in self.problems],
-            "notes": [_as_json(one) for one in self.notes],
-        }
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
-
-
-def _as_json(one: Remark) -> dict[str, object]:
-    return {
-        "kind": one.kind,
-        "text": one.text,
-        "count": one.count,
-        "advice": one.advice,
-        "names": list(one.names),
-        "details": {name: text for name, text in one.details.items() if text},
-    }
+        return asdict(self)
 
 
 def check_data(
@@ -206,43 +119,57 @@ def check_data(
     if images is not None:
         check_folder(images, key="--images")
     source = own or recognised(root) or _custom_csv(root)
-    faults = EveryFault()
+    faults = Faults()
     listing = source.read(root, faults, findings=findings)
     table = listing.table
     if len(table):
         source.check(listing, faults)
     release = source.describe(root, listing, faults)
     rows = listing.rows + faults.count("short_row")
-    splits = [
-        check_split(name, given, table, faults)
-        for name, given in _splits(root, source, listing, split, faults).items()
-        if len(table)
-    ]
+    given = _splits(root, source, listing, split, faults)
+    splits = {
+        name: check_split(name, sides, table, faults) for name, sides in given.items() if len(table)
+    }
     boxes = check_boxes(root / FILE, table, faults)
     folder = search(images or root)
+    folder.files = {name: distinct(files) for name, files in folder.files.items()}
     paths = {name: folder.path_of(name, by_path=source.by_path) for name in table["image"]}
     there = {name: path for name, path in paths.items() if path}
     check_files(folder, paths, listing.named, faults)
-    pictures = None
+    pictures: dict[str, Picture] = {}
     if decode:
         with progress("checking images", len(there)) as advance:
             looked = look_at(there.values(), jobs=jobs or threads(), advance=advance)
         pictures = {name: looked[path] for name, path in there.items()}
         check_pictures(pictures, release, faults)
-        check_same_pictures(pictures, listing, splits, faults)
+        check_same_pictures(pictures, listing, given, faults)
+    order = list(KINDS)
+    remarks = sorted(faults.remarks, key=lambda one: order.index(one.kind))
+    problems = tuple(one for one in remarks if one.problem)
+    patients = {name for name in table["patient_id"] if not name.startswith(_UNKNOWN)}
+    readable = [one for one in pictures.values() if one.mode]
     return Health(
-        root,
-        images or root,
-        source.dialect,
-        release,
-        rows,
-        listing,
-        folder,
-        len(there),
-        pictures,
-        boxes,
-        tuple(splits),
-        in_order(faults.remarks),
+        root=str(root),
+        images=str(images or root),
+        dialect=source.dialect,
+        release=release.name,
+        told_by=release.told_by,
+        sound=not problems,
+        counts={
+            "rows": rows,
+            "images": len(table),
+            "patients": len(patients) or None,
+            "image_files": sum(map(len, folder.files.values())),
+            "found": len(there),
+            "decoded": sum(not one.fault for one in pictures.values()) if decode else None,
+            "boxes": boxes,
+        },
+        positives={name: int(table[name].sum()) for name in listing.findings},
+        modes=dict(Counter(one.mode for one in readable).most_common()),
+        sizes=dict(Counter("{}x{}".format(*one.size) for one in readable).most_common()),
+        splits=splits,
+        problems=problems,
+        notes=tuple(one for one in remarks if not one.problem),
     )
 
 
@@ -266,11 +193,11 @@ def _no_table(root: Path) -> str:
 
 
 def _splits(
-    root: Path, source: Source, listing: Listing, split: str | None, faults: EveryFault
+    root: Path, source: Source, listing: Listing, split: str | None, faults: Faults
 ) -> dict[str, Given]:
     """The sides of each split that is there, or of the one that is asked for."""
-    given, of_lists = EveryFault(), EveryFault()
-    found: dict[str, tuple[Given, EveryFault]] = {}
+    given, of_lists = Faults(), Faults()
+    found: dict[str, tuple[Given, Faults]] = {}
     sides = source.given_split(root, listing, of_lists)
     if sides and source.dialect == "csv":
         found["column"] = sides_of_column(sides, given), given
@@ -289,8 +216,8 @@ def _splits(
     return {name: sides for name, (sides, _) in chosen.items()}
 
 
-def _sides_of_file(path: Path) -> tuple[Given, EveryFault]:
-    faults = EveryFault()
+def _sides_of_file(path: Path) -> tuple[Given, Faults]:
+    faults = Faults()
     rows = read_split_file(path, faults)
     if faults.count("table_unreadable"):
         return {}, faults
@@ -298,7 +225,7 @@ def _sides_of_file(path: Path) -> tuple[Given, EveryFault]:
     return images, faults
 
 
-def check_split(name: str, given: Given, table: pd.DataFrame, faults: EveryFault) -> SplitFound:
+def check_split(name: str, given: Given, table: pd.DataFrame, faults: Faults) -> SplitCounts:
     """Compare every pair of sides, and the sides with the table.
 
     Args:
@@ -308,40 +235,40 @@ def check_split(name: str, given: Given, table: pd.DataFrame, faults: EveryFault
         faults: sink of what is wrong.
     """
     patient_of = dict(zip(table["image"], table["patient_id"], strict=True))
-    sides = {side: frozenset(patient_of.keys() & names) for side, names in given.items()}
-    patients = {side: {patient_of[image] for image in images} for side, images in sides.items()}
-    split = SplitFound(name, sides, {side: len(ids) for side, ids in patients.items()})
-    for one, other in combinations(given, 2):
-        # Also images without a row: the lists contradict each other all the same.
-        images = set(given[one]) & set(given[other])
-        both = patients[one] & patients[other]
-        if images or both:
-            split.overlaps[f"{one}-{other}"] = {"patients": len(both), "images": len(images)}
+    sides = {side: patient_of.keys() & names for side, names in given.items()}
+    # Also images without a row: the lists contradict each other all the same.
+    shared = overlaps(given, patient_of)
+    for (one, other), both in shared.items():
         where = f"in both {one} and {other} of the split {name}"
-        faults.tell("image_on_two_sides", images, text=f"images {where}")
-        theirs = [image for image in sides[one] | sides[other] if patient_of[image] in both]
+        faults.tell("image_on_two_sides", both.images, text=f"images {where}")
+        theirs = [
+            image for image in sides[one] | sides[other] if patient_of[image] in both.patients
+        ]
         faults.tell(
             "patient_on_two_sides",
             theirs,
-            count=len(both),
+            count=len(both.patients),
             text=f"patients {where}, with {len(theirs):,} images",
         )
     named = {image for images in given.values() for image in images}
     lists = name in NAMES_OF_SPLITS
-    without = named.difference(table["image"])
-    faults.tell("listed_without_row" if lists else "split_without_row", without)
-    left = [image for image in table["image"] if image not in named]
+    faults.tell("listed_without_row" if lists else "split_without_row", named - patient_of.keys())
+    left = patient_of.keys() - named
     faults.tell("on_no_side", left, text=f"rows on no side of the split {name}")
     empty = [side for side, images in sides.items() if not images]
     faults.tell("side_empty", empty, text=f"sides of the split {name} without an image")
-    return split
+    counts = {
+        side: {"images": len(images), "patients": len({patient_of[image] for image in images})}
+        for side, images in sides.items()
+    }
+    return SplitCounts(counts, overlap_counts(shared))
 
 
-def check_boxes(path: Path, table: pd.DataFrame, faults: EveryFault) -> int:
+def check_boxes(path: Path, table: pd.DataFrame, faults: Faults) -> int:
     """Compare the list of boxes, if there is one, with the table; returns its rows."""
     if not path.is_file():
         return 0
-    of_boxes = EveryFault()
+    of_boxes = Faults()
     boxes = read_box_rows(path, of_boxes)
     row_of = {image: row for row, image in enumerate(table["image"])}
     labels = {column: table[column].to_numpy() for column in table.columns}
@@ -359,11 +286,9 @@ def check_boxes(path: Path, table: pd.DataFrame, faults: EveryFault) -> int:
     return len(boxes) + of_boxes.count("short_row")
 
 
-def check_files(
-    folder: Folder, paths: Mapping[str, str], named: Set[str], faults: EveryFault
-) -> None:
+def check_files(folder: Folder, paths: Mapping[str, str], named: Set[str], faults: Faults) -> None:
     """Tell what is wrong with the files, and between them and the rows."""
-    odd = folder.odd_names()
+    odd = {os.path.basename(path): what for path, what in folder.odd.items()}
     missing = [name for name, path in paths.items() if not path]
     several = {
         name: " and ".join(sorted(files)[:3])
@@ -392,7 +317,7 @@ def check_files(
 NIH_SIZE = (1024, 1024)
 
 
-def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: EveryFault) -> None:
+def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: Faults) -> None:
     """Tell what is wrong with images, by their names.
 
     Args:
@@ -427,8 +352,8 @@ def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: Ev
 def check_same_pictures(
     pictures: Mapping[str, Picture],
     listing: Listing,
-    splits: Sequence[SplitFound],
-    faults: EveryFault,
+    splits: Mapping[str, Given],
+    faults: Faults,
 ) -> None:
     """Tell of images whose decoded pixels are those of an earlier one, to the bit.
 
@@ -447,6 +372,7 @@ def check_same_pictures(
     findings = rows[list(listing.findings)].to_numpy()
     labels = dict(zip(rows.index, map(tuple, findings), strict=True))
     patients = rows["patient_id"].to_dict()
+    sides_of = {name: _sides_of(given) for name, given in splits.items()}
     harmless, contradictory = {}, {}
     for name, first in repeated.items():
         differing = []
@@ -455,9 +381,9 @@ def check_same_pictures(
         if labels[name] != labels[first]:
             differing.append("labels")
         differing += [
-            f"side of the split {split.name}"
-            for split in splits
-            if _sides(split, name) != _sides(split, first)
+            f"side of the split {split}"
+            for split, sides in sides_of.items()
+            if sides.get(name) != sides.get(first)
         ]
         alike = pictures[name].content == pictures[first].content
         text = f"same {'bytes' if alike else 'pixels'} as {first}"
@@ -469,8 +395,13 @@ def check_same_pictures(
     faults.tell("duplicate_image", harmless)
 
 
-def _sides(split: SplitFound, image: str) -> frozenset[str]:
-    return frozenset(side for side, images in split.sides.items() if image in images)
+def _sides_of(given: Given) -> dict[str, set[str]]:
+    """The sides of each image."""
+    sides: dict[str, set[str]] = {}
+    for side, images in given.items():
+        for image in images:
+            sides.setdefault(image, set()).add(side)
+    return sides
 
 
 NAMES = 5  # named of each remark; --json has them all
@@ -478,8 +409,8 @@ NAMES = 5  # named of each remark; --json has them all
 
 def show_health(health: Health, console: Console) -> None:
     """Print what the set is, its figures, and every problem and note with what to do."""
-    console.print(Text(health.release.name, style="bold"))
-    console.print(_text(f"told by {'; '.join(health.release.told_by)}"), style="dim")
+    console.print(Text(health.release, style="bold"))
+    console.print(_text(f"told by {'; '.join(health.told_by)}"), style="dim")
     console.print()
     console.print(_figures(health))
     console.print()
@@ -530,10 +461,10 @@ def _split_lines(health: Health) -> Table:
     table.add_column("Side", no_wrap=True)
     for title in ("Images", "Patients"):
         table.add_column(title, justify="right", no_wrap=True)
-    for split in health.splits:
-        name = split.name
-        for side, images in split.sides.items():
-            table.add_row(_text(name), _text(side), f"{len(images):,}", f"{split.patients[side]:,}")
+    for name, split in health.splits.items():
+        for side, counts in split.sides.items():
+            figures = (f"{count:,}" for count in counts.values())
+            table.add_row(_text(name), _text(side), *figures)
             name = ""
     return table
 
@@ -569,14 +500,10 @@ def _with_detail(name: str, detail: str) -> str:
 
 def _verdict(health: Health) -> Text:
     if health.problems:
-        kinds = _of(len(health.problems), "kind")
+        kinds = counted(len(health.problems), "kind")
         return Text(f"Not sound: {kinds} of problem.", style="bold red")
-    notes = f", with {_of(len(health.notes), 'note')}" if health.notes else ""
+    notes = f", with {counted(len(health.notes), 'note')}" if health.notes else ""
     return Text(f"Sound{notes}.", style="bold green")
-
-
-def _of(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _text(text: str, *, style: str = "") -> Text:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from xray_lightning.data.faults import CellFault, Faults, FirstFault
 from xray_lightning.errors import UserError
+from xray_lightning.findings import folded
 
 Bools = npt.NDArray[np.bool_]
 Titles = Mapping[str, tuple[str, ...]]  # our name of a column -> the titles it goes by in files
@@ -129,10 +130,10 @@ def _places(
     """The place of each column that the header has; raises on one missing or there twice."""
     if not any(header):
         raise UserError(f"{path} is empty or starts with an empty line; its header is expected")
-    plain = [_plain(title) for title in header]
+    plain = [folded(title) for title in header]
     places = {}
     for key, names in titles.items():
-        found = [place for place, title in enumerate(plain) if title in map(_plain, names)]
+        found = [place for place, title in enumerate(plain) if title in map(folded, names)]
         if len(found) > 1:
             raise UserError(f"{path}, line 1: column {names[0]!r} is there {len(found)} times")
         if found:
@@ -145,10 +146,6 @@ def _places(
             f"found {shown(', '.join(header), limit=400)}"
         )
     return places
-
-
-def _plain(title: str) -> str:
-    return "".join(letter for letter in title.lower() if letter.isalnum())
 
 
 def read_text(path: Path) -> str:
@@ -248,8 +245,10 @@ def one_row_an_image(
     facts = [column for column in rows.columns if column not in ("file", "line")]
     repeated = rows.duplicated(facts).to_numpy(dtype=bool)
     if repeated.any():
-        lines = _lines(rows[repeated]) if kind else {}
-        faults.tell(kind, lines, dropped={reason: int(np.count_nonzero(repeated))})
+        again = rows[repeated]
+        named_lines = zip(again["file"], again["line"], again["image"], strict=True)
+        lines = {line_of(file, line): shown(image) for file, line, image in named_lines}
+        faults.tell(kind, lines, dropped={reason: len(again)})
         rows = rows[~repeated].reset_index(drop=True)
     second = rows["image"].duplicated().to_numpy(dtype=bool)
     if second.any():
@@ -278,23 +277,11 @@ def one_row_an_image(
 
 def _differing(rows: pd.DataFrame, first: pd.DataFrame, facts: list[str]) -> list[list[str]]:
     """The columns in which each row differs from the first row of its image."""
-    differing: list[list[str]] = [[] for _ in range(len(rows))]
-    for key in facts:
-        one, other = rows[key].to_numpy(dtype=object), first[key].to_numpy(dtype=object)
-        known = ~pd.isna(one) & ~pd.isna(other)
-        unlike = pd.isna(one) != pd.isna(other)
-        unlike[known] = one[known] != other[known]
-        for place in np.flatnonzero(unlike):
-            differing[place].append(key)
-    return differing
-
-
-def _lines(rows: pd.DataFrame) -> dict[str, str]:
-    """Rows by where they stand, with their images."""
-    return {
-        line_of(file, line): shown(image)
-        for image, file, line in zip(rows["image"], rows["file"], rows["line"], strict=True)
-    }
+    one, other = (
+        part[facts].astype(object).where(part[facts].notna(), None).to_numpy()
+        for part in (rows, first)
+    )
+    return [[key for key, unlike in zip(facts, row, strict=True) if unlike] for row in one != other]
 
 
 def named(cells: pd.DataFrame, hit: Bools, detail: str = "") -> dict[str, str]:

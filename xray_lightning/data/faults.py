@@ -1,12 +1,11 @@
 """Faults of data sets: their kinds, with what to do about each, and the two sinks for them.
 
-Whoever reads a table tells each fault to a sink, and goes on. Training reads with `FirstFault`,
-which raises the first; `xray data check` reads with `EveryFault`, which keeps them all as remarks.
+Whoever reads a table tells each fault to a sink, and goes on. `xray data check` reads with
+`Faults`, which keeps them all as remarks; training with `FirstFault`, which raises the first.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from xray_lightning.errors import UserError
 
@@ -137,74 +136,55 @@ KINDS: dict[str, Kind] = {
     "box_without_row": _note("boxes of images that no row names, which are ignored"),
     "box_repeated": _note("boxes that repeat another"),
 }
-_ORDER = {kind: place for place, kind in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to say of a data set.
+    """Something to say of a data set, with the keys that `xray data check --json` has for it.
 
     Attributes:
         kind: a key of `KINDS`.
+        text: what there are so many of.
+        count: of these; that of the names unless told otherwise.
+        advice: what to do about it.
         names: what it is said of, sorted: images mostly; never a patient or a patient's values.
         details: more about some of these names.
-        count: of what `text` says; that of the names unless told otherwise.
-        text: what there are so many of.
     """
 
     kind: str
+    text: str
+    count: int
+    advice: str
     names: tuple[str, ...]
-    details: Mapping[str, str] = field(default_factory=dict)
-    count: int = 0
-    text: str = ""
+    details: Mapping[str, str]
 
     @property
     def problem(self) -> bool:
         return KINDS[self.kind].problem
 
-    @property
-    def advice(self) -> str:
-        return KINDS[self.kind].advice
 
-
-def remark(
-    kind: str,
-    names: Iterable[str] | Mapping[str, str],
-    *,
-    count: int | None = None,
-    text: str = "",
-) -> list[Remark]:
-    """A remark on these names, with details where they are a mapping; none without a name."""
-    details = {name: names[name] for name in names} if isinstance(names, Mapping) else {}
-    told = tuple(sorted(names))
-    number = len(told) if count is None else count
-    if not number:
-        return []
-    return [Remark(kind, told, details, number, text or KINDS[kind].text)]
-
-
-def in_order(remarks: Iterable[Remark]) -> tuple[Remark, ...]:
-    """Problems first, each in the order of `KINDS`."""
-    return tuple(sorted(remarks, key=lambda one: (not one.problem, _ORDER[one.kind])))
-
-
-Names = Iterable[str] | Mapping[str, str]
-
-
-class Faults(Protocol):
-    """Sink of the faults of a data set.
+@dataclass
+class Faults:
+    """Sink of the faults of a data set: keeps every one, as `xray data check` tells them.
 
     A reader calls `refuse` with the first fault of its kind that training does not accept, and
     then `tell` with all that have it. What reading copes with, it only tells of.
+
+    Attributes:
+        remarks: what was told, in that order.
+        dropped: rows dropped and values changed in reading, by reason.
     """
 
+    remarks: list[Remark] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+
     def refuse(self, error: UserError) -> None:
-        """Raise the error, or leave it to `tell` and let the reader go on."""
+        """Leave the error to `tell`, and let the reader go on."""
 
     def tell(
         self,
         kind: str,
-        names: Names,
+        names: Iterable[str] | Mapping[str, str],
         *,
         dropped: Mapping[str, int] | None = None,
         count: int | None = None,
@@ -216,61 +196,30 @@ class Faults(Protocol):
             kind: a key of `KINDS`; "" for what is only counted.
             names: images mostly, with details where they are a mapping.
             dropped: rows dropped and values changed in reading, by reason.
-            count, text: as of `remark`.
+            count, text: as of `Remark`, where they are other than usual.
         """
-
-
-@dataclass
-class FirstFault:
-    """Sink of training: raises the first fault, and counts what reading changes.
-
-    Attributes:
-        dropped: rows dropped and values changed, by reason.
-    """
-
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def refuse(self, error: UserError) -> None:
-        raise error
-
-    def tell(
-        self,
-        kind: str,
-        names: Names,
-        *,
-        dropped: Mapping[str, int] | None = None,
-        count: int | None = None,
-        text: str = "",
-    ) -> None:
         for reason, rows in (dropped or {}).items():
             if rows:
                 self.dropped[reason] = self.dropped.get(reason, 0) + rows
-
-
-@dataclass
-class EveryFault:
-    """Sink of `xray data check`: keeps every fault as a remark."""
-
-    remarks: list[Remark] = field(default_factory=list)
-
-    def refuse(self, error: UserError) -> None:
-        pass
-
-    def tell(
-        self,
-        kind: str,
-        names: Names,
-        *,
-        dropped: Mapping[str, int] | None = None,
-        count: int | None = None,
-        text: str = "",
-    ) -> None:
-        if kind:
-            self.remarks += remark(kind, names, count=count, text=text)
+        told = tuple(sorted(names))
+        number = len(told) if count is None else count
+        if kind and number:
+            given = names if isinstance(names, Mapping) else {}
+            details = {name: detail for name, detail in given.items() if detail}
+            usual = KINDS[kind]
+            remark = Remark(kind, text or usual.text, number, usual.advice, told, details)
+            self.remarks.append(remark)
 
     def count(self, kind: str) -> int:
         """How often a kind was told of."""
         return sum(one.count for one in self.remarks if one.kind == kind)
+
+
+class FirstFault(Faults):
+    """Sink of training: raises the first fault that it does not accept."""
+
+    def refuse(self, error: UserError) -> None:
+        raise error
 
 
 class CellFault(ValueError):

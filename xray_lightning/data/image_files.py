@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:
-    """The path of each wanted name under `folder`, and how many image files nobody wanted."""
+    """The path of each wanted name under `folder`, and how many image files nobody wanted.
+
+    Raises:
+        UserError: a folder that cannot be read, or two files of one name.
+    """
     return _found(folder, wanted, below=False)
 
 
@@ -38,55 +42,31 @@ def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int
 def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[str, str], int]:
     """Paths by name; with `below` by the path below `folder` first, wherever it leads."""
     paths: dict[str, str] = {}
-    exact: dict[str, str] = {}
-    several: dict[str, str] = {}
     unlisted, start = 0, len(os.path.join(folder, ""))
-    try:
-        for name, path in _image_files(folder):
-            if below and path[start:] in wanted:
-                exact[path[start:]] = path
-            elif name not in wanted:
-                unlisted += 1
-            elif name in paths and not os.path.samefile(path, paths[name]):
-                several.setdefault(name, path)
-            else:
-                paths.setdefault(name, path)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    for name in several.keys() - exact.keys():
-        first, second = sorted([several[name], paths[name]])
-        raise UserError(
-            f"two files are named {shown(name)}: {first} and {second}; remove one, or "
-            "give the folder to use as data.images"
-        )
-    return paths | exact, unlisted
+    found = search(folder)
+    for here, reason in found.unreadable.items():
+        raise UserError(f"{here} cannot be read: {reason}")
+    for name, files in found.files.items():
+        exact = {path[start:]: path for path in files if below and path[start:] in wanted}
+        others = [path for path in files if path[start:] not in exact]
+        if name not in wanted:
+            unlisted += len(others)
+        elif name not in exact and others:
+            first, *more = distinct(others)
+            if more:
+                one, other = sorted([first, more[0]])
+                raise UserError(
+                    f"two files are named {shown(name)}: {one} and {other}; remove one, or "
+                    "give the folder to use as data.images"
+                )
+            paths[name] = first
+        paths |= exact
+    return paths, unlisted
 
 
-def _image_files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and path of each regular file, or link to one, that is named like an image.
-
-    Links to folders are followed, each folder visited once, so that a loop of links ends.
-    """
-    pending, visited = [os.fspath(folder)], set()
-    while pending:
-        state = os.stat(here := pending.pop())
-        if (state.st_dev, state.st_ino) in visited:
-            continue
-        visited.add((state.st_dev, state.st_ino))
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if _is(entry.is_dir):
-                    pending.append(entry.path)
-                elif entry.name.lower().endswith(IMAGE_SUFFIXES) and _is(entry.is_file):
-                    yield entry.name, entry.path
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    """Whether a directory entry is of a kind; False for a link that only leads to itself."""
-    try:
-        return kind()
-    except OSError:
-        return False
+def distinct(paths: list[str]) -> list[str]:
+    """The paths without those that lead to the file of the first."""
+    return [paths[0], *(path for path in paths[1:] if not os.path.samefile(path, paths[0]))]
 
 
 def count_images(folder: Path) -> int:
@@ -111,7 +91,7 @@ class Folder:
 
     Attributes:
         root: the folder.
-        files: paths of the regular files named like an image, by their names.
+        files: paths of the regular files named like an image, or links to one, by their names.
         odd: paths of what is named like an image and is no file, with what it is.
         again: links to folders that were searched already; a loop of links is one.
         unreadable: folders that cannot be looked into, with the reason.
@@ -135,15 +115,11 @@ class Folder:
             return joined
         return self.files.get(name, [""])[0]
 
-    def odd_names(self) -> dict[str, str]:
-        """What stands in the place of an image file, by its name."""
-        return {os.path.basename(path): what for path, what in self.odd.items()}
-
 
 def search(root: Path) -> Folder:
-    """Look for images at any depth, as training does, but stop at nothing.
+    """Look for images at any depth, and stop at nothing.
 
-    Links to folders are followed, each folder visited once.
+    Links to folders are followed, each folder visited once, so that a loop of links ends.
     """
     found = Folder(root)
     pending, visited = [os.fspath(root)], set()
@@ -171,17 +147,11 @@ def _sorted_in(entries: Iterator["os.DirEntry[str]"], found: Folder) -> Iterator
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             elif entry.is_file():
-                _add(found.files.setdefault(entry.name, []), entry.path)
+                found.files.setdefault(entry.name, []).append(entry.path)
             else:
                 found.odd[entry.path] = _what(entry)
         except OSError as error:
             found.odd[entry.path] = error.strerror or type(error).__name__
-
-
-def _add(paths: list[str], path: str) -> None:
-    """Add a file, but not a link to the one that is there."""
-    if not paths or not os.path.samefile(path, paths[0]):
-        paths.append(path)
 
 
 def _what(entry: "os.DirEntry[str]") -> str:

@@ -3,16 +3,18 @@
 import csv
 import hashlib
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
 
+from xray_lightning import terminal
 from xray_lightning.data.csv_table import Titles, fail_at, line_of, read_cells, shown
 from xray_lightning.data.faults import Faults, FirstFault
 from xray_lightning.data.manifest import Manifest
@@ -280,15 +282,44 @@ def counted(names: Collection[str], what: str) -> str:
     """A count and at most five examples: "7 images (a.png, b.png, ...)"."""
     first = [shown(name)[1:-1] for name in sorted(names)[:5]]
     more = ", ..." if len(names) > len(first) else ""
-    return f"{len(names):,} {what}{'s' * (len(names) != 1)} ({', '.join(first)}{more})"
+    return f"{terminal.counted(len(names), what)} ({', '.join(first)}{more})"
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What two sides share, sorted: patients, and the images that are on both sides themselves."""
+class Overlap(NamedTuple):
+    """What two sides share: patients, and the images that are on both sides themselves."""
 
-    patients: tuple[str, ...]
-    images: tuple[str, ...]
+    patients: set[str]
+    images: set[str]
+
+
+Overlaps = dict[tuple[str, str], Overlap]
+
+
+def overlaps(sides: Given, patient_of: Mapping[str, str]) -> Overlaps:
+    """What each pair of sides shares, for the pairs that share anything.
+
+    Args:
+        sides: images by side.
+        patient_of: patients by image; an image without one has no row.
+    """
+    images = {side: set(names) for side, names in sides.items()}
+    patients = {
+        side: {patient_of[name] for name in names & patient_of.keys()}
+        for side, names in images.items()
+    }
+    pairs = {
+        (one, other): Overlap(patients[one] & patients[other], images[one] & images[other])
+        for one, other in combinations(images, 2)
+    }
+    return {pair: shared for pair, shared in pairs.items() if any(shared)}
+
+
+def overlap_counts(shared: Overlaps) -> dict[str, dict[str, int]]:
+    """As "train-val" -> {"patients": n, "images": n}."""
+    return {
+        "-".join(pair): {"patients": len(both.patients), "images": len(both.images)}
+        for pair, both in shared.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -298,46 +329,12 @@ class UsableSplit:
     Attributes:
         split: the rows to use.
         skipped: rows left out for want of a file, by side.
-        patient_overlap: "train-val" -> {"patients": n, "images": n}, for pairs that share any.
+        patient_overlap: as `overlap_counts`.
     """
 
     split: Split
     skipped: dict[str, int]
     patient_overlap: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def patient_overlap(manifest: Manifest, split: Split) -> dict[tuple[str, str], Overlap]:
-    """What each pair of sides shares, for the pairs that share a patient."""
-    patient_of = patients_by_image(manifest)
-    images = {side: set(names) for side, names in split.sides.items()}
-    patients = {side: {patient_of[name] for name in names} for side, names in images.items()}
-    return {
-        (one, other): Overlap(
-            tuple(sorted(patients[one] & patients[other])),
-            tuple(sorted(images[one] & images[other])),
-        )
-        for one, other in combinations(SIDES, 2)
-        if patients[one] & patients[other]
-    }
-
-
-def with_files(manifest: Manifest, split: Split, *, missing: str) -> tuple[Split, dict[str, int]]:
-    """The rows of a split that have an image file, and how many each side lost.
-
-    Args:
-        manifest: where the files were found.
-        split: the rows that are asked for.
-        missing: "error" refuses a row without a file, "skip" leaves it out.
-
-    Raises:
-        UserError: rows without a file and not "skip", or a side that has none left.
-    """
-    if missing not in ("error", "skip"):
-        raise UserError(f"data.missing={missing} is unknown; choose error or skip")
-    absent = _absent(manifest, split)
-    if any(absent.values()) and missing == "error":
-        raise UserError(f"data.split={split.name}: {_missing_problem(manifest, split, absent)}")
-    return _without(manifest, split, absent), {side: len(absent[side]) for side in SIDES}
 
 
 def usable_split(
@@ -348,50 +345,47 @@ def usable_split(
     The overlap is that of the rows which would be used: with `missing="skip"`, a patient whose
     images have no file leaks nothing.
 
+    Args:
+        manifest: where the files were found.
+        split: the rows that are asked for.
+        missing: "error" refuses a row without a file, "skip" leaves it out.
+        allow_patient_overlap: take the split although its sides share patients.
+
     Raises:
         UserError: everything that is wrong, in one line.
     """
-    problems: list[str] = []
-    absent = _absent(manifest, split)
+    if missing not in ("error", "skip"):
+        raise UserError(f"data.missing={missing} is unknown; choose error or skip")
+    table, problems = manifest.table, []
+    without = set(table["image"][table["path"] == ""])
+    absent = {side: without.intersection(split.sides[side]) for side in SIDES}
+    used = split
+    if missing == "skip":
+        used = replace(
+            split,
+            sides={
+                side: tuple(name for name in names if name not in without)
+                for side, names in split.sides.items()
+            },
+        )
+        where = manifest.images or manifest.root
+        check_sides_filled(used, f"none of its rows has a file under {where}; give data.images")
+    shared = overlaps(used.sides, patients_by_image(manifest))
+    if shared and not allow_patient_overlap:
+        problems.append(_overlap_problem(shared))
     if missing == "error" and any(absent.values()):
         problems.append(_missing_problem(manifest, split, absent))
-        used, skipped = split, dict.fromkeys(SIDES, 0)
-    else:
-        used, skipped = with_files(manifest, split, missing=missing)
-    overlap = patient_overlap(manifest, used)
-    if overlap and not allow_patient_overlap:
-        problems.insert(0, _overlap_problem(overlap))
     if problems:
         raise UserError(f"data.split={split.name}: {'; and '.join(problems)}")
-    counts = {
-        f"{one}-{other}": {"patients": len(shared.patients), "images": len(shared.images)}
-        for (one, other), shared in overlap.items()
-    }
-    return UsableSplit(used, skipped, counts)
+    skipped = {side: len(images) for side, images in absent.items()}
+    return UsableSplit(used, skipped, overlap_counts(shared))
 
 
-def _absent(manifest: Manifest, split: Split) -> dict[str, set[str]]:
-    table = manifest.table
-    without = set(table["image"][table["path"] == ""])
-    return {side: without.intersection(split.sides[side]) for side in SIDES}
-
-
-def _without(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> Split:
-    sides = {
-        side: tuple(name for name in names if name not in absent[side])
-        for side, names in split.sides.items()
-    }
-    kept = replace(split, sides=sides)
-    where = manifest.images or manifest.root
-    check_sides_filled(kept, f"none of its rows has a file under {where}; give data.images")
-    return kept
-
-
-def _overlap_problem(overlap: dict[tuple[str, str], Overlap]) -> str:
+def _overlap_problem(shared: Overlaps) -> str:
     pairs = [
-        f"{one} and {other} share {counted(shared.patients, 'patient')} and "
-        + (counted(shared.images, "image") if shared.images else "no image")
-        for (one, other), shared in overlap.items()
+        f"{one} and {other} share {counted(both.patients, 'patient')} and "
+        + (counted(both.images, "image") if both.images else "no image")
+        for (one, other), both in shared.items()
     ]
     return (
         f"{'; '.join(pairs)}: keep each patient on one side, or set "
@@ -401,13 +395,13 @@ def _overlap_problem(overlap: dict[tuple[str, str], Overlap]) -> str:
 
 def _missing_problem(manifest: Manifest, split: Split, absent: dict[str, set[str]]) -> str:
     rows = sum(len(names) for names in split.sides.values())
-    count = sum(len(names) for names in absent.values())
+    names = [name for side in SIDES for name in sorted(absent[side])]
     sides = ", ".join(f"{side} {len(absent[side]):,}" for side in SIDES)
-    first = [shown(name)[1:-1] for side in SIDES for name in sorted(absent[side])][:5]
-    more = ", ..." if count > len(first) else ""
+    first = dict.fromkeys(shown(name)[1:-1] for name in names[:5])
+    more = ", ..." if len(names) > 5 else ""
     return (
-        f"{count:,} of {rows:,} rows have no file under {manifest.images or manifest.root} "
-        f"({sides}; {', '.join(dict.fromkeys(first))}{more}): add the files, give their folder as "
+        f"{len(names):,} of {rows:,} rows have no file under {manifest.images or manifest.root} "
+        f"({sides}; {', '.join(first)}{more}): add the files, give their folder as "
         "data.images, or set data.missing=skip to leave these rows out and have them counted"
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xray_lightning.data.images import UnreadableImageError
-from xray_lightning.data.sources.phantom.dataset import draw_phantom
+from xray_lightning.data.sources.phantom.render import draw_phantom
 from xray_lightning.data.transforms import EPSILON
 from xray_lightning.deploy.int8 import Quantized, quantize
 from xray_lightning.deploy.model import EXPORTED

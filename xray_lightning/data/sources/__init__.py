@@ -16,7 +16,7 @@ from pkgutil import iter_modules
 
 import pandas as pd
 
-from xray_lightning.data.faults import EveryFault, Faults
+from xray_lightning.data.faults import Faults
 from xray_lightning.findings import FINDINGS
 
 Given = Mapping[str, tuple[str, ...]]
@@ -108,11 +108,11 @@ class Source(ABC):
         """The images of each split that the files themselves state; empty where none do."""
         return listing.given
 
-    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+    def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
         """Which release this is, once it was read."""
         return Release(self.dialect, tuple(path.name for path in self.tables(root)), one_size=False)
 
-    def check(self, listing: Listing, faults: EveryFault) -> None:  # noqa: B027
+    def check(self, listing: Listing, faults: Faults) -> None:  # noqa: B027
         """Tell of what only the check looks for: a patient other than in a file's name, say."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.data.csv_table import Titles, one_row_an_image, read_cells, readable, shown
-from xray_lightning.data.faults import CellFault, EveryFault, Faults
+from xray_lightning.data.faults import CellFault, Faults
 from xray_lightning.data.sources import Listing, Release, Source
 from xray_lightning.data.sources.nih import (
     check_patients_in_names,
@@ -76,7 +76,7 @@ class Ai4m(Source):
             named=frozenset().union(*(part.named for part in parts.values())),
         )
 
-    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+    def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
         images = {split: len(listing.given.get(split, ())) for split in AI4M_TABLES}
         release = RELEASES.get(tuple(images.values()))
         listed = ", ".join(
@@ -85,7 +85,7 @@ class Ai4m(Source):
         name = f"release {release}" if release else "of unknown release"
         return Release(f"AI for Medicine, {name}", (f"images {listed}",), original=True)
 
-    def check(self, listing: Listing, faults: EveryFault) -> None:
+    def check(self, listing: Listing, faults: Faults) -> None:
         check_patients_in_names(listing.table, faults)
 
 

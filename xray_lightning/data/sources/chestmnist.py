@@ -7,7 +7,7 @@ CSV beside the table.
 from collections.abc import Sequence
 from pathlib import Path
 
-from xray_lightning.data.faults import EveryFault
+from xray_lightning.data.faults import Faults
 from xray_lightning.data.sources import Listing, Release
 from xray_lightning.data.sources.nih import Nih
 
@@ -24,7 +24,7 @@ class ChestMnist(Nih):
         tables = super().tables(root)
         return tables if tables and tables[0].name == TABLE else ()
 
-    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+    def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
         return Release("ChestMNIST (MedMNIST v2)", (TABLE,))
 
 

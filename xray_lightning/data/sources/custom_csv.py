@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from xray_lightning.data.csv_table import (
     readable,
     shown,
 )
-from xray_lightning.data.faults import CellFault, EveryFault, Faults, FirstFault
+from xray_lightning.data.faults import CellFault, Faults, FirstFault
 from xray_lightning.data.sources import Listing, Release, Source
 from xray_lightning.data.sources.nih import (
     PERSON_CELLS,
@@ -165,23 +166,25 @@ class OwnTable(Source):
             )
         return listing
 
-    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+    def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
         told_by = f"{self.find(root).name} is neither NIH's table nor AI for Medicine's"
         return Release("a table of one's own", (told_by,), one_size=False)
 
-    def check(self, listing: Listing, faults: EveryFault) -> None:
+    def check(self, listing: Listing, faults: Faults) -> None:
         check_sexes(listing.table, faults)
 
     def _read(self, path: Path, findings: tuple[str, ...] | None, faults: FirstFault) -> Listing:
-        header = _Header.of(path)
+        header = _Header(path, header_of(path))
         titles = header.titles(self.columns)
-        by_column = header.findings(findings or FINDINGS, skipped=titles.values())
+        by_column = header.findings(findings or FINDINGS)
         if "labels" in titles and (self.columns.get("labels") or not by_column):
             by_column = {}
         else:
             titles.pop("labels", None)
             header.refuse_lacking(findings, by_column)
-            header.tell_unused([*titles.values(), *by_column.values()])
+            used = (*titles.values(), *by_column.values())
+            if unused := [title for title in header.cells if title and title not in used]:
+                log.info("columns that are not used: %s", shown(", ".join(unused), limit=400))
         wanted = {"patient_id" if key == "patient" else key: (t,) for key, t in titles.items()}
         wanted |= {name: (title,) for name, title in by_column.items()}
         cells = read_cells(path, wanted, required=tuple(wanted))
@@ -262,8 +265,7 @@ def _changed(faults: FirstFault, reason: str, count: int) -> None:
     faults.tell("changed_in_reading", [reason], dropped={reason: count})
 
 
-def _label_fault(message: str) -> CellFault:
-    return CellFault("label_not_0_or_1", message)
+_label_fault = partial(CellFault, "label_not_0_or_1")
 
 
 @dataclass(frozen=True)
@@ -271,17 +273,17 @@ class _Header:
     """The first line of a custom CSV."""
 
     path: Path
-    cells: tuple[str, ...]
-
-    @classmethod
-    def of(cls, path: Path) -> "_Header":
-        return cls(path, tuple(header_of(path)))
+    cells: list[str]
 
     def titles(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
         """The title of each column that is there, by the keys of `GUESSES`."""
         titles = {}
         for key, guesses in GUESSES.items():
-            found = self._having(chosen.get(key), guesses)
+            title = chosen.get(key)
+            wanted = {folded(one) for one in ((title,) if title else guesses)}
+            found = [cell for cell in self.cells if folded(cell) in wanted]
+            if title and title in self.cells:
+                found = [title]
             if len(found) > 1:
                 raise UserError(
                     f"{self.path}, line 1: {' and '.join(map(shown, found))} may each be the "
@@ -289,21 +291,14 @@ class _Header:
                 )
             if found:
                 titles[key] = found[0]
-            elif chosen.get(key) or key in REQUIRED:
-                wanted = chosen.get(key) or guesses[0]
+            elif title or key in REQUIRED:
                 raise UserError(
-                    f"{self.path}, line 1: no column {shown(wanted)}; {self._found}; name the one "
-                    f"to use: data.columns.{key}=TITLE"
+                    f"{self.path}, line 1: no column {shown(title or guesses[0])}; {self._found}; "
+                    f"name the one to use: data.columns.{key}=TITLE"
                 )
         return titles
 
-    def _having(self, chosen: str | None, guesses: tuple[str, ...]) -> list[str]:
-        if chosen and chosen in self.cells:
-            return [chosen]
-        wanted = {folded(title) for title in ((chosen,) if chosen else guesses)}
-        return [title for title in self.cells if folded(title) in wanted]
-
-    def findings(self, names: Sequence[str], *, skipped: object) -> dict[str, str]:
+    def findings(self, names: Sequence[str]) -> dict[str, str]:
         """The title of each finding that has a column."""
         folds = {folded(title): title for title in reversed(self.cells)}
         titles = {}
@@ -333,11 +328,6 @@ class _Header:
                 "data.findings=[A,B], or a column such as 'A|B': data.columns.labels=TITLE"
             )
 
-    def tell_unused(self, used: Sequence[str]) -> None:
-        unused = [title for title in self.cells if title and title not in used]
-        if unused:
-            log.info("columns that are not used: %s", shown(", ".join(unused), limit=400))
-
     @property
     def _found(self) -> str:
         return f"found {shown(', '.join(self.cells), limit=400)}"
@@ -366,9 +356,8 @@ def _listing(
     table = one_row_an_image(table, faults)
     given: dict[str, tuple[str, ...]] = {}
     if "split" in cells:
-        for text, images in table.groupby("split", sort=True)["image"]:
-            given[str(text)] = tuple(images)
-        given.pop("", None)  # in no split
+        groups = table.groupby("split", sort=True)["image"]
+        given = {str(text): tuple(images) for text, images in groups if text}
     return Listing(table, findings, given, rows=len(cells))
 
 

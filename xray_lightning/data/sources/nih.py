@@ -23,10 +23,11 @@ from xray_lightning.data.csv_table import (
     readable,
     shown,
 )
-from xray_lightning.data.faults import CellFault, EveryFault, Faults, FirstFault
+from xray_lightning.data.faults import CellFault, Faults, FirstFault
 from xray_lightning.data.sources import Given, Listing, Release, Source
-from xray_lightning.data.sources.phantom.dataset import read_mark
+from xray_lightning.data.sources.phantom.dataset import MARK
 from xray_lightning.errors import UserError
+from xray_lightning.files import noted
 from xray_lightning.findings import FINDINGS, NO_FINDING, canonical, encode
 
 NIH_TABLES = "Data_Entry*.csv"
@@ -93,23 +94,20 @@ class Nih(Source):
                 faults.tell("table_unreadable", {file: str(error)})
         return given
 
-    def describe(self, root: Path, listing: Listing, faults: EveryFault) -> Release:
+    def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
         file = self.tables(root)[0].name
-        mark = read_mark(root)
+        mark = noted(root / MARK)
         if mark:
             name = f"phantoms, {mark.get('images')} of {mark.get('size')} x {mark.get('size')}"
-            return Release(name, ("phantom.json", file))
+            return Release(name, (MARK, file))
         if not listing.table["image"].astype(object).str.match(NIH_NAME).any():
             how = f"{file}, none of whose images has a name of NIH's"
             return Release("a table in the layout of NIH ChestX-ray14", (how,), one_size=False)
         release, how = _release(file, listing, faults)
-        told_by = (
-            how,
-            f"{listing.rows + faults.count('short_row'):,} of NIH's {NIH_IMAGES:,} rows",
-        )
-        return Release(f"NIH ChestX-ray14, {release}", told_by, original=True)
+        rows = f"{listing.rows + faults.count('short_row'):,} of NIH's {NIH_IMAGES:,} rows"
+        return Release(f"NIH ChestX-ray14, {release}", (how, rows), original=True)
 
-    def check(self, listing: Listing, faults: EveryFault) -> None:
+    def check(self, listing: Listing, faults: Faults) -> None:
         check_patients_in_names(listing.table, faults)
         check_sexes(listing.table, faults)
 
@@ -117,7 +115,7 @@ class Nih(Source):
 SOURCE = Nih()
 
 
-def _release(file: str, listing: Listing, faults: EveryFault) -> tuple[str, str]:
+def _release(file: str, listing: Listing, faults: Faults) -> tuple[str, str]:
     """The first release wrote ages as 058Y, or up to 414; that of 2020 does neither."""
     if "v2020" in file:
         return "release v2020", f"the name {file}"
@@ -187,16 +185,13 @@ def person_columns(
     """The columns `follow_up`, `age`, `sex` and `view`; invalid values are counted as unknown."""
     ages = np.array(values["age"], dtype=float)
     sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
-    for kind, reason, hit in (
-        ("age_over_100", f"age over {MAX_AGE:.0f} (nulled)", ages > MAX_AGE),
-        ("sex_unknown", "sex not M or F (nulled)", ~sex.isin(["M", "F", ""]).to_numpy(dtype=bool)),
-        (
-            "view_unknown",
-            "view not PA or AP (nulled)",
-            ~view.isin(["PA", "AP", ""]).to_numpy(dtype=bool),
-        ),
+    for kind, reason, unknown in (
+        ("age_over_100", f"age over {MAX_AGE:.0f}", ages > MAX_AGE),
+        ("sex_unknown", "sex not M or F", ~sex.isin(["M", "F", ""])),
+        ("view_unknown", "view not PA or AP", ~view.isin(["PA", "AP", ""])),
     ):
-        faults.tell(kind, named(cells, hit), dropped={reason: int(np.count_nonzero(hit))})
+        hit = np.asarray(unknown, dtype=bool)
+        faults.tell(kind, named(cells, hit), dropped={f"{reason} (nulled)": int(hit.sum())})
     return {
         "follow_up": pd.array(values["follow_up"], dtype="Int64"),
         "age": np.where(ages > MAX_AGE, np.nan, ages),
@@ -267,7 +262,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def check_patients_in_names(table: pd.DataFrame, faults: EveryFault) -> None:
+def check_patients_in_names(table: pd.DataFrame, faults: Faults) -> None:
     """Tell of rows whose patient is not the one that NIH named the image after."""
     ids = table["image"].astype(object).str.extract(NIH_NAME, expand=False)
     known = ids.notna() & table["patient_id"].map(lambda text: bool(re.fullmatch(r"\d+", text)))
@@ -276,7 +271,7 @@ def check_patients_in_names(table: pd.DataFrame, faults: EveryFault) -> None:
     faults.tell("patient_not_as_named", named(rows, differing.to_numpy(dtype=bool)))
 
 
-def check_sexes(table: pd.DataFrame, faults: EveryFault) -> None:
+def check_sexes(table: pd.DataFrame, faults: Faults) -> None:
     """Tell of images of patients who are M in one row and F in another."""
     known = table[table["sex"] != ""]
     several = known.groupby("patient_id", sort=False)["sex"].transform("nunique") > 1
@@ -312,17 +307,8 @@ def read_boxes(path: Path) -> pd.DataFrame:
         raise UserError(f"there is no {path}, which says where findings are")
     boxes = read_box_rows(path, FirstFault())
     start, end = _corners(boxes[list(PLACE)].to_numpy())
-    table = pd.DataFrame(
-        {
-            "image": boxes["image"],
-            "finding": boxes["finding"],
-            "left": start[:, 0],
-            "top": start[:, 1],
-            "right": end[:, 0],
-            "bottom": end[:, 1],
-        }
-    )
-    return table.drop_duplicates(ignore_index=True)
+    places = dict(zip(("left", "top", "right", "bottom"), (*start.T, *end.T), strict=True))
+    return boxes[["image", "finding"]].assign(**places).drop_duplicates(ignore_index=True)
 
 
 def read_box_rows(path: Path, faults: Faults) -> pd.DataFrame:
@@ -333,15 +319,9 @@ def read_box_rows(path: Path, faults: Faults) -> pd.DataFrame:
         `height` in pixels of the grid (NaN where that is no number).
     """
     cells = read_cells(path, BOX_TITLES, required=tuple(BOX_TITLES), faults=faults)
-    names = pd.Series(
-        [
-            f"{image} ({finding}, line {line})"
-            for image, finding, line in zip(
-                cells["image"], cells["finding"], cells["line"], strict=True
-            )
-        ],
-        dtype=object,
-    )
+    rows = zip(cells["image"], cells["finding"], cells["line"], strict=True)
+    told = [f"{image} ({finding}, line {line})" for image, finding, line in rows]
+    names = pd.Series(told, dtype=object)
     numbers = np.array([_column(cells, key, _number, faults) for key in PLACE], dtype=float).T
     unreadable = np.isnan(numbers).any(axis=1)
     faults.tell("box_unreadable", names[unreadable])

@@ -29,24 +29,16 @@ import numpy as np
 from PIL import Image
 
 from xray_lightning.data.sources.phantom.patients import Exam, plan_exams
-from xray_lightning.data.sources.phantom.render import PhantomBox, draw_exam, draw_phantom
+from xray_lightning.data.sources.phantom.render import draw_exam
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.files import noted
 from xray_lightning.findings import NO_FINDING
-
-__all__ = [
-    "PHANTOM_VERSION",
-    "PhantomBox",
-    "PhantomSpec",
-    "draw_phantom",
-    "ensure_phantoms",
-    "write_phantoms",
-]
 
 logger = logging.getLogger(__name__)
 
 PHANTOM_VERSION = 1  # raise it whenever the drawing changes, so that old folders are redrawn
 
-_MARK = "phantom.json"
+MARK = "phantom.json"
 _GENERATOR = "xray-lightning phantoms"
 _TABLE_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -110,7 +102,7 @@ def ensure_phantoms(
 
 def _is_drawn(root: Path, spec: PhantomSpec) -> bool:
     """Whether `root` is this very data set, with all of its images."""
-    if read_mark(root) != _mark(spec):
+    if noted(root / MARK) != _mark(spec):
         return False
     return sum(1 for _ in (root / "images").glob("*.png")) >= spec.images
 
@@ -119,21 +111,12 @@ def _mark(spec: PhantomSpec) -> dict[str, object]:
     return {"generator": _GENERATOR, "version": PHANTOM_VERSION, **asdict(spec)}
 
 
-def read_mark(root: Path) -> dict[str, object]:
-    """The folder's phantom.json, or {} where there is none that can be read."""
-    try:
-        mark = json.loads((root / _MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
-
-
 def _refuse_what_is_not_ours(root: Path) -> None:
-    if not root.exists() or read_mark(root).get("generator") == _GENERATOR:
+    if not root.exists() or noted(root / MARK).get("generator") == _GENERATOR:
         return
     if not root.is_dir() or any(root.iterdir()):
         raise UserError(
-            f"{root}: holds files that are not phantoms (no {_MARK}); give an empty or new folder"
+            f"{root}: holds files that are not phantoms (no {MARK}); give an empty or new folder"
         )
 
 
@@ -184,7 +167,7 @@ def write_phantoms(
     _write(root / "BBox_List_2017.csv", [_BOXES_HEADER, *boxes])
     _write(root / "train_val_list.txt", [f"{e.name}\n" for e in exams if not e.in_test])
     _write(root / "test_list.txt", [f"{e.name}\n" for e in exams if e.in_test])
-    _write(root / _MARK, [json.dumps(_mark(spec), indent=2), "\n"])
+    _write(root / MARK, [json.dumps(_mark(spec), indent=2), "\n"])
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:
