@@ -7,6 +7,7 @@ import gdcm
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     ExplicitVRLittleEndian,
@@ -49,6 +50,22 @@ def dataset(pixels: Array, *, bits: int | None = None, **elements: Any) -> Datas
     made["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
     for name, value in elements.items():
         setattr(made, name, value)
+    return made
+
+
+def lookup_table(entries: npt.NDArray[np.uint16]) -> Dataset:
+    """A modality or VOI LUT of 16 bits, from stored value 0 on."""
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [len(entries), 0, 16], entries.tobytes()
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    return table
+
+
+def encapsulated(made: Dataset, stream: bytes, syntax: str) -> Dataset:
+    """The file with a compressed stream in place of its pixels."""
+    made.PixelData = encapsulate([stream])
+    made["PixelData"].is_undefined_length = True
+    made.file_meta.TransferSyntaxUID = syntax
     return made
 
 

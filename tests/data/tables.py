@@ -23,6 +23,13 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
+def touch(path: Path) -> Path:
+    """An empty file, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
 def write_ai4m(path: Path, *rows: tuple[str, str, str], last: bool = False) -> Path:
     """A CSV of AI for Medicine.
 

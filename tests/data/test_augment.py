@@ -52,6 +52,19 @@ def shown(image: Tensor, *, size: tuple[float, float] = (1, 1), **given: float) 
     return warp(image.unsqueeze(0), drawn(**given), **where).squeeze(0)
 
 
+def by_torchvision(
+    image: Tensor, *, flip: bool, degrees: float, translate: list[float], scale: float
+) -> Tensor:
+    return torchvision.affine(
+        torchvision.hflip(image) if flip else image,
+        angle=degrees,
+        translate=translate,
+        scale=scale,
+        shear=[0.0],
+        interpolation=InterpolationMode.BILINEAR,
+    )
+
+
 # -- what is done ----------------------------------------------------------------------------------
 
 
@@ -89,13 +102,8 @@ def test_the_affine_map_is_torchvisions(
     images: Tensor, *, angle: float, right: int, down: int, scale: float, flip: bool
 ) -> None:
     for image in images / 255:
-        expected = torchvision.affine(
-            torchvision.hflip(image) if flip else image,
-            angle=angle,
-            translate=[right, down],
-            scale=scale,
-            shear=[0.0],
-            interpolation=InterpolationMode.BILINEAR,
+        expected = by_torchvision(
+            image, flip=flip, degrees=angle, translate=[right, down], scale=scale
         )
         out = shown(
             image,
@@ -116,13 +124,10 @@ def test_the_drawn_flip_and_affine_are_torchvisions(images: Tensor) -> None:
     out = augment(images, numbers(6))
     for row, image in enumerate(images / 255):
         one = Drawn(*(values[row].item() for values in parameters))
-        expected = torchvision.affine(
-            torchvision.hflip(image) if one.flip < 0 else image,
-            angle=np.rad2deg(one.angle),
-            translate=[one.right * SIDE / 2, one.down * SIDE / 2],
-            scale=one.scale,
-            shear=[0.0],
-            interpolation=InterpolationMode.BILINEAR,
+        shift = [one.right * SIDE / 2, one.down * SIDE / 2]
+        degrees = np.rad2deg(one.angle)
+        expected = by_torchvision(
+            image, flip=one.flip < 0, degrees=degrees, translate=shift, scale=one.scale
         )
         torch.testing.assert_close(out[row], expected, rtol=0, atol=1e-4)
 

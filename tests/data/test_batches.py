@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,12 @@ def loader(
     return BatchLoader(feed, EpochOrder(rows=rows, **settings))  # type: ignore[arg-type]
 
 
+def orders(rows: int, batch_size: int, ranks: int, **further: Any) -> list[EpochOrder]:
+    """Those of every rank."""
+    given = {"rows": rows, "batch_size": batch_size, "ranks": ranks, **further}
+    return [EpochOrder(rank=rank, **given) for rank in range(ranks)]
+
+
 def visited(batches: list[Batch]) -> list[int]:
     return [row for batch in batches for row in batch.rows.tolist() if row >= 0]
 
@@ -53,20 +61,14 @@ def test_every_image_is_visited_exactly_once_at_any_number_of_ranks(
 ) -> None:
     shares = [
         [row for mine, _ in order.share(5) for row in mine if row >= 0]
-        for order in (
-            EpochOrder(rows=rows, batch_size=8, shuffle=shuffle, rank=rank, ranks=ranks)
-            for rank in range(ranks)
-        )
+        for order in orders(rows, 8, ranks, shuffle=shuffle)
     ]
     assert sorted(row for share in shares for row in share) == list(range(rows))
 
 
 def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
     alone = EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1)
-    ranks = [
-        EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1, rank=rank, ranks=3)
-        for rank in range(3)
-    ]
+    ranks = orders(20, 8, 3, shuffle=True, seed=1)
     for step, (whole, size) in enumerate(alone.share(2)):
         parts = [list(order.share(2))[step][0] for order in ranks]
         assert size == len(whole)
@@ -75,21 +77,17 @@ def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
 
 @pytest.mark.parametrize("rows", [9, 10, 11, 12, 13])
 def test_in_evaluation_all_ranks_get_equally_many_rows(rows: int) -> None:
-    orders = [
-        EpochOrder(rows=rows, batch_size=5, shuffle=False, rank=rank, ranks=3) for rank in range(3)
+    lengths = [
+        [len(mine) for mine, _ in order.share(0)] for order in orders(rows, 5, 3, shuffle=False)
     ]
-    lengths = [[len(mine) for mine, _ in order.share(0)] for order in orders]
     assert lengths[0] == lengths[1] == lengths[2]
 
 
 def test_in_training_a_rank_repeats_a_row_only_if_it_would_have_none() -> None:
-    orders = [
-        EpochOrder(rows=10, batch_size=9, shuffle=True, rank=rank, ranks=3) for rank in range(3)
-    ]
-    tail = [list(order.share(0))[1][0] for order in orders]  # one image for three ranks
-    assert [(rows < 0).sum() for rows in tail] == [0, 1, 1]
-    full = [next(iter(order.share(0)))[0] for order in orders]
-    assert all((rows >= 0).all() for rows in full)
+    shares = [list(order.share(0)) for order in orders(10, 9, 3, shuffle=True)]
+    full, tail = zip(*shares, strict=True)  # one image of the tail for three ranks
+    assert [(rows < 0).sum() for rows, _ in tail] == [0, 1, 1]
+    assert all((rows >= 0).all() for rows, _ in full)
 
 
 def test_scaled_sums_of_the_ranks_average_to_the_mean_of_the_global_batch() -> None:

@@ -23,13 +23,12 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from xray_lightning.data import cache as cache_folder
-from xray_lightning.data import cache as image_set
-from xray_lightning.data import cache_build
+from xray_lightning.data import cache, cache_build
 from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, open_cache
 from xray_lightning.data.cache_build import Built, ensure_cache
 from xray_lightning.data.images import read_gray
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.progress import Display
 
 SIZE = 16
 FILES = ["lock", "manifest.json", "pixels.npy", "sources.json"]
@@ -201,24 +200,8 @@ def test_folders_and_pixels_have_the_permissions_of_the_umask(
 # -- damage ---------------------------------------------------------------------------------------
 
 
-def cut(file: Path) -> None:
-    os.truncate(file, int(file.stat().st_size * 0.6))
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def lengthen(file: Path) -> None:
-    os.truncate(file, file.stat().st_size + 1)
-
-
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-def flip_head(file: Path) -> None:
-    flip(file, 9)
+def cut(file: Path, share: float = 0.6) -> None:
+    os.truncate(file, int(file.stat().st_size * share))
 
 
 def flip_pixel(file: Path) -> None:
@@ -229,10 +212,10 @@ def flip_pixel(file: Path) -> None:
     "damage, told, chunks",
     [
         (cut, "pixels.npy has 21,273 bytes instead of 35,456", 2),
-        (empty, "pixels.npy has 0 bytes", 3),
-        (lengthen, "pixels.npy has 35,457 bytes", 0),
-        (remove, "pixels.npy is gone", 3),
-        (flip_head, "the head of pixels.npy is damaged", 0),
+        (lambda file: cut(file, 0), "pixels.npy has 0 bytes", 3),
+        (lambda file: os.truncate(file, 35_457), "pixels.npy has 35,457 bytes", 0),
+        (Path.unlink, "pixels.npy is gone", 3),
+        (lambda file: flip(file, 9), "the head of pixels.npy is damaged", 0),
         (flip_pixel, "pixels.npy is damaged in 1 of 3 chunks looked at", 1),
     ],
 )
@@ -261,7 +244,7 @@ def test_fault_45_a_damaged_map_is_named_never_served_and_rebuilt(
 def test_fault_45_verifying_finds_what_a_sample_can_miss(
     paths: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_folder, "SAMPLE", 0)
+    monkeypatch.setattr(cache, "SAMPLE", 0)
     built = build(paths, folder)
     flip_pixel(built.folder / "pixels.npy")
     assert build(paths, folder).decoded == 0
@@ -272,10 +255,10 @@ def test_fault_45_verifying_finds_what_a_sample_can_miss(
 def test_fault_45_another_seed_looks_at_other_chunks(
     paths: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_folder, "SAMPLE", 1)
+    monkeypatch.setattr(cache, "SAMPLE", 1)
     built = build(paths, folder)
     flip_pixel(built.folder / "pixels.npy")
-    found = [cache_folder.condition(built.folder, built.folder.name, seed=s) for s in range(20)]
+    found = [cache.condition(built.folder, built.folder.name, seed=s) for s in range(20)]
     assert {one.damaged for one in found} == {True, False}
 
 
@@ -341,8 +324,7 @@ def test_fault_46_another_decoder_decodes_everything_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for module in (image_set, cache_folder):
-        monkeypatch.setattr(module, "DECODER_VERSION", "older")
+    monkeypatch.setattr(cache, "DECODER_VERSION", "older")
     build(paths, folder)
     monkeypatch.undo()
     assert build(paths, folder).decoded == len(paths)
@@ -428,6 +410,17 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     return process
 
 
+def setting(building: Any) -> Display:
+    """A display that sets an event when work begins."""
+
+    @contextmanager
+    def progress(title: str, images: int) -> Iterator[Callable[[int], None]]:
+        building.set()
+        yield lambda done: None
+
+    return progress
+
+
 def build_and_tell(paths: list[str], folder: Path, building: Any, told: Any) -> None:
     """A builder: sets `building` when it decodes; puts what it built and logged."""
     lines: list[str] = []
@@ -438,13 +431,8 @@ def build_and_tell(paths: list[str], folder: Path, building: Any, told: Any) -> 
 
     logging.getLogger().addHandler(Kept())
 
-    @contextmanager
-    def progress(title: str, images: int) -> Iterator[Callable[[int], None]]:
-        building.set()
-        yield lambda done: None
-
     try:
-        told.put((build(paths, folder, progress=progress).decoded, lines))
+        told.put((build(paths, folder, progress=setting(building)).decoded, lines))
     except UserError as error:
         told.put((-1, [str(error)]))
 
@@ -509,13 +497,7 @@ def build_unlocked(paths: list[str], folder: Path, told: Any) -> None:
 
 def build_slowly(paths: list[str], folder: Path, building: Any) -> None:
     """A builder that sets `building` when it decodes."""
-
-    @contextmanager
-    def progress(title: str, images: int) -> Iterator[Callable[[int], None]]:
-        building.set()
-        yield lambda done: None
-
-    build(paths, folder, progress=progress)
+    build(paths, folder, progress=setting(building))
 
 
 def test_fault_47_killed_20_times_at_random_a_build_loses_no_chunk_and_no_pixel(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tables import touch
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.manifest import Manifest, read_manifest
@@ -161,8 +162,7 @@ def test_other_cells_are_refused_by_their_line(cell: str, told: str, tmp_path: P
 
 def test_images_are_found_in_subfolders_by_path_or_by_name(tmp_path: Path) -> None:
     for path in ("a.png", "x/a.png", "x/deep/b.png", "x/c.dcm", "x/unlisted.png", "d"):
-        (tmp_path / "films" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "films" / path).touch()
+        touch(tmp_path / "films" / path)
     rows = ("a.png", "./x//a.png", "b.png", "x/c.dcm", "d", "missing/e.png")
     text = "image,patient,Mass\n" + "".join(f"{row},1,0\n" for row in rows)
     manifest = read(written(tmp_path, text), None, images=tmp_path / "films")
@@ -181,8 +181,7 @@ def test_no_image_lies_outside_the_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_one_file_is_never_the_image_of_two_rows(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "a.png").touch()
+    touch(tmp_path / "x" / "a.png")
     table = read(written(tmp_path, TABLE.replace("c.png", "x/a.png"))).table
     assert list(table["path"]) == ["", "", str(tmp_path / "x" / "a.png")]
 
@@ -190,8 +189,7 @@ def test_one_file_is_never_the_image_of_two_rows(tmp_path: Path) -> None:
 def test_two_files_of_a_name_without_a_folder_are_refused(tmp_path: Path) -> None:
     written(tmp_path)
     for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").touch()
+        touch(tmp_path / folder / "a.png")
     assert "two files are named 'a.png'" in fault(tmp_path)
     (tmp_path / "a.png").touch()
     assert read(tmp_path).table["path"][0] == str(tmp_path / "a.png")

@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REAL, environment, real_data
-from dicoms import PERSON, Array, dataset, recoded, run_length_encoded, saved
+from dicoms import (
+    PERSON,
+    Array,
+    dataset,
+    encapsulated,
+    lookup_table,
+    recoded,
+    run_length_encoded,
+    saved,
+)
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import (
     MPEG2MPML,
@@ -91,20 +99,14 @@ def test_a_file_is_shown_as_pydicoms_pipeline_shows_it(
 
 
 def test_a_voi_lut_goes_before_a_window(twelve: Array, tmp_path: Path) -> None:
-    entries = (np.linspace(0, 1, 4096) ** 2 * 65535).astype(np.uint16)
-    table = Dataset()
-    table.LUTDescriptor, table.LUTData = [4096, 0, 16], entries.tobytes()
-    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    table = lookup_table((np.linspace(0, 1, 4096) ** 2 * 65535).astype(np.uint16))
     window = {"WindowCenter": 10, "WindowWidth": 20}
     path = saved(tmp_path / "a.dcm", dataset(twelve, bits=12, VOILUTSequence=[table], **window))
     assert np.abs(decode_gray(path) - by_pydicom(path)).max() <= 0.5 + 1e-6
 
 
 def test_a_modality_lut_stands_in_for_slope_and_intercept(twelve: Array, tmp_path: Path) -> None:
-    entries = (np.linspace(1, 0, 4096) * 65535).astype(np.uint16)
-    table = Dataset()
-    table.LUTDescriptor, table.LUTData = [4096, 0, 16], entries.tobytes()
-    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    table = lookup_table((np.linspace(1, 0, 4096) * 65535).astype(np.uint16))
     table.ModalityLUTType = "US"
     path = saved(tmp_path / "a.dcm", dataset(twelve, bits=12, ModalityLUTSequence=[table]))
     assert np.abs(decode_gray(path) - by_pydicom(path)).max() <= 0.5 + 1e-6
@@ -185,15 +187,10 @@ def test_run_lengths_hold_the_same_image(twelve: Array, tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_gray(path), expected)
 
 
-LOSSLESS = (
-    "JPEGLosslessProcess14",
-    "JPEGLosslessProcess14_1",
-    "JPEGLSLossless",
-    "JPEG2000Lossless",
+@pytest.mark.parametrize(
+    "syntax",
+    ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"],
 )
-
-
-@pytest.mark.parametrize("syntax", LOSSLESS)
 def test_lossless_compression_holds_the_same_image(
     syntax: str, twelve: Array, tmp_path: Path
 ) -> None:
@@ -205,9 +202,7 @@ def test_lossless_compression_holds_the_same_image(
 def test_a_baseline_jpeg_is_pillows(twelve: Array, tmp_path: Path) -> None:
     Image.fromarray((twelve >> 4).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
     made = dataset((twelve >> 4).astype(np.uint8), WindowCenter=128, WindowWidth=256)
-    made.PixelData = encapsulate([(tmp_path / "a.jpg").read_bytes()])
-    made["PixelData"].is_undefined_length = True
-    made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    encapsulated(made, (tmp_path / "a.jpg").read_bytes(), JPEGBaseline8Bit)
     found = decode_gray(saved(tmp_path / "a.dcm", made)).astype(int)
     assert np.abs(found - decode_gray(tmp_path / "a.jpg")).max() <= 1
 
@@ -266,10 +261,7 @@ def test_fault_58_what_is_no_radiograph_is_refused_with_the_reason(
 def test_fault_58_a_transfer_syntax_without_a_decoder_is_refused(
     twelve: Array, tmp_path: Path
 ) -> None:
-    made = dataset(twelve, bits=12)
-    made.PixelData = encapsulate([b"film"])
-    made["PixelData"].is_undefined_length = True
-    made.file_meta.TransferSyntaxUID = MPEG2MPML
+    made = encapsulated(dataset(twelve, bits=12), b"film", MPEG2MPML)
     assert "no decoder" in refused(saved(tmp_path / "a.dcm", made))
 
 
@@ -301,15 +293,12 @@ def test_fault_34_a_few_bytes_that_claim_to_be_a_large_film_are_refused_at_once(
     assert "too few bytes for 7900 x 7900" in refused(saved(tmp_path / "c.dcm", made))
 
 
-def test_fault_34_a_jpeg_2000_bomb_within_is_refused(twelve: Array, tmp_path: Path) -> None:
+def test_fault_34_a_jpeg_2000_bomb_within_is_refused(tmp_path: Path) -> None:
     Image.new("L", (16, 16)).save(tmp_path / "a.jp2", irreversible=False, no_jp2=True)
     stream = bytearray((tmp_path / "a.jp2").read_bytes())
     sizes = stream.index(b"\xff\x51") + 6  # Xsiz, Ysiz
     stream[sizes : sizes + 8] = (60000).to_bytes(4, "big") * 2
-    made = dataset(np.ones((8, 8), dtype=np.uint8))
-    made.PixelData = encapsulate([bytes(stream)])
-    made["PixelData"].is_undefined_length = True
-    made.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    made = encapsulated(dataset(np.ones((8, 8), dtype=np.uint8)), bytes(stream), JPEG2000Lossless)
     assert "damaged DICOM file" in refused(saved(tmp_path / "a.dcm", made))
 
 

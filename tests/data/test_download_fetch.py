@@ -18,14 +18,21 @@ BODY = random.Random(0).randbytes(300_000)
 MD5 = hashlib.md5(BODY).hexdigest()
 
 
-class Seen:
-    """Notes what a watch is told, and how long a download would have waited."""
+class Fetching:
+    """A download from a server: what its watch is told, and how long it would have waited."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: FileServer, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.part = folder / "file.part"
+        self.again()
+
+    def again(self) -> "Fetching":
+        """Forget what was seen, as another run would."""
         self.begun: list[tuple[int, int | None]] = []
         self.bytes = 0
         self.waits: list[float] = []
         self.patience = Patience(stall_seconds=5, tries=4, sleep=self.waits.append)
+        return self
 
     def begin(self, done: int, total: int | None) -> None:
         self.begun.append((done, total))
@@ -33,82 +40,60 @@ class Seen:
     def advance(self, count: int) -> None:
         self.bytes += count
 
+    def get(self, *, most: int = 400_000) -> bytes:
+        url = f"{self.server.url}file"
+        fetch_verified(url, self.part, md5=MD5, most=most, watch=self, patience=self.patience)
+        return self.part.read_bytes()
+
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with serving(FileServer({"/file": BODY})) as state:
-        yield state
+def fetch(tmp_path: Path) -> Iterator[Fetching]:
+    with serving(FileServer({"/file": BODY})) as server:
+        yield Fetching(server, tmp_path)
 
 
-@pytest.fixture
-def seen() -> Seen:
-    return Seen()
+def test_a_file_comes_whole_and_each_byte_is_told(fetch: Fetching) -> None:
+    assert fetch.get() == BODY
+    assert (fetch.begun, fetch.bytes, fetch.waits) == ([(0, len(BODY))], len(BODY), [])
 
 
-def get(
-    server: FileServer, folder: Path, seen: Seen, *, most: int = 400_000, md5: str = MD5
-) -> Path:
-    part = folder / "file.part"
-    fetch_verified(
-        f"{server.url}file", part, md5=md5, most=most, watch=seen, patience=seen.patience
-    )
-    return part
-
-
-def test_a_file_comes_whole_and_each_byte_is_told(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert (seen.begun, seen.bytes, seen.waits) == ([(0, len(BODY))], len(BODY), [])
-
-
-def test_a_connection_cut_many_times_is_gone_on_with_by_ranges(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.faults = [cut_after(30_000) for _ in range(8)]  # twice as often as tries in vain
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert [wanted for _, wanted in server.asked] == [
+def test_a_connection_cut_many_times_is_gone_on_with_by_ranges(fetch: Fetching) -> None:
+    fetch.server.faults = [cut_after(30_000) for _ in range(8)]  # twice as often as tries in vain
+    assert fetch.get() == BODY
+    assert [wanted for _, wanted in fetch.server.asked] == [
         None,
         *(f"bytes={30_000 * cuts}-" for cuts in range(1, 9)),
     ]
-    assert seen.bytes == len(BODY)  # nothing came twice
+    assert fetch.bytes == len(BODY)  # nothing came twice
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_gave_up(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.faults = [cut_after(100_000), *[status(503)] * 4]
+def test_a_later_run_goes_on_where_an_earlier_one_gave_up(fetch: Fetching) -> None:
+    fetch.server.faults = [cut_after(100_000), *[status(503)] * 4]
     with pytest.raises(RunFailedError, match=r"100,000 bytes are kept: run the same command again"):
-        get(server, tmp_path, seen)
-    assert get(server, tmp_path, Seen()).read_bytes() == BODY
-    assert server.asked[-1] == ("/file", "bytes=100000-")
+        fetch.get()
+    assert fetch.again().get() == BODY
+    assert fetch.server.asked[-1] == ("/file", "bytes=100000-")
 
 
-def test_a_stalled_connection_is_left_and_gone_on_with(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    seen.patience = Patience(stall_seconds=0.1, sleep=seen.waits.append)
-    server.faults = [stall_after(50_000)]
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert server.asked[1] == ("/file", "bytes=50000-")
+def test_a_stalled_connection_is_left_and_gone_on_with(fetch: Fetching) -> None:
+    fetch.patience = Patience(stall_seconds=0.1, sleep=fetch.waits.append)
+    fetch.server.faults = [stall_after(50_000)]
+    assert fetch.get() == BODY
+    assert fetch.server.asked[1] == ("/file", "bytes=50000-")
 
 
-def test_a_server_that_ignores_ranges_sends_the_file_anew(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.ranges = False
-    server.faults = [cut_after(200_000)]
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert seen.begun == [(0, len(BODY)), (0, len(BODY))]
+def test_a_server_that_ignores_ranges_sends_the_file_anew(fetch: Fetching) -> None:
+    fetch.server.ranges = False
+    fetch.server.faults = [cut_after(200_000)]
+    assert fetch.get() == BODY
+    assert fetch.begun == [(0, len(BODY)), (0, len(BODY))]
 
 
-def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.ranges = False
-    server.faults = [cut_after(1000)] * 50
+def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(fetch: Fetching) -> None:
+    fetch.server.ranges = False
+    fetch.server.faults = [cut_after(1000)] * 50
     with pytest.raises(RunFailedError, match="4 tries in a row brought nothing new"):
-        get(server, tmp_path, seen)
+        fetch.get()
 
 
 @pytest.mark.parametrize(
@@ -117,79 +102,62 @@ def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(
     ids=["another ETag, the same size", "no ETag, another size"],
 )
 def test_a_file_that_changed_between_two_tries_is_not_joined_with_its_former_self(
-    etag: str | None,
-    size: int,
-    server: FileServer,
-    tmp_path: Path,
-    seen: Seen,
-    caplog: pytest.LogCaptureFixture,
+    etag: str | None, size: int, fetch: Fetching, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.etag = etag and '"1"'
-    server.files["/file"] = bytes(size)
-    server.faults = [cut_after(100_000), *[status(500)] * 4]
+    fetch.server.etag = etag and '"1"'
+    fetch.server.files["/file"] = bytes(size)
+    fetch.server.faults = [cut_after(100_000), *[status(500)] * 4]
     with pytest.raises(RunFailedError):
-        get(server, tmp_path, seen)
-    server.files["/file"], server.etag = BODY, etag
-    assert get(server, tmp_path, Seen()).read_bytes() == BODY
+        fetch.get()
+    fetch.server.files["/file"], fetch.server.etag = BODY, etag
+    assert fetch.again().get() == BODY
     assert "md5" not in caplog.text  # it was seen at once, not when all of it was there
 
 
-def test_more_bytes_than_the_file_has_now_are_started_over(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    part = tmp_path / "file.part"
-    part.write_bytes(bytes(350_000))
-    notes = tmp_path / "file.part.json"
-    notes.write_text(json.dumps({"validator": None, "size": 390_000}))
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert [wanted for _, wanted in server.asked] == ["bytes=350000-", None]
+def test_more_bytes_than_the_file_has_now_are_started_over(fetch: Fetching) -> None:
+    fetch.part.write_bytes(bytes(350_000))
+    (fetch.folder / "file.part.json").write_text(json.dumps({"validator": None, "size": 390_000}))
+    assert fetch.get() == BODY
+    assert [wanted for _, wanted in fetch.server.asked] == ["bytes=350000-", None]
 
 
 @pytest.mark.parametrize("notes", ["", "[]", '{"size": 5}', "\udce4"], ids=repr)
-def test_a_part_without_notes_that_make_sense_is_started_over(
-    notes: str, server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    (tmp_path / "file.part").write_bytes(BODY[:1000])
-    (tmp_path / "file.part.json").write_bytes(notes.encode(errors="surrogateescape"))
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert server.asked == [("/file", None)]
+def test_a_part_without_notes_that_make_sense_is_started_over(notes: str, fetch: Fetching) -> None:
+    fetch.part.write_bytes(BODY[:1000])
+    (fetch.folder / "file.part.json").write_bytes(notes.encode(errors="surrogateescape"))
+    assert fetch.get() == BODY
+    assert fetch.server.asked == [("/file", None)]
 
 
 def test_a_wrong_file_is_named_and_fetched_once_more(
-    server: FileServer, tmp_path: Path, seen: Seen, caplog: pytest.LogCaptureFixture
+    fetch: Fetching, caplog: pytest.LogCaptureFixture
 ) -> None:
-    right, server.files["/file"] = BODY, b"another" + BODY[7:]
+    right, fetch.server.files["/file"] = BODY, b"another" + BODY[7:]
 
     def mend(handler: object) -> None:
-        server.files["/file"] = right
+        fetch.server.files["/file"] = right
         handler.send()  # type: ignore[attr-defined]
 
-    server.faults = [lambda handler: handler.send(), mend]
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert f"{server.url}file: 300,000 bytes with md5" in caplog.text
+    fetch.server.faults = [lambda handler: handler.send(), mend]
+    assert fetch.get() == BODY
+    assert f"{fetch.server.url}file: 300,000 bytes with md5" in caplog.text
 
 
-def test_a_file_that_stays_wrong_is_refused_and_removed(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.files["/file"] = b"<html>sign in</html>"
+def test_a_file_that_stays_wrong_is_refused_and_removed(fetch: Fetching) -> None:
+    fetch.server.files["/file"] = b"<html>sign in</html>"
     with pytest.raises(RunFailedError, match=rf"/file: 20 bytes with md5 \w+ where {MD5} belongs"):
-        get(server, tmp_path, seen)
-    assert len(server.asked) == 2
-    assert list(tmp_path.iterdir()) == []
+        fetch.get()
+    assert len(fetch.server.asked) == 2
+    assert list(fetch.folder.iterdir()) == []
 
 
-def test_a_file_without_end_is_not_written_to_the_end(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
+def test_a_file_without_end_is_not_written_to_the_end(fetch: Fetching) -> None:
     with pytest.raises(RunFailedError, match="at most 200,000"):
-        get(server, tmp_path, seen, most=200_000)
-    assert len(server.asked) == 1
+        fetch.get(most=200_000)
+    assert len(fetch.server.asked) == 1
 
 
-def test_a_file_of_unknown_length_is_not_written_to_the_end_either(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
+def test_a_file_of_unknown_length_is_not_written_to_the_end_either(fetch: Fetching) -> None:
     def endless(handler: Handler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -199,87 +167,75 @@ def test_a_file_of_unknown_length_is_not_written_to_the_end_either(
             except OSError:
                 return
 
-    server.faults = [endless]
+    fetch.server.faults = [endless]
     with pytest.raises(RunFailedError, match="at most 400,000"):
-        get(server, tmp_path, seen)
-    assert (tmp_path / "file.part").stat().st_size <= 400_000
+        fetch.get()
+    assert fetch.part.stat().st_size <= 400_000
 
 
-def test_a_file_of_unknown_length_comes_whole(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
+def test_a_file_of_unknown_length_comes_whole(fetch: Fetching) -> None:
     def unknown(handler: Handler) -> None:
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(BODY)
 
-    server.faults = [unknown]
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert seen.begun == [(0, None)]
+    fetch.server.faults = [unknown]
+    assert fetch.get() == BODY
+    assert fetch.begun == [(0, None)]
 
 
-def test_a_file_that_is_not_there_is_not_asked_for_again(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    del server.files["/file"]
+def test_a_file_that_is_not_there_is_not_asked_for_again(fetch: Fetching) -> None:
+    del fetch.server.files["/file"]
     with pytest.raises(UserError, match=r"/file answers 404 Not Found"):
-        get(server, tmp_path, seen)
-    assert (len(server.asked), seen.waits) == (1, [])
+        fetch.get()
+    assert (len(fetch.server.asked), fetch.waits) == (1, [])
 
 
-def test_waits_grow_up_to_a_limit(server: FileServer, tmp_path: Path, seen: Seen) -> None:
-    server.faults = [status(502)] * 8
-    seen.patience = Patience(tries=9, longest_wait=20, sleep=seen.waits.append)
-    get(server, tmp_path, seen)
-    assert seen.waits == [1, 2, 4, 8, 16, 20, 20, 20]
+def test_waits_grow_up_to_a_limit(fetch: Fetching) -> None:
+    fetch.server.faults = [status(502)] * 8
+    fetch.patience = Patience(tries=9, longest_wait=20, sleep=fetch.waits.append)
+    fetch.get()
+    assert fetch.waits == [1, 2, 4, 8, 16, 20, 20, 20]
 
 
-def test_retry_after_is_honoured_in_both_forms_and_bounded(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
+def test_retry_after_is_honoured_in_both_forms_and_bounded(fetch: Fetching) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    server.faults = [
+    fetch.server.faults = [
         status(503, Retry_After="7"),
         status(429, Retry_After="999999"),
         status(503, Retry_After=soon),
     ]
-    get(server, tmp_path, seen)
-    assert seen.waits[:2] == [7, 900]
-    assert 60 < seen.waits[2] <= 100
-    server.faults = [status(503, Retry_After="later"), status(503, Retry_After="-1")]
-    assert Seen().patience.wait(1, None) == 1
+    fetch.get()
+    assert fetch.waits[:2] == [7, 900]
+    assert 60 < fetch.waits[2] <= 100
+    fetch.server.faults = [status(503, Retry_After="later"), status(503, Retry_After="-1")]
+    assert fetch.again().patience.wait(1, None) == 1
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    with serving(FileServer()) as gone:
+def test_a_server_that_is_not_there_is_told_in_one_line(fetch: Fetching) -> None:
+    with serving(FileServer()) as fetch.server:
         pass
     with pytest.raises(RunFailedError, match=r"cannot be reached \(.*refused.*\); 4 tries"):
-        get(gone, tmp_path, seen)
+        fetch.get()
 
 
-def test_a_disk_that_fails_is_not_taken_for_a_network_that_does(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    (tmp_path / "file.part").symlink_to("/dev/full")
+def test_a_disk_that_fails_is_not_taken_for_a_network_that_does(fetch: Fetching) -> None:
+    fetch.part.symlink_to("/dev/full")
     with pytest.raises(RunFailedError, match=r"file\.part cannot be written: No space left"):
-        get(server, tmp_path, seen)
-    assert len(server.asked) == 1
+        fetch.get()
+    assert len(fetch.server.asked) == 1
 
 
-def test_a_redirect_is_followed_with_its_range_but_never_to_a_file(
-    server: FileServer, tmp_path: Path, seen: Seen
-) -> None:
-    server.files["/other"] = BODY
-    elsewhere = status(302, Location=f"{server.url}other")
-    server.faults = [elsewhere, cut_after(100_000), elsewhere]
-    assert get(server, tmp_path, seen).read_bytes() == BODY
-    assert server.asked[-1] == ("/other", "bytes=100000-")
-    (tmp_path / "file.part").unlink()
-    server.faults = [status(302, Location="file:///etc/passwd")]
+def test_a_redirect_is_followed_with_its_range_but_never_to_a_file(fetch: Fetching) -> None:
+    fetch.server.files["/other"] = BODY
+    elsewhere = status(302, Location=f"{fetch.server.url}other")
+    fetch.server.faults = [elsewhere, cut_after(100_000), elsewhere]
+    assert fetch.get() == BODY
+    assert fetch.server.asked[-1] == ("/other", "bytes=100000-")
+    fetch.part.unlink()
+    fetch.server.faults = [status(302, Location="file:///etc/passwd")]
     with pytest.raises(UserError, match="302"):
-        get(server, tmp_path, seen)
+        fetch.get()
 
 
 @pytest.mark.parametrize("url", ["file:///etc/", "ftp://a/", "http://", "http:// a/", "nih", ""])

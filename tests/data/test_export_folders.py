@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import REAL, real_data
 from PIL import Image
+from tables import write_ai4m
 from typer.testing import CliRunner
 
 from xray_lightning.cli.data import app
@@ -19,9 +20,9 @@ from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.splits import SIDES, Split, make_split
 from xray_lightning.errors import UserError
-from xray_lightning.findings import FINDINGS
 
 Export = Callable[..., str]
+Source = tuple[Manifest, Split]
 
 
 @pytest.fixture
@@ -72,12 +73,9 @@ def test_what_is_exported_is_read_as_what_it_came_from(
 
 def leaky(root: Path) -> Path:
     """AI for Medicine's CSVs, with one image in train and val, and one without a file."""
-    rows = {"train-small": ["a", "b"], "valid-small": ["b"], "test": ["c", "d"]}
     root.mkdir()
-    for file, names in rows.items():
-        cells = [f"{name}.png,{name},{','.join('0' * len(FINDINGS))}\n" for name in names]
-        header = f"Image,PatientId,{','.join(FINDINGS)}\n"
-        (root / f"{file}.csv").write_text(header + "".join(cells))
+    for file, names in (("train-small", "ab"), ("valid-small", "b"), ("test", "cd")):
+        write_ai4m(root / f"{file}.csv", *((f"{name}.png", name, "") for name in names))
     for shade, name in enumerate("abc"):
         Image.new("L", (40, 40), 50 * shade).save(root / f"{name}.png")
     return root
@@ -143,8 +141,9 @@ def test_a_table_of_ones_own_comes_back_with_its_folders_people_and_sides(
         assert Path(one).read_bytes() == Path(other).read_bytes()
 
 
-def whole(root: Path) -> tuple[Manifest, Split]:
-    manifest = read_manifest(root)
+@pytest.fixture
+def whole(phantoms: Path) -> Source:
+    manifest = read_manifest(phantoms)
     return manifest, make_split(manifest, "official")
 
 
@@ -162,9 +161,9 @@ def stopped_after_five(title: str, images: int) -> Iterator[Callable[[int], None
 
 
 def test_a_stopped_export_is_no_data_set_yet_and_goes_on_where_it_was(
-    phantoms: Path, tmp_path: Path
+    whole: Source, tmp_path: Path
 ) -> None:
-    manifest, split = whole(phantoms)
+    manifest, split = whole
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         export_folders(manifest, split, out, progress=stopped_after_five)
@@ -178,9 +177,9 @@ def test_a_stopped_export_is_no_data_set_yet_and_goes_on_where_it_was(
 
 
 def test_a_finished_export_gets_back_what_was_removed_and_keeps_what_was_edited(
-    phantoms: Path, tmp_path: Path
+    whole: Source, tmp_path: Path
 ) -> None:
-    manifest, split = whole(phantoms)
+    manifest, split = whole
     out = tmp_path / "out"
     export_folders(manifest, split, out, mode="hardlink")
     (out / "test" / split.sides["test"][0]).unlink()
@@ -192,9 +191,9 @@ def test_a_finished_export_gets_back_what_was_removed_and_keeps_what_was_edited(
 
 
 def test_another_export_and_a_folder_of_other_things_are_left_alone(
-    phantoms: Path, tmp_path: Path
+    whole: Source, tmp_path: Path
 ) -> None:
-    manifest, split = whole(phantoms)
+    manifest, split = whole
     out = tmp_path / "out"
     export_folders(manifest, split, out, mode="symlink")
     before = (out / "export.json").read_bytes()
@@ -210,12 +209,12 @@ def test_another_export_and_a_folder_of_other_things_are_left_alone(
 
 
 def test_a_place_inside_the_source_or_a_file_or_an_unknown_mode_is_refused(
-    phantoms: Path, tmp_path: Path
+    whole: Source, tmp_path: Path
 ) -> None:
-    manifest, split = whole(phantoms)
+    manifest, split = whole
     with pytest.raises(UserError, match="is inside"):
-        export_folders(manifest, split, phantoms / "out")
-    assert not (phantoms / "out").exists()
+        export_folders(manifest, split, manifest.root / "out")
+    assert not (manifest.root / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file; give a folder"):
         export_folders(manifest, split, tmp_path / "file")
@@ -223,10 +222,8 @@ def test_a_place_inside_the_source_or_a_file_or_an_unknown_mode_is_refused(
         export_folders(manifest, split, tmp_path / "out", mode="link")
 
 
-def test_copies_that_do_not_fit_are_refused_before_the_first(
-    phantoms: Path, tmp_path: Path
-) -> None:
-    manifest, split = whole(phantoms)
+def test_copies_that_do_not_fit_are_refused_before_the_first(whole: Source, tmp_path: Path) -> None:
+    manifest, split = whole
     out = tmp_path / "out"
     needed = sum(os.path.getsize(path) for path in manifest.table["path"])
     with pytest.raises(UserError, match="are needed"):
@@ -239,12 +236,12 @@ def test_copies_that_do_not_fit_are_refused_before_the_first(
 
 
 def test_hard_links_to_another_file_system_are_refused_with_what_to_use(
-    phantoms: Path, tmp_path: Path
+    whole: Source, tmp_path: Path
 ) -> None:
     elsewhere = Path("/dev/shm")
-    if not elsewhere.is_dir() or os.stat(elsewhere).st_dev == os.stat(phantoms).st_dev:
+    if not elsewhere.is_dir() or os.stat(elsewhere).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("needs /dev/shm on another file system")
-    manifest, split = whole(phantoms)
+    manifest, split = whole
     out = elsewhere / f"{tmp_path.parent.name}-{tmp_path.name}"
     try:
         with pytest.raises(UserError, match="use --mode copy or --mode symlink"):
@@ -253,8 +250,8 @@ def test_hard_links_to_another_file_system_are_refused_with_what_to_use(
         shutil.rmtree(out, ignore_errors=True)
 
 
-def test_two_exports_at_once_into_one_folder_do_not_meet(phantoms: Path, tmp_path: Path) -> None:
-    manifest, split = whole(phantoms)
+def test_two_exports_at_once_into_one_folder_do_not_meet(whole: Source, tmp_path: Path) -> None:
+    manifest, split = whole
     out = tmp_path / "out"
 
     @contextmanager

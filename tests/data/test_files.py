@@ -4,17 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from tables import touch
 
 from xray_lightning.data.image_files import find_files
 from xray_lightning.errors import UserError
 
 WANTED = frozenset({"1.png", "2.png", "3.png"})
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
 
 
 def test_images_are_found_by_name_at_any_depth(tmp_path: Path) -> None:

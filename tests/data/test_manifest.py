@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import REAL, real_data
-from tables import NIH_HEADER, write, write_ai4m
+from tables import NIH_HEADER, touch, write, write_ai4m
 
 from xray_lightning.data.manifest import COLUMNS, read_manifest
 from xray_lightning.errors import UserError
@@ -265,12 +265,6 @@ def test_two_nih_tables_are_refused(tmp_path: Path) -> None:
 
 
 # -- image files -----------------------------------------------------------------------------------
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
 
 
 def test_fault_43_images_may_lie_in_another_folder(tmp_path: Path) -> None:

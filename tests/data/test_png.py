@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pngs import chunk, png_file
 
 from xray_lightning.data import png
 from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
@@ -16,34 +17,6 @@ from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
 # (colour type, bits): gray, colour, palette, gray and colour with alpha
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (3, 1), (3, 4), (3, 8), (4, 8), (6, 8)]
 SIZES = [(1, 1), (1, 40), (40, 1), (33, 17), (9, 64)]
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
-
-
-def written(
-    packed: bytes,
-    *,
-    size: tuple[int, int],
-    kind: tuple[int, int] = (0, 8),
-    parts: int = 1,
-    interlace: int = 0,
-    before: bytes = b"",
-    between: bytes = b"",
-    after: bytes = b"",
-) -> bytes:
-    """A PNG put together by hand around these deflated pixels, its checksums right."""
-    colour, depth = kind
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlace)
-    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colour == 3 else b""
-    step = max(1, -(-len(packed) // parts))
-    pieces = [packed[start : start + step] for start in range(0, len(packed), step)]
-    pixels = between.join(chunk(b"IDAT", piece) for piece in pieces)
-    return b"".join(
-        [png.START, chunk(b"IHDR", header), before, palette, pixels, after, chunk(b"IEND", b"")]
-    )
 
 
 def rows(size: tuple[int, int], kind: tuple[int, int], draw: random.Random) -> bytes:
@@ -87,7 +60,7 @@ def test_every_kind_of_png_has_the_same_pixels(
     draw = random.Random(0)
     for level, parts in [(0, 1), (6, 3), (9, 2)]:
         packed = zlib.compress(rows(size, kind, draw), level)
-        data = written(packed, size=size, kind=kind, parts=parts)
+        data = png_file(packed, size=size, kind=kind, parts=parts)
         assert is_inflated(data)
         decoded = both_ways(tmp_path / "a.png", data, monkeypatch)
         assert isinstance(decoded, np.ndarray)
@@ -126,7 +99,7 @@ def test_damage_under_right_checksums_is_refused_as_by_pillow(
             packed[-1] ^= 1
         if damage == "tail":
             packed += draw.randbytes(50)
-        data = written(bytes(packed), size=size, parts=draw.choice([1, 3]))
+        data = png_file(bytes(packed), size=size, parts=draw.choice([1, 3]))
         seen[isinstance(both_ways(tmp_path / "a.png", data, monkeypatch), str)] += 1
     assert min(seen.values()) > 50
 
@@ -138,14 +111,14 @@ def test_what_is_out_of_the_ordinary_is_left_to_pillow(
     text = chunk(b"tEXt", b"key\0value")
     animation = chunk(b"acTL", struct.pack(">II", 1, 0))
     for data in (
-        written(zlib.compress(bytes(79)), size=(8, 8), interlace=1),
-        written(packed, size=(8, 8), before=animation),
-        written(packed, size=(8, 8), parts=2, between=text),
-        written(b"", size=(8, 8)),
+        png_file(zlib.compress(bytes(79)), size=(8, 8), interlace=1),
+        png_file(packed, size=(8, 8), before=animation),
+        png_file(packed, size=(8, 8), parts=2, between=text),
+        png_file(b"", size=(8, 8)),
     ):
         assert not is_inflated(data)
         both_ways(tmp_path / "a.png", data, monkeypatch)
-    data = written(packed, size=(8, 8), before=text, after=text)
+    data = png_file(packed, size=(8, 8), before=text, after=text)
     assert is_inflated(data)
     assert isinstance(both_ways(tmp_path / "a.png", data, monkeypatch), np.ndarray)
 
@@ -155,11 +128,11 @@ def test_fault_34_pixels_that_inflate_without_end_are_not_inflated(tmp_path: Pat
     path = tmp_path / "a.png"
     tracemalloc.start()
     try:
-        path.write_bytes(written(packed, size=(8, 8)))
+        path.write_bytes(png_file(packed, size=(8, 8)))
         decode_gray(path)
         # Pillow goes by the last header, and Pillow's is the size that is looked at.
-        header = written(packed, size=(60_000, 60_000))[8:33]
-        path.write_bytes(png.START + header + written(packed, size=(8, 8))[8:])
+        header = png_file(packed, size=(60_000, 60_000))[8:33]
+        path.write_bytes(png.START + header + png_file(packed, size=(8, 8))[8:])
         outcome(path, path.read_bytes())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -180,11 +153,11 @@ def test_fewer_pixels_than_stated_are_refused_rather_than_left_black(
     monkeypatch.setattr(png, "MOST", most)
     width, height = size
     raw = bytes(png._size(width, height, 8, interlaced=bool(interlace)))
-    whole = written(zlib.compress(raw), size=size, interlace=interlace)
+    whole = png_file(zlib.compress(raw), size=size, interlace=interlace)
     decoded = both_ways(tmp_path / "a.png", whole, monkeypatch)
     assert isinstance(decoded, np.ndarray)
     assert decoded.shape == (height, width)
-    short = written(zlib.compress(raw[:-1]), size=size, interlace=interlace)
+    short = png_file(zlib.compress(raw[:-1]), size=size, interlace=interlace)
     assert str(outcome(tmp_path / "a.png", short)).endswith("holds fewer pixels than it states")
 
 
@@ -197,12 +170,12 @@ def test_the_rows_of_an_interlaced_image_are_counted_as_it_is_specified() -> Non
 
 def test_a_small_file_that_states_a_large_image_is_refused_at_once(tmp_path: Path) -> None:
     packed = zlib.compress(bytes(70_000), 9)
-    data = written(packed, size=(25, 1_310_744), kind=(0, 16))
+    data = png_file(packed, size=(25, 1_310_744), kind=(0, 16))
     assert "bytes cannot hold 25 x 1310744 pixels" in str(outcome(tmp_path / "a.png", data))
 
 
 def test_a_wrong_checksum_is_named_by_its_chunk() -> None:
-    data = bytearray(written(zlib.compress(bytes(9 * 8)), size=(8, 8)))
+    data = bytearray(png_file(zlib.compress(bytes(9 * 8)), size=(8, 8)))
     data[data.index(b"IDAT") + 6] ^= 1
     with pytest.raises(ValueError, match="checksum of a chunk b'IDAT'"):
         png.checked_chunks(bytes(data))

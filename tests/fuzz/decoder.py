@@ -13,11 +13,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from dicoms import dataset, recoded, run_length_encoded
+from dicoms import dataset, encapsulated, lookup_table, recoded, run_length_encoded
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from fuzz.fuzzing import NUMBERS, main, spoiled
@@ -73,9 +72,7 @@ def radiographs() -> list[bytes]:
     """Small DICOM files of many kinds."""
     ramp = np.add.outer(np.arange(24), np.arange(0, 200, 8))
     small, wide = ramp.astype(np.uint8), (ramp * 16).astype(np.uint16)
-    table = Dataset()
-    table.LUTDescriptor, table.LUTData = [256, 0, 16], np.arange(256, dtype="<u2").tobytes()
-    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    table = lookup_table(np.arange(256, dtype=np.uint16))
     made = [
         dataset(small),
         dataset(wide, bits=12, WindowCenter=1000, WindowWidth=2000, RescaleSlope=2),
@@ -87,12 +84,9 @@ def radiographs() -> list[bytes]:
         run_length_encoded(dataset(wide, bits=12)),
     ]
     for syntax, kind in ((JPEGBaseline8Bit, "JPEG"), (JPEG2000Lossless, "JPEG2000")):
-        packed = dataset(small)
         options = {"no_jp2": True} if kind == "JPEG2000" else {}
-        packed.PixelData = encapsulate([encoded(Image.fromarray(small), kind, **options)])
-        packed["PixelData"].is_undefined_length = True
-        packed.file_meta.TransferSyntaxUID = syntax
-        made.append(packed)
+        stream = encoded(Image.fromarray(small), kind, **options)
+        made.append(encapsulated(dataset(small), stream, syntax))
     return [*map(written, made), *(lossless(written(made[1]), name) for name in LOSSLESS)]
 
 

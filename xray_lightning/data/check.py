@@ -443,16 +443,11 @@ def _figures(health: Health) -> Table:
     table.add_row("files", f"{found}, {looked}")
     for title, values in (("modes", health.modes), ("sizes", health.sizes)):
         if values:
-            table.add_row(title, _text(_listed(values)))
+            kinds = [f"{name} {count:,}" for name, count in values.items()]
+            table.add_row(title, _text(_first(kinds, more=" and {} more kinds")))
     if counts["boxes"]:
         table.add_row("boxes", f"{counts['boxes']:,}")
     return table
-
-
-def _listed(values: Mapping[str, int]) -> str:
-    first = [f"{name} {count:,}" for name, count in list(values.items())[:NAMES]]
-    more = len(values) - len(first)
-    return ", ".join(first) + (f" and {more:,} more kinds" if more else "")
 
 
 def _split_lines(health: Health) -> Table:
@@ -487,15 +482,17 @@ def _indented(text: Text, console: Console, *, by: int) -> None:
 
 
 def _named(one: Remark) -> str:
-    first = [_with_detail(name, one.details.get(name, "")) for name in one.names[:NAMES]]
-    more = len(one.names) - len(first)
-    separator = "; " if any(one.details.values()) else ", "
-    return separator.join(first) + (f" and {more:,} more" if more else "")
+    names = []
+    for name in one.names:
+        detail = one.details.get(name)
+        name = name if len(name) <= 80 else f"{name[:77]}..."
+        names.append(f"{name} ({detail})" if detail else name)
+    return _first(names, separator="; " if one.details else ", ")
 
 
-def _with_detail(name: str, detail: str) -> str:
-    name = name if len(name) <= 80 else f"{name[:77]}..."
-    return f"{name} ({detail})" if detail else name
+def _first(names: list[str], *, separator: str = ", ", more: str = " and {} more") -> str:
+    left = len(names) - NAMES
+    return separator.join(names[:NAMES]) + (more.format(f"{left:,}") if left > 0 else "")
 
 
 def _verdict(health: Health) -> Text:

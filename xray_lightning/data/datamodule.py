@@ -35,14 +35,13 @@ from xray_lightning.data.loader import (
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
-from xray_lightning.data.splits import UsableSplit, make_split, usable_split
+from xray_lightning.data.splits import SIDES, UsableSplit, make_split, usable_split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.progress import Display, unseen
 
 log = logging.getLogger(__name__)
 
-SIDES = ("train", "val", "test")
 STATISTICS_IMAGES = 2000  # images that the `dataset` mean and deviation are estimated from
 
 
@@ -136,9 +135,6 @@ class XrayDataModule(LightningDataModule):
         self.cache_key: str | None = None
         self.cache_seconds = 0.0
         self._progress = progress
-        self._manifest: Manifest | None = None
-        self._usable: UsableSplit | None = None
-        self._tables: dict[str, pd.DataFrame] = {}
         self._store: PixelStore | None = None
 
     # -- reading ---------------------------------------------------------------------------------
@@ -149,30 +145,7 @@ class XrayDataModule(LightningDataModule):
         Raises:
             UserError: whatever is wrong with the data, in one line.
         """
-        if self._usable is not None:
-            return
-        manifest = read_manifest(
-            self.root, images=self.images, findings=self._chosen, own=self._own
-        )
-        split = make_split(
-            manifest,
-            self.split_name,
-            seed=self.split_seed,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-        )
-        self._usable = usable_split(
-            manifest,
-            split,
-            missing=self.missing,
-            allow_patient_overlap=self.allow_patient_overlap,
-        )
-        self._manifest = manifest
-        by_image = manifest.table.set_index("image", drop=False)
-        self._tables = {
-            side: by_image.loc[list(self._usable.split.sides[side])].reset_index(drop=True)
-            for side in SIDES
-        }
+        _ = self.usable
 
     def prepare_data(self) -> None:
         """Draw the phantoms and build the cache, on one rank of each node while others wait.
@@ -277,19 +250,33 @@ class XrayDataModule(LightningDataModule):
 
     # -- facts -----------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
-        self.load()
-        if self._manifest is None:
-            raise RuntimeError("load() left no manifest")
-        return self._manifest
+        return read_manifest(self.root, images=self.images, findings=self._chosen, own=self._own)
 
-    @property
+    @cached_property
     def usable(self) -> UsableSplit:
-        self.load()
-        if self._usable is None:
-            raise RuntimeError("load() left no split")
-        return self._usable
+        split = make_split(
+            self.manifest,
+            self.split_name,
+            seed=self.split_seed,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+        )
+        return usable_split(
+            self.manifest,
+            split,
+            missing=self.missing,
+            allow_patient_overlap=self.allow_patient_overlap,
+        )
+
+    @cached_property
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        by_image = self.manifest.table.set_index("image", drop=False)
+        return {
+            side: by_image.loc[list(names)].reset_index(drop=True)
+            for side, names in self.usable.split.sides.items()
+        }
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -306,7 +293,6 @@ class XrayDataModule(LightningDataModule):
 
     def table(self, side: str) -> pd.DataFrame:
         """The manifest's rows of a side, in the order that `Batch.rows` counts in."""
-        self.load()
         return self._tables[side]
 
     def labels(self, side: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -53,16 +53,7 @@ class Placing:
         self._copies: dict[Path, Path] = {}
 
     def place(self, source: Path, target: Path) -> None:
-        """Put a file to its place, unless it is there.
-
-        Args:
-            source: absolute, and no link.
-            target: what is there and differs is replaced.
-
-        Raises:
-            UserError: it cannot be read, written or linked.
-            RunFailedError: the disk is full or fails.
-        """
+        """Put a file, absolute and no link, to its place; what is there and differs is replaced."""
         try:
             if not self._is_there(source, target):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +91,12 @@ class Placing:
 
 
 def remaining_bytes(files: Mapping[Path, Path]) -> int:
-    """What copying still takes, of files by their places.
-
-    Raises:
-        UserError: a file that is gone.
-    """
+    """What copying still takes, of files by their places; raises where one is gone."""
+    places = {source: target for target, source in files.items()}
     try:
         return sum(
             source.stat().st_size
-            for source, target in {source: target for target, source in files.items()}.items()
+            for source, target in places.items()
             if not (target.is_file() and _same_copy(source, target))
         )
     except OSError as error:
@@ -189,7 +177,15 @@ def export_folders(
     check_writable(out, key="OUT")
     _refuse_inside(out, manifest)
     tables = _tables(manifest, split)
-    job = _job(split, mode, tables)
+    job = {  # what tells one export from another
+        "generator": _GENERATOR,
+        "split": split.name,
+        "split_sha256": split.sha256,
+        "mode": mode,
+        "tables_sha256": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()
+        },
+    }
     finished = _check_out(out, job)
     path_of = dict(zip(manifest.table["image"], manifest.table["path"], strict=True))
     files = {
@@ -202,7 +198,7 @@ def export_folders(
         if mode == "copy":
             check_room(out, remaining_bytes(files), free=free)
         if not finished:
-            _write(out / RECORD, _record(job, finished=False))
+            _write(out / RECORD, json.dumps({**job, "finished": False}, indent=1) + "\n")
         placing = Placing(mode, state / "part")
         with progress(f"export ({mode})", len(files)) as advance:
             for target, source in files.items():
@@ -211,7 +207,7 @@ def export_folders(
         for name, text in tables.items():
             if not (finished and (out / name).is_file()):
                 _write(out / name, text)
-        _write(out / RECORD, _record(job, finished=True))
+        _write(out / RECORD, json.dumps({**job, "finished": True}, indent=1) + "\n")
     dialect = "csv" if OWN_TABLE in tables else "ai4m"
     return Exported({side: len(split.sides[side]) for side in SIDES}, placing.new, dialect)
 
@@ -236,23 +232,6 @@ def _tables(manifest: Manifest, split: Split) -> dict[str, str]:
 
 def _csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False, lineterminator="\n"))
-
-
-def _job(split: Split, mode: str, tables: Mapping[str, str]) -> dict[str, object]:
-    """What tells one export from another."""
-    return {
-        "generator": _GENERATOR,
-        "split": split.name,
-        "split_sha256": split.sha256,
-        "mode": mode,
-        "tables_sha256": {
-            name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()
-        },
-    }
-
-
-def _record(job: Mapping[str, object], *, finished: bool) -> str:
-    return json.dumps({**job, "finished": finished}, indent=1) + "\n"
 
 
 def _check_out(out: Path, job: Mapping[str, object]) -> bool:

@@ -250,18 +250,14 @@ def _mode(path: str, content: bytes) -> str:
     if content.startswith(JPEG_START):
         with JpegImagePlugin.JpegImageFile(path) as image:
             return f"JPEG {image.mode}"
-    return f"DICOM {_photometric(path)}"
-
-
-def _photometric(path: str) -> str:
-    """Of the values that are decoded; anything else a file says stays in it."""
     import pydicom
 
+    # Of the values that are decoded; anything else a file says stays in it.
     said = pydicom.dcmread(
         path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"]
     ).get("PhotometricInterpretation")
     known = (*dicom.GRAYS, *dicom.COLOURS)
-    return next((value for value in known if value == said), "of another kind")
+    return f"DICOM {next((value for value in known if value == said), 'of another kind')}"
 
 
 def _cut(path: str) -> bool:

@@ -71,7 +71,13 @@ def read_manifest(
     source = own or recognised(root)
     if source is None:
         raise UserError(_no_table(root))
-    _refuse_unknown(findings, source.findings)
+    known = source.findings or findings or ()
+    unknown = [name for name in findings or () if name not in known]
+    if unknown:
+        raise UserError(
+            f"data.findings: {unknown[0]} is none of those that this data set has: "
+            f"{', '.join(known)}"
+        )
     faults = FirstFault()
     listing = source.read(root, faults, findings=findings)
     given = dict(source.given_split(root, listing, faults))
@@ -87,16 +93,6 @@ def read_manifest(
 def holds_known_table(root: Path) -> bool:
     """Whether a folder has the table of a data set that is known."""
     return recognised(root) is not None
-
-
-def _refuse_unknown(findings: tuple[str, ...] | None, known: tuple[str, ...] | None) -> None:
-    """Refuse findings that a table of fixed findings does not have."""
-    unknown = [name for name in findings or () if known is not None and name not in known]
-    if unknown:
-        raise UserError(
-            f"data.findings: {unknown[0]} is none of those that this data set has: "
-            f"{', '.join(known or ())}"
-        )
 
 
 def check_folder(folder: Path, *, key: str) -> None:

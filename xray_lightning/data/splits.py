@@ -1,8 +1,6 @@
 """Splits of a manifest by patient: named, hashed, checked before use, and shown as a table."""
 
-import csv
 import hashlib
-import io
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -66,12 +64,9 @@ class Split:
         Raises:
             OSError: the file cannot be written.
         """
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(SPLIT_TITLES)
-        for side, names in self.sides.items():
-            writer.writerows((name, side) for name in names)
-        write_atomically(path, text.getvalue())
+        rows = [(name, side) for side, names in self.sides.items() for name in names]
+        table = pd.DataFrame(rows, columns=list(SPLIT_TITLES))
+        write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def own_split(manifest: Manifest) -> str | None:

@@ -319,17 +319,9 @@ def _hernia(film: Film, sign: Sign, rng: Rng) -> list[Box]:
     return [(x - radius, y - 0.9 * radius, x + radius, y + 0.9 * radius)]
 
 
-def _heart_box(film: Film, sign: Sign, rng: Rng) -> list[Box]:
-    return [film.chest.heart_edges()]
-
-
-def _lungs_box(film: Film, sign: Sign, rng: Rng) -> list[Box]:
-    return film.boxes_of(film.lung)
-
-
 _LAYERS: dict[str, Callable[[Film, Sign, Rng], list[Box]]] = {
-    "Cardiomegaly": _heart_box,
-    "Emphysema": _lungs_box,
+    "Cardiomegaly": lambda film, sign, rng: [film.chest.heart_edges()],
+    "Emphysema": lambda film, sign, rng: film.boxes_of(film.lung),
     "Infiltration": infiltration,
     "Pneumonia": pneumonia,
     "Consolidation": consolidation,
