@@ -100,14 +100,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A cache that is whole, and what it took.
-
-    Attributes:
-        folder: where it lies.
-        decoded: images that were decoded now.
-        copied: images that another cache beside it already held.
-        seconds: that decoding, copying and writing took; 0 if all was there.
-    """
+    """A cache that is whole; images decoded now, or copied from a cache beside it, and the time."""
 
     folder: Path
     decoded: int = 0

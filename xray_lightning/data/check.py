@@ -107,9 +107,7 @@ def check_data(
         own: how to read a custom CSV, rather than a table that is known; where there is none of
             these, any single CSV is taken for one.
         findings: those of the custom CSV; None for all of NIH's 14 that it has.
-        decode: whether to look into the images.
-        jobs: threads that do; None for one a core.
-        progress: display for that.
+        decode: whether to look into the images, in so many `jobs`; None for one a core.
 
     Raises:
         UserError: no such folder, no table, no such split.
@@ -226,14 +224,7 @@ def _sides_of_file(path: Path) -> tuple[Given, Faults]:
 
 
 def check_split(name: str, given: Given, table: pd.DataFrame, faults: Faults) -> SplitCounts:
-    """Compare every pair of sides, and the sides with the table.
-
-    Args:
-        name: of the split.
-        given: its images by side.
-        table: with `image` and `patient_id`, one row an image.
-        faults: sink of what is wrong.
-    """
+    """Compare every pair of sides of a split, and the sides with the table."""
     patient_of = dict(zip(table["image"], table["patient_id"], strict=True))
     sides = {side: patient_of.keys() & names for side, names in given.items()}
     # Also images without a row: the lists contradict each other all the same.
@@ -318,13 +309,7 @@ NIH_SIZE = (1024, 1024)
 
 
 def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: Faults) -> None:
-    """Tell what is wrong with images, by their names.
-
-    Args:
-        pictures: what each file was found to be.
-        release: says whether the set has one size, so that another one is a fault.
-        faults: sink of what is wrong.
-    """
+    """Tell what is wrong with images, by their names; a release says if they have one size."""
     bad = {name: one for name, one in pictures.items() if one.fault}
     good = {name: one for name, one in pictures.items() if not one.fault}
     faults.tell("truncated_image", {name: one.fault for name, one in bad.items() if one.cut})

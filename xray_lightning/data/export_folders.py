@@ -36,18 +36,10 @@ _NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Placing:
-    """Puts files to their places.
-
-    Args:
-        mode: one of `MODES`.
-        part: where a file is made before it is renamed; on the file system of its place.
-
-    Attributes:
-        new: how many were not there already.
-    """
+    """Puts files to their places; `part` is where one is made, on the file system of its place."""
 
     def __init__(self, mode: str, part: Path) -> None:
-        self.new = 0
+        self.new = 0  # how many were not there already
         self._mode = mode
         self._part = part
         self._copies: dict[Path, Path] = {}
@@ -131,17 +123,11 @@ _GENERATOR = "xray-lightning export-folders"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has left.
+    """What an export has left."""
 
-    Attributes:
-        images: files of each side.
-        new: how many of all were not there before.
-        dialect: what the folder is read as, `ai4m` or `csv`.
-    """
-
-    images: dict[str, int]
-    new: int
-    dialect: str
+    images: dict[str, int]  # files of each side
+    new: int  # how many of all were not there before
+    dialect: str  # what the folder is read as, `ai4m` or `csv`
 
 
 def export_folders(

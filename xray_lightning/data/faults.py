@@ -9,133 +9,129 @@ from dataclasses import dataclass, field
 
 from xray_lightning.errors import UserError
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of remark.
-
-    Attributes:
-        problem: whether training refuses it, or would give a wrong result of it. What is left is
-            a note: reading copes with it, and says how.
-        text: what there are so many of.
-        advice: what to do about it.
-    """
-
-    problem: bool
-    text: str
-    advice: str
-
-
-def _problem(text: str, advice: str) -> Kind:
-    return Kind(True, text, advice)
-
-
-def _note(text: str, advice: str = "") -> Kind:
-    return Kind(False, text, advice)
-
-
 FIX = "correct the table"
-# In the order in which they are told.
-KINDS: dict[str, Kind] = {
+# What there are so many of, and what to do about it, in the order in which they are told.
+Kinds = dict[str, tuple[str, str]]
+# What training refuses, or what would make its result wrong.
+PROBLEMS: Kinds = {
     # The tables.
-    "table_unreadable": _problem("files that cannot be read as a table", "see what is said there"),
-    "several_tables": _problem(
+    "table_unreadable": ("files that cannot be read as a table", "see what is said there"),
+    "several_tables": (
         "tables named Data_Entry*.csv beside the one that was checked",
         "keep the one to use and move the others",
     ),
-    "short_row": _problem("rows that lack cells", f"{FIX}; a line may have been cut"),
-    "row_without_image": _problem("rows without the name of an image", FIX),
-    "row_without_patient": _problem(
-        "rows without a patient", "give each its patient, so that a split can keep them apart"
+    "short_row": ("rows that lack cells", f"{FIX}; a line may have been cut"),
+    "row_without_image": ("rows without the name of an image", FIX),
+    "row_without_patient": (
+        "rows without a patient",
+        "give each its patient, so that a split can keep them apart",
     ),
-    "unknown_label": _problem("rows with an unknown label", "correct the spelling, or leave out"),
-    "contradictory_label": _problem(
-        "rows with 'No Finding' together with a finding", "find out which of them is right"
+    "unknown_label": ("rows with an unknown label", "correct the spelling, or leave out"),
+    "contradictory_label": (
+        "rows with 'No Finding' together with a finding",
+        "find out which of them is right",
     ),
-    "no_label": _problem("rows without a label", "write No Finding where that is meant"),
-    "label_not_0_or_1": _problem("rows with a label that is neither 0 nor 1", FIX),
-    "age_unreadable": _problem(
-        "rows with an age that is none", "write years such as 58, or 058Y; leave unknown ones empty"
+    "no_label": ("rows without a label", "write No Finding where that is meant"),
+    "label_not_0_or_1": ("rows with a label that is neither 0 nor 1", FIX),
+    "age_unreadable": (
+        "rows with an age that is none",
+        "write years such as 58, or 058Y; leave unknown ones empty",
     ),
-    "follow_up_unreadable": _problem("rows with a follow-up number that is none", FIX),
-    "conflicting_row": _problem(
-        "rows that contradict an earlier row of the same image", "keep the right one"
+    "follow_up_unreadable": ("rows with a follow-up number that is none", FIX),
+    "conflicting_row": (
+        "rows that contradict an earlier row of the same image",
+        "keep the right one",
     ),
-    "patient_not_as_named": _problem(
+    "patient_not_as_named": (
         "rows whose patient is not the one in the file's name",
         "find out which is right: a wrong patient may end up on two sides of a split",
     ),
-    "duplicate_row": _note("rows that repeat another, which are read once"),
-    "age_over_100": _note("rows with an age over 100 years, which is taken as unknown"),
-    "sex_unknown": _note("rows with a sex other than M or F, which is taken as unknown"),
-    "view_unknown": _note("rows with a view other than PA or AP, which is taken as unknown"),
-    "column_missing": _note("columns that the table lacks, whose values are taken as unknown"),
-    "patient_unknown": _note(
-        "rows of unknown patients, each taken as one of its own",
-        "nobody can check whether a split keeps these patients apart",
-    ),
-    "patient_of_two_sexes": _note(
-        "images of patients who are both M and F", "two patients may have one id"
-    ),
-    "changed_in_reading": _note("values that reading drops or changes"),
     # The files.
-    "missing_file": _problem(
+    "missing_file": (
         "rows without an image file",
         "add the files, give their folder with --images, or train with data.missing=skip",
     ),
-    "two_files": _problem(
+    "two_files": (
         "images that several files have the name of",
         "remove all but one, or give the folder to use with --images",
     ),
-    "file_of_two_rows": _problem("rows that name one file in several ways", "keep one row"),
-    "folder_unreadable": _problem("folders that cannot be looked into", "change their permissions"),
-    "unlisted_file": _note("image files that no row names, which were not looked into"),
-    "odd_entry": _note("names of images that no file stands behind"),
-    "folder_again": _note(
-        "links to folders that are searched already", "each is searched once, so loops end"
-    ),
+    "file_of_two_rows": ("rows that name one file in several ways", "keep one row"),
+    "folder_unreadable": ("folders that cannot be looked into", "change their permissions"),
     # The images.
-    "truncated_image": _problem("image files that are cut off", "fetch them again"),
-    "unreadable_image": _problem("image files that cannot be decoded", "fetch them again"),
-    "blank_image": _problem("images of a single shade", "leave their rows out"),
-    "other_size": _problem(
-        "images whose size is not that of the others", "fetch them again: the set has one size"
+    "truncated_image": ("image files that are cut off", "fetch them again"),
+    "unreadable_image": ("image files that cannot be decoded", "fetch them again"),
+    "blank_image": ("images of a single shade", "leave their rows out"),
+    "other_size": (
+        "images whose size is not that of the others",
+        "fetch them again: the set has one size",
     ),
-    "duplicate_conflict": _problem(
+    "duplicate_conflict": (
         "images that show the same as another, and contradict it",
         "keep the right one; across the sides of a split it is a leak",
     ),
-    "duplicate_image": _note("images that show the same as another of the same patient"),
-    "sizes_differ": _note(
-        "images whose size is not the most common one", "all are made square and of one size"
-    ),
-    "not_original_size": _note("images that are not NIH's 1024 x 1024: a resized copy"),
-    "odd_mode": _note("images that are not 8-bit gray, which decoding makes of them"),
     # The splits.
-    "image_on_two_sides": _problem("images on two sides of a split", "keep each on one side"),
-    "patient_on_two_sides": _problem(
+    "image_on_two_sides": ("images on two sides of a split", "keep each on one side"),
+    "patient_on_two_sides": (
         "patients on two sides of a split",
         "keep each on one side, or run with data.allow_patient_overlap=true, which marks the "
         "result",
     ),
-    "unknown_side": _problem("rows of a split on no known side", "write train, val or test"),
-    "split_without_row": _problem("images of a split that no row of the table names", FIX),
-    "side_empty": _problem("sides of a split without an image", "choose another split"),
-    "list_missing": _note("lists that a split needs and that are not there"),
-    "listed_without_row": _note("images of the lists that no row names, which are ignored"),
-    "on_no_side": _note("rows on no side of a split, which it does not use"),
+    "unknown_side": ("rows of a split on no known side", "write train, val or test"),
+    "split_without_row": ("images of a split that no row of the table names", FIX),
+    "side_empty": ("sides of a split without an image", "choose another split"),
     # The boxes.
-    "box_unreadable": _problem("boxes whose place is no four numbers", "correct the list"),
-    "box_outside": _problem(
-        "boxes that reach out of the image's 1024 x 1024 grid, or are empty", "correct the list"
+    "box_unreadable": ("boxes whose place is no four numbers", "correct the list"),
+    "box_outside": (
+        "boxes that reach out of the image's 1024 x 1024 grid, or are empty",
+        "correct the list",
     ),
-    "box_of_unknown_finding": _problem("boxes of an unknown finding", "correct the list"),
-    "box_without_label": _problem(
-        "boxes of a finding that the image's row lacks", "find out which of them is right"
+    "box_of_unknown_finding": ("boxes of an unknown finding", "correct the list"),
+    "box_without_label": (
+        "boxes of a finding that the image's row lacks",
+        "find out which of them is right",
     ),
-    "box_without_row": _note("boxes of images that no row names, which are ignored"),
-    "box_repeated": _note("boxes that repeat another"),
 }
+# What reading copes with; the text says how.
+NOTES: Kinds = {
+    # The tables.
+    "duplicate_row": ("rows that repeat another, which are read once", ""),
+    "age_over_100": ("rows with an age over 100 years, which is taken as unknown", ""),
+    "sex_unknown": ("rows with a sex other than M or F, which is taken as unknown", ""),
+    "view_unknown": ("rows with a view other than PA or AP, which is taken as unknown", ""),
+    "column_missing": ("columns that the table lacks, whose values are taken as unknown", ""),
+    "patient_unknown": (
+        "rows of unknown patients, each taken as one of its own",
+        "nobody can check whether a split keeps these patients apart",
+    ),
+    "patient_of_two_sexes": (
+        "images of patients who are both M and F",
+        "two patients may have one id",
+    ),
+    "changed_in_reading": ("values that reading drops or changes", ""),
+    # The files.
+    "unlisted_file": ("image files that no row names, which were not looked into", ""),
+    "odd_entry": ("names of images that no file stands behind", ""),
+    "folder_again": (
+        "links to folders that are searched already",
+        "each is searched once, so loops end",
+    ),
+    # The images.
+    "duplicate_image": ("images that show the same as another of the same patient", ""),
+    "sizes_differ": (
+        "images whose size is not the most common one",
+        "all are made square and of one size",
+    ),
+    "not_original_size": ("images that are not NIH's 1024 x 1024: a resized copy", ""),
+    "odd_mode": ("images that are not 8-bit gray, which decoding makes of them", ""),
+    # The splits.
+    "list_missing": ("lists that a split needs and that are not there", ""),
+    "listed_without_row": ("images of the lists that no row names, which are ignored", ""),
+    "on_no_side": ("rows on no side of a split, which it does not use", ""),
+    # The boxes.
+    "box_without_row": ("boxes of images that no row names, which are ignored", ""),
+    "box_repeated": ("boxes that repeat another", ""),
+}
+KINDS = PROBLEMS | NOTES
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ class Remark:
 
     @property
     def problem(self) -> bool:
-        return KINDS[self.kind].problem
+        return self.kind in PROBLEMS
 
 
 @dataclass
@@ -206,9 +202,8 @@ class Faults:
         if kind and number:
             given = names if isinstance(names, Mapping) else {}
             details = {name: detail for name, detail in given.items() if detail}
-            usual = KINDS[kind]
-            remark = Remark(kind, text or usual.text, number, usual.advice, told, details)
-            self.remarks.append(remark)
+            usual, advice = KINDS[kind]
+            self.remarks.append(Remark(kind, text or usual, number, advice, told, details))
 
     def count(self, kind: str) -> int:
         """How often a kind was told of."""

@@ -264,8 +264,7 @@ class ResidentFeed:
 
     Args:
         images: all sides' images, as `upload` gives them.
-        store_rows: where `images` has each row of this side: (N,).
-        targets: this side's labels: float32 (N, 14).
+        store_rows, targets: as of `HostFeed`.
     """
 
     def __init__(self, images: Tensor, *, store_rows: Rows, targets: Tensor) -> None:
@@ -294,12 +293,7 @@ class ResidentFeed:
 
 
 class StreamedFeed:
-    """Batches copied to a CUDA device one ahead, on a stream of their own.
-
-    Args:
-        host: where they come from.
-        device: where they go.
-    """
+    """Batches of another feed, copied to a CUDA device one ahead, on a stream of their own."""
 
     def __init__(self, host: Feed, *, device: torch.device) -> None:
         self._host = host

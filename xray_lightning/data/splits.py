@@ -293,9 +293,7 @@ Overlaps = dict[tuple[str, str], Overlap]
 def overlaps(sides: Given, patient_of: Mapping[str, str]) -> Overlaps:
     """What each pair of sides shares, for the pairs that share anything.
 
-    Args:
-        sides: images by side.
-        patient_of: patients by image; an image without one has no row.
+    An image without a patient has no row in the table.
     """
     images = {side: set(names) for side, names in sides.items()}
     patients = {
@@ -344,7 +342,6 @@ def usable_split(
         manifest: where the files were found.
         split: the rows that are asked for.
         missing: "error" refuses a row without a file, "skip" leaves it out.
-        allow_patient_overlap: take the split although its sides share patients.
 
     Raises:
         UserError: everything that is wrong, in one line.

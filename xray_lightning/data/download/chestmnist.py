@@ -82,11 +82,7 @@ def download_chestmnist(
         root: made if missing; it may hold no other data set.
         size: side of the images in pixels: 28, 64, 128 or 224.
         base_url: the folder of a server that has the .npz files.
-        releases: what there is to fetch.
-        transfers: where fetching is shown.
-        progress: display for the turning into images.
-        patience: with the server.
-        free: tells the bytes that are free in a folder.
+        progress: display for the turning into images; `transfers` show the fetching.
 
     Returns:
         How many images, and whether they came now.

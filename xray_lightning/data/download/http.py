@@ -87,12 +87,9 @@ def fetch_verified(
     """Have the whole file in `part`, with this md5; a wrong one is fetched once more.
 
     Args:
-        url: http or https.
         part: where it grows; `forget` removes it with its notes.
         md5: as 32 hexadecimal digits.
         most: bytes past which the file cannot be the right one.
-        watch: told of each byte.
-        patience: with the server.
 
     Raises:
         UserError: the server does not have the file.

@@ -91,13 +91,7 @@ def parse_parts(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a download has brought.
-
-    Attributes:
-        new: images by part that was fetched now.
-        kept: images by part that was there already.
-        missing: files of METADATA that the folder lacks; training needs them.
-    """
+    """Images by part, fetched now or kept, and the files of METADATA that are still missing."""
 
     new: dict[int, int] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
@@ -127,10 +121,6 @@ def download_nih(
         jobs: how many at once.
         base_url: the folder of a server that has the archives as ID.gz.
         metadata_url: that of one which has the files of METADATA; those in `root` are kept.
-        archives: what there is to fetch.
-        transfers: where it is shown.
-        patience: with the server.
-        free: tells the bytes that are free in a folder.
 
     Raises:
         UserError: too little room, a folder in use, or files that the server does not have.

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -217,19 +217,12 @@ class Read:
 
 
 def read_levels(path_of: Mapping[str, str], *, jobs: int, progress: Display) -> Read:
-    """Measure these images, in threads.
-
-    Args:
-        path_of: files by the images' names.
-        jobs: threads.
-        progress: display for the images.
-    """
+    """Measure images, given by their names and files, in so many threads."""
     levels: dict[str, GrayLevels] = {}
     unreadable: dict[str, str] = {}
-    names: Sequence[str] = list(path_of)
-    with progress("measuring images", len(names)) as advance:
+    with progress("measuring images", len(path_of)) as advance:
         found = in_threads(_measured, path_of.values(), jobs=jobs)
-        for name, one in zip(names, found, strict=True):
+        for name, one in zip(path_of, found, strict=True):
             if isinstance(one, str):
                 unreadable[name] = one
             else:

@@ -53,14 +53,7 @@ PAGE, LEVELS, FIGURES = "explore.html", "exposure.csv", "figures"
 
 @dataclass(frozen=True)
 class Explored:
-    """What an exploration has found and left.
-
-    Attributes:
-        page: the HTML.
-        figures: how many PNGs are beside it.
-        read: what the images' gray levels say.
-        missing: rows without an image file.
-    """
+    """The page, how many PNGs lie beside it, the gray levels, and rows without an image file."""
 
     page: Path
     figures: int
@@ -89,7 +82,6 @@ def explore_data(
         sample: how many images are measured, drawn at random; None for all.
         seed: of what is drawn at random.
         jobs: threads that decode; None for one a core.
-        progress: display for the images.
 
     Raises:
         UserError: no such image, an option out of range, or `out` cannot be written to.

@@ -54,19 +54,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Release:
-    """Which release of a data set this is.
-
-    Attributes:
-        name: in words.
-        told_by: what that was told by.
-        original: whether its images are NIH's own, whose size is known.
-        one_size: whether all images must have one size.
-    """
+    """Which release of a data set this is, in words, and what that was told by."""
 
     name: str
     told_by: tuple[str, ...]
-    original: bool = False
-    one_size: bool = True
+    original: bool = False  # its images are NIH's own, whose size is known
+    one_size: bool = True  # all its images must have one size
 
 
 class Source(ABC):
@@ -96,13 +89,7 @@ class Source(ABC):
     def read(
         self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
     ) -> Listing:
-        """Read the tables that `tables` has found.
-
-        Args:
-            root: the folder.
-            faults: sink of what is wrong.
-            findings: those asked for, for a data set whose findings are not fixed.
-        """
+        """Read the tables of a folder; `findings` are asked for where they are not fixed."""
 
     def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
         """The images of each split that the files themselves state; empty where none do."""

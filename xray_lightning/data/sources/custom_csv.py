@@ -145,13 +145,7 @@ class OwnTable(Source):
     def read(
         self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
     ) -> Listing:
-        """Read the table up to its first fault, if it has one.
-
-        Args:
-            root: folder of the CSV.
-            faults: sink of that fault, and of what reading changes.
-            findings: those to read, in this order; None for those of NIH's 14 that it has.
-        """
+        """Read the table up to its first fault; without `findings` those of NIH's 14 it has."""
         path, first = self.find(root), FirstFault()
         try:
             listing = self._read(path, findings, first)

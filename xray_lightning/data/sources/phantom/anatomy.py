@@ -141,8 +141,7 @@ def clouds(rng: np.random.Generator, *, cells: int, pixels: int) -> Array:
 
 
 class Film:
-    """The layers of one chest; signs change them, and
-    `phantom_tissue.density` adds them up.
+    """The layers of one chest; signs change them, and `render.density` adds them up.
 
     All layers are float32 (pixels, pixels): `lung` the lungs' fields behind everything, `opacity`
     the share of their air that a sign has replaced, `extra` added density, `bare` where no vessel
