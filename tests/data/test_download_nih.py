@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, environment
 from file_server import FileServer, Handler, cut_after, serving, stall_after, status
+from tables import NIH_HEADER
 
 from xray_lightning.data.download import nih
 from xray_lightning.data.download.http import Patience
@@ -301,19 +302,16 @@ def test_ctrl_c_is_told_as_such() -> None:
 
 # -- the table and the lists -----------------------------------------------------------------------
 
-TABLE = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
-    + "".join(f"00000001_{n:03d}.png,No Finding,{n},1,50,M,PA\n" for n in range(IMAGES))
-)
-LISTS = {
-    "train_val_list.txt": "".join(f"00000001_{n:03d}.png\n" for n in range(30)),
-    "test_list.txt": "".join(f"00000001_{n:03d}.png\n" for n in range(30, IMAGES)),
-}
 
-
-def serve_metadata(server: FileServer, **changed: str) -> str:
-    content = {"Data_Entry_2017_v2020.csv": TABLE, **LISTS}
-    server.files |= {f"/lists/{name}": text.encode() for name, text in content.items()}
+def serve_metadata(server: FileServer) -> str:
+    names = [f"00000001_{n:03d}.png" for n in range(IMAGES)]
+    rows = [f"{name},No Finding,{n},1,50,M,PA" for n, name in enumerate(names)]
+    for file, lines in (
+        ("Data_Entry_2017_v2020.csv", [NIH_HEADER, *rows]),
+        ("train_val_list.txt", names[:30]),
+        ("test_list.txt", names[30:]),
+    ):
+        server.files[f"/lists/{file}"] = "\n".join(lines).encode()
     return f"{server.url}lists"
 
 
