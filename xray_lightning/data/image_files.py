@@ -47,19 +47,17 @@ def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[s
     for here, reason in found.unreadable.items():
         raise UserError(f"{here} cannot be read: {reason}")
     for name, files in found.files.items():
-        exact = {path[start:]: path for path in files if below and path[start:] in wanted}
-        others = [path for path in files if path[start:] not in exact]
+        exact = {p[start:]: p for p in files if p[start:] in wanted} if below else {}
+        others = [path for path in files if path[start:] not in exact] if exact else files
         if name not in wanted:
             unlisted += len(others)
         elif name not in exact and others:
-            first, *more = distinct(others)
-            if more:
-                one, other = sorted([first, more[0]])
+            if len(others) > 1 and len(two := distinct(others)) > 1:
                 raise UserError(
-                    f"two files are named {shown(name)}: {one} and {other}; remove one, or "
-                    "give the folder to use as data.images"
+                    f"two files are named {shown(name)}: {' and '.join(sorted(two[:2]))}; remove "
+                    "one, or give the folder to use as data.images"
                 )
-            paths[name] = first
+            paths[name] = others[0]
         paths |= exact
     return paths, unlisted
 
