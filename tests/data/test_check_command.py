@@ -139,19 +139,12 @@ def test_a_table_of_ones_own_is_not_quoted_where_it_speaks_of_persons(small: Pat
 def test_a_listing_fits_80_columns_without_blanks_at_its_ends(small: Path) -> None:
     rows = [f"{'y' * 60}{number}.png,Mass,{number}" for number in range(20)]
     (small / "Data_Entry.csv").write_text("\n".join([HEADER, *rows]))
-    process = subprocess.run(
-        [sys.executable, "-m", "xray_lightning.cli.main", "data", "check", small],
-        env=environment(COLUMNS="80"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (process.returncode, process.stderr) == (1, "")
-    assert max(map(len, process.stdout.splitlines())) <= 80
-    assert "and 15 more" in " ".join(process.stdout.split())
-    assert not any(
-        line.startswith("      ") and line != line.rstrip() for line in process.stdout.splitlines()
-    )
+    done = CliRunner().invoke(app, ["check", str(small)], env={"COLUMNS": "80"})
+    assert (done.exit_code, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "and 15 more" in " ".join(done.stdout.split())
+    assert not any(line.startswith("      ") and line != line.rstrip() for line in lines)
 
 
 def test_control_c_ends_with_130_and_writes_nothing(small: Path) -> None:
