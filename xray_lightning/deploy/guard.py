@@ -29,17 +29,12 @@ from xray_lightning.data.images import Gray, resize_gray
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a model takes it, and what resizing and gray hide of the file.
+    """An image as a model takes it, and what resizing and gray hide of the file."""
 
-    Attributes:
-        pixels: uint8 (S, S).
-        height, width: of the file's image, in pixels.
-        colour: mean difference of the largest and the smallest of red, green and blue, 0 to 255.
-    """
-
-    pixels: Gray
-    height: int
+    pixels: Gray  # (S, S)
+    height: int  # of the file's image, in pixels
     width: int
+    # Mean difference of the largest and the smallest of red, green and blue, 0 to 255.
     colour: float = 0.0
 
 

@@ -37,13 +37,9 @@ PNG_COLOUR, PNG_GRAY = 25, (0, 4)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images to pixels of one size.
+    """Images to pixels of one size."""
 
-    Args:
-        image_size: side of the squares that the model takes, in pixels.
-    """
-
-    image_size: int
+    image_size: int  # side of the squares that the model takes, in pixels
 
     def file(self, path: str | Path) -> Picture:
         """Read an image file.

@@ -16,7 +16,7 @@ from xray_lightning.deploy.model import Model, Prediction
 from xray_lightning.deploy.saliency.localisation import Box
 from xray_lightning.deploy.saliency.maps import NAMES, Explainer, Maps
 from xray_lightning.errors import UserError
-from xray_lightning.html.page import data_uri, rendered
+from xray_lightning.html.page import TEMPLATES, data_uri, rendered
 
 LONGEST = 512  # pixels of a picture's longer side: far more than any map can tell apart
 HEAT_SIDE = 96  # pixels of a heat map alone, which is shown as large as its image
@@ -39,8 +39,7 @@ def heat_png(values: Maps) -> bytes:
         values: 0 and up, (S, S).
     """
     image = Image.fromarray(_heat(values))
-    image = image.resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BILINEAR)
-    return _encoded(image, "PNG")
+    return _encoded(image.resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BILINEAR), "PNG")
 
 
 def overlay_png(gray: Gray, values: Maps) -> bytes:
@@ -56,11 +55,6 @@ def overlay_png(gray: Gray, values: Maps) -> bytes:
     opacity = BLEND * colours[..., 3:] / 255
     blended = (1 - opacity) * gray[..., None] + opacity * colours[..., :3]
     return _encoded(Image.fromarray(blended.round().astype(np.uint8)), "PNG")
-
-
-def gray_jpeg(gray: Gray) -> bytes:
-    """An image alone: JPEG."""
-    return _encoded(Image.fromarray(gray), "JPEG")
 
 
 def scale_png() -> bytes:
@@ -91,32 +85,20 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 @dataclass(frozen=True)
 class Explained:
-    """One image.
-
-    Attributes:
-        prediction: what the model answers, or why the image cannot be read.
-        gray: the image, uint8 (H, W), small enough to be shown; None where it cannot be read.
-        maps: by finding, most probable first: float32 (S, S).
-        boxes: where findings are said to be.
-    """
+    """One image; where it cannot be read, the prediction says why."""
 
     prediction: Prediction
-    gray: Gray | None
-    maps: Mapping[str, Maps]
-    boxes: Sequence[Box] = ()
+    gray: Gray | None  # (H, W), small enough to be shown
+    maps: Mapping[str, Maps]  # by finding, most probable first: (S, S)
+    boxes: Sequence[Box] = ()  # where findings are said to be
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which findings of an image get a map.
-
-    Attributes:
-        findings: always these; None for the most probable ones, and those that have a box.
-        top: how many of the most probable ones.
-    """
+    """Which findings of an image get a map: those named, or the most probable and the boxed."""
 
     findings: tuple[str, ...] | None = None
-    top: int = 3
+    top: int = 3  # how many of the most probable ones
 
     def of(self, prediction: Prediction, known: Sequence[str], boxes: Sequence[Box]) -> list[int]:
         """Places among the `known` findings, most probable first."""
@@ -171,65 +153,22 @@ def explain_each(
             for row, found in zip(rows, explainer.maps(stacked[:, None], finding), strict=True):
                 maps[row][finding] = found
         for prediction, places, found_of in zip(predictions, wanted, maps, strict=True):
-            yield _explained(
-                prediction,
-                {known[place]: found_of[place] for place in places},
-                boxes.get(prediction.image, ()),
-            )
-
-
-def _explained(prediction: Prediction, maps: Mapping[str, Maps], boxes: Sequence[Box]) -> Explained:
-    if prediction.reason is not None:
-        return Explained(prediction, None, {})
-    try:
-        gray = shrunk(decode_gray(prediction.image))
-    except UnreadableImageError as error:  # it was there a moment ago
-        reason = str(error).removeprefix(f"{prediction.image}: ")
-        return Explained(Prediction(prediction.image, reason=reason), None, {})
-    return Explained(prediction, gray, maps, boxes)
+            gray = None
+            try:
+                if prediction.reason is None:
+                    gray = shrunk(decode_gray(prediction.image))
+            except UnreadableImageError as error:  # it was there a moment ago
+                reason = str(error).removeprefix(f"{prediction.image}: ")
+                prediction = Prediction(prediction.image, reason=reason)
+            if gray is None:
+                yield Explained(prediction, None, {})
+                continue
+            named = {known[place]: found_of[place] for place in places}
+            yield Explained(prediction, gray, named, boxes.get(prediction.image, ()))
 
 
 PAGE = "gallery.html"
 MOST_IMAGES = 100  # in one page: about 0.1 MB each
-
-# Shows the map that is chosen, as opaque as the slider says.
-SCRIPT = """
-"use strict";
-for (const card of document.querySelectorAll(".card")) {
-  const slider = card.querySelector("input[type=range]");
-  if (!slider) continue;
-  const show = () => {
-    const chosen = card.querySelector("input[type=radio]:checked").value;
-    for (const heat of card.querySelectorAll(".heat")) {
-      heat.hidden = heat.dataset.finding !== chosen;
-      heat.style.opacity = slider.value / 100;
-    }
-    for (const box of card.querySelectorAll(".marked"))
-      box.classList.toggle("other", box.dataset.finding !== chosen);
-    card.querySelector("output").value = slider.value + " %";
-  };
-  card.addEventListener("input", show);
-  show();
-}
-const boxes = document.querySelector("#boxes");
-if (boxes) {
-  const toggle = () => document.body.classList.toggle("no-boxes", !boxes.checked);
-  boxes.addEventListener("input", toggle);
-  toggle();
-}
-"""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What is said of one finding that has a map."""
-
-    finding: str
-    heat: str
-    probability: float
-    calibrated: float | None
-    threshold: float | None
-    present: bool | None
 
 
 class Gallery:
@@ -253,23 +192,28 @@ class Gallery:
         if len(self._cards) == MOST_IMAGES:
             return
         height, width = one.gray.shape
-        rows = [
-            _Row(
-                finding=name,
-                heat=data_uri(heat_png(values), kind="image/png"),
-                probability=_of(said.probabilities, place),
-                calibrated=None if said.calibrated is None else _of(said.calibrated, place),
-                threshold=(self._model.operating_points or {}).get(name),
-                present=None if said.decisions is None else bool(said.decisions[place]),
+        rows = []
+        for name, values in one.maps.items():
+            place = self._model.findings.index(name)
+            probabilities, calibrated, decided = (
+                None if answers is None else answers[place].item()
+                for answers in (said.probabilities, said.calibrated, said.decisions)
             )
-            for name, values in one.maps.items()
-            for place in [self._model.findings.index(name)]
-        ]
+            rows.append(
+                {
+                    "finding": name,
+                    "heat": data_uri(heat_png(values), kind="image/png"),
+                    "probability": probabilities,
+                    "calibrated": calibrated,
+                    "threshold": (self._model.operating_points or {}).get(name),
+                    "present": decided,
+                }
+            )
         self._cards.append(
             {
                 "name": Path(said.image).name,
                 "path": said.image,
-                "uri": data_uri(gray_jpeg(one.gray), kind="image/jpeg"),
+                "uri": data_uri(_encoded(Image.fromarray(one.gray), "JPEG"), kind="image/jpeg"),
                 "width": width,
                 "height": height,
                 "flags": said.flags,
@@ -282,7 +226,7 @@ class Gallery:
         """The page as HTML."""
         return rendered(
             "gallery.html.jinja",
-            script=SCRIPT,
+            script="\n" + (TEMPLATES[0] / "gallery.js").read_text(encoding="utf-8"),
             title="Where the model saw findings",
             checkpoint=self._checkpoint.name,
             run=self._checkpoint.absolute().parent.parent.name,
@@ -297,7 +241,3 @@ class Gallery:
             boxed=any(card["boxes"] for card in self._cards),
             scale=data_uri(scale_png(), kind="image/png"),
         )
-
-
-def _of(values: Any, place: int) -> float:
-    return float(values[place])

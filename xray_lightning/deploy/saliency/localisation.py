@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,20 +58,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Localisation:
-    """What maps of one model and method score.
+    """What maps of one model and method score; the scores are by finding, and "macro"."""
 
-    Attributes:
-        images: with boxes, by finding.
-        pointing: share of maps whose largest value lies in a box, by finding, and "macro".
-        overlap: mean intersection over union of what is marked and the boxes, by `LEVELS`, then
-            as `pointing`.
-        unreadable: images with boxes that cannot be read, and why.
-    """
-
-    images: dict[str, int]
-    pointing: dict[str, Score]
-    overlap: dict[float, dict[str, Score]]
-    unreadable: dict[str, str]
+    images: dict[str, int]  # with boxes, by finding
+    pointing: dict[str, Score]  # share of maps whose largest value lies in a box
+    overlap: dict[float, dict[str, Score]]  # by level, mean intersection over union with the boxes
+    unreadable: dict[str, str]  # images with boxes that cannot be read, and why
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -86,38 +80,6 @@ class Localisation:
 MACRO = "macro"
 
 
-@dataclass
-class _Cases:
-    """Maps of one finding beside their boxes; all arrays have the images first."""
-
-    patients: list[str]
-    inside: Bools  # pixels in a box, (N, S, S)
-    maps: Maps  # (N, S, S)
-
-    def outcomes(self, others: Integers) -> dict[str, Floats]:
-        """Of each image (N,), every score, and those of the map that another has.
-
-        Args:
-            others: for each image, the one whose map stands in; itself where there is none.
-        """
-        area = self.inside.mean(axis=(1, 2))
-        found: dict[str, Floats] = {"chance": area}
-        for name, maps in (("own", self.maps), ("another", self.maps[others])):
-            found[f"{name}_hit"] = _hits(maps, self.inside)
-            for level in LEVELS:
-                found[f"{name}_{level}"] = _overlap(_marked(maps, level), self.inside)
-        for level in LEVELS:
-            # As many pixels as the map marks, anywhere: expected intersection over expected union.
-            share = _marked(self.maps, level).mean(axis=(1, 2))
-            both = share * area
-            found[f"chance_{level}"] = both / (share + area - both)
-        missing = others == np.arange(len(others))
-        for name in found:
-            if name.startswith("another"):
-                found[name] = np.where(missing, np.nan, found[name])
-        return found
-
-
 def localise(
     explainer: Explainer,
     boxes: pd.DataFrame,
@@ -129,11 +91,9 @@ def localise(
     """Score a model's maps against boxes.
 
     Args:
-        explainer: the model and the method.
-        boxes: as `data.boxes.read_boxes` gives them, with `path` and `patient_id` of each image.
+        boxes: as `boxes_to_score` gives them.
         resamples: draws of patients for the intervals.
         seed: of the draws, and of whose map stands in for another's.
-        progress: display for the maps.
 
     Raises:
         UserError: no box of a finding that the model knows, of an image that can be read.
@@ -145,11 +105,13 @@ def localise(
     random = np.random.default_rng(seed)
     with progress("explaining", boxes.groupby("finding")["image"].nunique().sum()) as advance:
         for finding in explainer.findings:
-            cases = _cases(explainer, boxes[boxes["finding"] == finding], finding, unreadable)
-            if cases is not None:
-                outcomes[finding] = cases.outcomes(_others(cases.patients, random))
-                patients[finding] = cases.patients
-            advance(boxes["image"][boxes["finding"] == finding].nunique())
+            rows = boxes[boxes["finding"] == finding]
+            names, inside, maps = _cases(explainer, rows, finding, unreadable)
+            if names:
+                patients[finding] = names
+                others = _others(names, random)
+                outcomes[finding] = _outcomes(np.stack(inside), np.concatenate(maps), others)
+            advance(rows["image"].nunique())
     if not outcomes:
         raise UserError(
             "there is no box of a finding that the model knows, around one in an image that can be "
@@ -164,39 +126,56 @@ def localise(
 
 def _cases(
     explainer: Explainer, boxes: pd.DataFrame, finding: str, unreadable: dict[str, str]
-) -> _Cases | None:
-    """The maps of a finding, and where its boxes are, of the images that can be read."""
-    place = explainer.findings.index(finding)
+) -> tuple[list[str], list[Bools], list[Maps]]:
+    """Patients and pixels in a box of the images that can be read, and their maps, some at once."""
+    size, place = explainer.model.image_size, explainer.findings.index(finding)
+    prepare = Preprocessing(size)
     patients: list[str] = []
     inside: list[Bools] = []
     maps: list[Maps] = []
-    for batch in _batches(explainer, boxes, unreadable):
-        maps.append(explainer.maps(np.stack([one[0] for one in batch])[:, None], place))
-        inside += [one[1] for one in batch]
-        patients += [one[2] for one in batch]
-    return _Cases(patients, np.stack(inside), np.concatenate(maps)) if maps else None
+
+    def pixels() -> Iterator[npt.NDArray[np.uint8]]:
+        for image, rows in boxes.groupby("image"):
+            path = rows["path"].iloc[0]
+            try:
+                decoded = prepare.file(path).pixels
+            except UnreadableImageError as error:
+                unreadable[str(image)] = str(error).removeprefix(f"{path}: ")
+                continue
+            inside.append(box_mask(rows[PLACE].to_numpy(), size))
+            patients.append(rows["patient_id"].iloc[0])
+            yield decoded
+
+    found = pixels()
+    while batch := list(islice(found, BATCH)):
+        maps.append(explainer.maps(np.stack(batch)[:, None], place))
+    return patients, inside, maps
 
 
-def _batches(
-    explainer: Explainer, boxes: pd.DataFrame, unreadable: dict[str, str]
-) -> Iterator[list[tuple[npt.NDArray[np.uint8], Bools, str]]]:
-    """Pixels (S, S), what lies in a box (S, S), and patient of each image, some at once."""
-    size = explainer.model.image_size
-    prepare = Preprocessing(size)
-    batch: list[tuple[npt.NDArray[np.uint8], Bools, str]] = []
-    for image, rows in boxes.groupby("image"):
-        path = rows["path"].iloc[0]
-        try:
-            pixels = prepare.file(path).pixels
-        except UnreadableImageError as error:
-            unreadable[str(image)] = str(error).removeprefix(f"{path}: ")
-            continue
-        batch.append((pixels, box_mask(rows[PLACE].to_numpy(), size), rows["patient_id"].iloc[0]))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _outcomes(inside: Bools, maps: Maps, others: Integers) -> dict[str, Floats]:
+    """Of each image (N,), every score, and those of the map that another has.
+
+    Args:
+        inside: pixels in a box, (N, S, S).
+        maps: (N, S, S).
+        others: for each image, the one whose map stands in; itself where there is none.
+    """
+    area = inside.mean(axis=(1, 2))
+    found: dict[str, Floats] = {"chance": area}
+    for name, of in (("own", maps), ("another", maps[others])):
+        found[f"{name}_hit"] = _hits(of, inside)
+        for level in LEVELS:
+            found[f"{name}_{level}"] = _overlap(_marked(of, level), inside)
+    for level in LEVELS:
+        # As many pixels as the map marks, anywhere: expected intersection over expected union.
+        share = _marked(maps, level).mean(axis=(1, 2))
+        both = share * area
+        found[f"chance_{level}"] = both / (share + area - both)
+    missing = others == np.arange(len(others))
+    for name in found:
+        if name.startswith("another"):
+            found[name] = np.where(missing, np.nan, found[name])
+    return found
 
 
 def box_mask(boxes: Floats, size: int) -> Bools:
@@ -281,29 +260,32 @@ def _scores(
     found: dict[str, dict[str, Score]] = {}
     for measure in measures:
         chance = "chance" if measure == "hit" else f"chance_{measure}"
-        values = np.append(plain[measure], np.nanmean(plain[measure]))
-        drawn = np.column_stack([draws[measure], list(map(_known_mean, draws[measure]))])
-        beside = np.array(
-            [
-                [_known_mean(outcomes[f][chance]), _known_mean(outcomes[f][f"another_{measure}"])]
-                for f in outcomes
-            ]
-        )
-        others = [*beside.tolist(), [_known_mean(column) for column in beside.T]]
-        counts = [*(len(set(patients[f])) for f in outcomes), len(everyone)]
-        found[measure] = {
-            name: _score(float(value), column, *one, patients=count)
-            for name, value, column, one, count in zip(
-                (*outcomes, MACRO), values, drawn.T, others, counts, strict=True
+        scores: dict[str, Score] = {}
+        for place, (finding, of) in enumerate(outcomes.items()):
+            scores[finding] = _score(
+                plain[measure][place],
+                draws[measure][:, place],
+                chance=of[chance],
+                another=of[f"another_{measure}"],
+                patients=len(set(patients[finding])),
             )
-        }
+        macro = _score(
+            np.nanmean(plain[measure]),
+            np.array(list(map(_known_mean, draws[measure]))),
+            chance=np.array([one.chance for one in scores.values()]),
+            another=np.array([one.another for one in scores.values()]),
+            patients=len(everyone),
+        )
+        found[measure] = scores | {MACRO: macro}
     return found
 
 
-def _score(value: float, drawn: Floats, chance: float, another: float, *, patients: int) -> Score:
+def _score(
+    value: np.floating, drawn: Floats, *, chance: Floats, another: Floats, patients: int
+) -> Score:
     few = FEW_WITH if patients < ENOUGH_PATIENTS else None
-    found = Estimate.of(value, drawn, few=few)
-    return Score(value, found.ci95, chance, another, found.reason)
+    found = Estimate.of(float(value), drawn, few=few)
+    return Score(float(value), found.ci95, _known_mean(chance), _known_mean(another), found.reason)
 
 
 def _mean(values: Floats, weights: Integers) -> float:
@@ -317,8 +299,7 @@ def _known_mean(values: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A box around a finding, in shares of the image's width and height."""
 
     finding: str
@@ -343,20 +324,13 @@ def boxes_of(paths: Sequence[str], *, file: Path | None) -> Mapping[str, Sequenc
         UserError: a `file` that is not there or has a fault. A faulty list that was not asked for
             is told of and left out.
     """
-    listed: dict[Path, dict[str, list[Box]]] = {}
-    found: dict[str, list[Box]] = {}
-    nearest: dict[str, Path | None] = {}
+    nearest, read = cache(_nearest), cache(partial(_read, asked_for=file is not None))
+    found: dict[str, Sequence[Box]] = {}
     for path in paths:
         folder, name = os.path.split(path)
-        if folder not in nearest:
-            nearest[folder] = file or _nearest(Path(folder))
-        place = nearest[folder]
-        if place is None:
-            continue
-        if place not in listed:
-            listed[place] = _read(place, asked_for=file is not None)
-        if name in listed[place]:
-            found[path] = listed[place][name]
+        place = file or nearest(Path(folder))
+        if place is not None and name in read(place):
+            found[path] = read(place)[name]
     return found
 
 

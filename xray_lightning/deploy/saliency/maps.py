@@ -34,17 +34,11 @@ def captum() -> Any:
 
 @dataclass(frozen=True)
 class Explainer:
-    """One checkpoint, and a way to ask it where it saw a finding.
-
-    Attributes:
-        model: what it answers.
-        network: the same, as torch's module.
-        method: a key of `METHODS`.
-    """
+    """One checkpoint, and a way to ask it where it saw a finding."""
 
     model: Model
-    network: TorchNetwork
-    method: str
+    network: TorchNetwork  # the same, as torch's module
+    method: str  # a key of `METHODS`
 
     @classmethod
     def load(cls, checkpoint: Path, *, method: str, device: str = "auto") -> "Explainer":
