@@ -194,6 +194,14 @@ def opened(browser: Any) -> Iterator[Any]:
         yield open_page
 
 
+@pytest.fixture(scope="session")
+def ckpt(once: Once) -> Path:
+    """A checkpoint of a small ResNet18 that has learned nothing, with operating points."""
+    from checkpoints import checkpoint
+
+    return once("ckpt", lambda folder: checkpoint(folder / "one.ckpt")) / "one.ckpt"
+
+
 def tiny_classifier(**further: Any) -> "Classifier":
     """A classifier of 32 x 32 images that is one linear layer: fits and checkpoints at once."""
     import torch

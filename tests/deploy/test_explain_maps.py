@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import SIDE, checkpoint
+from checkpoints import SIDE
 from conftest import tiny_classifier
 from torch import Tensor
 from torch.nn import functional
@@ -17,11 +17,6 @@ from xray_lightning.models.backbones import build_backbone
 pytest.importorskip("captum", reason="needs the extra explain")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 1, SIDE, SIDE), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("ckpt") / "one.ckpt")
 
 
 def activations_and_gradients(explainer: Explainer, finding: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,10 +1,12 @@
 """An exported model answers as its checkpoint does, says what it is, and needs no torch."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 from checkpoints import SIDE, checkpoint
-from conftest import environment, tiny_classifier
+from conftest import Xray, environment
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from xray_lightning.cli.main import app
 from xray_lightning.deploy import export as exporting
@@ -26,17 +29,20 @@ from xray_lightning.deploy.export import (
     MOST_APART,
     PHANTOMS,
     Answering,
-    TorchGraph,
+    Answers,
+    Graph,
     check_out,
     differences,
     export,
+    torch_graph,
 )
+from xray_lightning.deploy.int8 import CALIBRATION_IMAGES
 from xray_lightning.deploy.model import Model, load_model
-from xray_lightning.deploy.onnx_backend import SCHEMA_VERSION, from_texts
+from xray_lightning.deploy.onnx_backend import SCHEMA_VERSION, OnnxMember, from_texts
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.backbones import build_backbone
 from xray_lightning.models.checkpoint import read_checkpoint, restore
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -47,20 +53,11 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (5, 40, 50), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("ckpt") / "one.ckpt")
-
-
-@pytest.fixture(scope="module")
 def exported(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That checkpoint as ONNX."""
     out = tmp_path_factory.mktemp("exported") / "one.onnx"
     export(ckpt, out, format="onnx")
     return out
-
-
-def xray(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=True)
 
 
 # -- the graph -------------------------------------------------------------------------------------
@@ -82,20 +79,13 @@ def test_an_exported_model_predicts_as_its_checkpoint(ckpt: Path, exported: Path
 
 
 def test_normalisation_and_a_hidden_layer_are_in_the_graph(tmp_path: Path) -> None:
-    recipe: dict[str, Any] = {
-        "model": {"arch": "resnet18", "hidden": [16], "dropout": 0.5},
-        "normalize": "dataset",
-        "image_size": SIDE,
-    }
-    built = tiny_classifier(recipe=recipe)
-    torch.manual_seed(1)
-    built.backbone = build_backbone(**recipe["model"])
-    content: dict[str, Any] = {"state_dict": built.state_dict()}
-    content["state_dict"]["normalize.mean"] = torch.tensor(0.31)
-    content["state_dict"]["normalize.std"] = torch.tensor(0.17)
-    built.on_save_checkpoint(content)
-    path = tmp_path / "m.ckpt"
-    torch.save(content, path)
+    path = checkpoint(
+        tmp_path / "m.ckpt",
+        seed=1,
+        model={"arch": "resnet18", "hidden": [16], "dropout": 0.5},
+        normalize="dataset",
+        state={"normalize.mean": torch.tensor(0.31), "normalize.std": torch.tensor(0.17)},
+    )
     export(path, tmp_path / "m.pt2", format="torch-export")
     model = load_model(path, device="cpu")
     probabilities, _ = torch.export.load(tmp_path / "m.pt2").module()(pixels(model))
@@ -109,12 +99,12 @@ def test_the_file_says_what_it_is_and_names_nothing_of_this_machine(
     proto = onnx.load(exported)
     onnx.checker.check_model(proto)
     texts = {entry.key: entry.value for entry in proto.metadata_props}
-    described = from_texts(texts)
-    assert tuple(described["findings"]) == FINDINGS
-    assert described["schema_version"] == SCHEMA_VERSION
-    assert described["split_sha256"] == "ab" * 32
-    assert described["thresholds"]["Mass"] == pytest.approx(0.3 + 0.03 * FINDINGS.index("Mass"))
-    assert described["calibration"]["method"] == "platt"
+    said = from_texts(texts)
+    assert tuple(said["findings"]) == FINDINGS
+    assert said["schema_version"] == SCHEMA_VERSION
+    assert said["split_sha256"] == "ab" * 32
+    assert said["thresholds"]["Mass"] == pytest.approx(0.3 + 0.03 * FINDINGS.index("Mass"))
+    assert said["calibration"]["method"] == "platt"
     assert "Research software, not a medical device." in texts["notice"]
     assert f"uint8 (N, 1, {SIDE}, {SIDE})" in texts["preparation"]
     shape = proto.graph.input[0].type.tensor_type.shape.dim
@@ -130,10 +120,12 @@ def pixels(model: Model) -> torch.Tensor:
     return torch.from_numpy(np.stack([prepare.array(array).pixels for array in ARRAYS])[:, None])
 
 
-def test_torch_export_holds_the_same_model_and_its_description(ckpt: Path, tmp_path: Path) -> None:
+def test_torch_export_holds_the_same_model_and_its_description(
+    ckpt: Path, tmp_path: Path, xray: Xray
+) -> None:
     out = tmp_path / "one.pt2"
-    done = xray("export", ckpt, "--out", out, "--format", "torch-export")
-    assert f"Compared with torch on {PHANTOMS} phantoms (give --images" in done.stdout
+    _, told, _ = xray("export", ckpt, "--out", out, "--format", "torch-export")
+    assert f"Compared with torch on {PHANTOMS} phantoms (give --images" in told
     extra = {DESCRIPTION: ""}
     program = torch.export.load(out, extra_files=extra)
     assert json.loads(extra[DESCRIPTION])["findings"] == list(FINDINGS)
@@ -149,23 +141,22 @@ def test_torch_export_holds_the_same_model_and_its_description(ckpt: Path, tmp_p
 # -- parity ----------------------------------------------------------------------------------------
 
 
-class Wrong(TorchGraph):
+def wrong(model: Answering, described: Any, apart: float = 2 * MOST_APART) -> Graph:
     """A graph one of whose answers is another."""
+    made = torch_graph(model, described)
 
-    apart = 2 * MOST_APART
-
-    def answers(
-        self, pixels: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        probabilities, logits = super().answers(pixels)
-        logits[-1, 3] += self.apart
+    def answers(pixels: npt.NDArray[np.uint8]) -> Answers:
+        probabilities, logits = made.answers(pixels)
+        logits[-1, 3] += apart
         return probabilities, logits
+
+    return Graph(made.content, answers)
 
 
 def test_a_graph_that_answers_otherwise_is_refused_and_not_written(
     ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "TorchGraph", Wrong)
+    monkeypatch.setattr(exporting, "torch_graph", wrong)
     with pytest.raises(RunFailedError, match="answers otherwise than torch"):
         export(ckpt, tmp_path / "m.pt2", format="torch-export")
     assert list(tmp_path.iterdir()) == []
@@ -173,30 +164,36 @@ def test_a_graph_that_answers_otherwise_is_refused_and_not_written(
 
 def test_an_answer_that_is_no_number_is_as_far_apart_as_can_be(ckpt: Path) -> None:
     model = Answering(restore(read_checkpoint(ckpt), source=ckpt, channels_last=False)).eval()
-    graph = Wrong(model, {})
     one = np.zeros((1, 1, SIDE, SIDE), dtype=np.uint8)
-    assert differences(model, graph, one)[1] == pytest.approx(2 * MOST_APART, rel=0.01)
-    graph.apart = float("nan")
-    assert differences(model, graph, one)[1] == float("inf")
+    assert differences(model, wrong(model, {}), one)[1] == pytest.approx(2 * MOST_APART, rel=0.01)
+    assert differences(model, wrong(model, {}, apart=float("nan")), one)[1] == float("inf")
 
 
-def test_images_are_compared_where_they_can_be_read(ckpt: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of the arrays as files, and one that is no image."""
     folder = tmp_path / "images"
     folder.mkdir()
     for place, array in enumerate(ARRAYS):
         Image.fromarray(array).save(folder / f"{place}.png")
-    (folder / "notes.txt").write_text("no image")
-    options = ["--format", "torch-export", "--images", folder]
-    done = xray("export", ckpt, "--out", tmp_path / "m.pt2", *options)
-    assert done.exit_code == 0, done.output
+    (folder / "notes.png").write_text("no image")
+    return folder
+
+
+def test_images_are_compared_where_they_can_be_read(
+    ckpt: Path, images: Path, tmp_path: Path, xray: Xray
+) -> None:
+    options = ["--format", "torch-export", "--images", images]
+    code, out, err = xray("export", ckpt, "--out", tmp_path / "m.pt2", *options)
+    assert code == 0, err
     assert re.search(
         r"^Compared with torch on 5 images: probabilities differ by at most \d\.\de-\d\d, logits "
         r"by \d\.\de-\d\d$",
-        done.stdout,
+        out,
         re.MULTILINE,
     )
-    assert "Files that are no readable images, and left out: 1\n" in done.stdout
-    assert f"Written: {tmp_path}/m.pt2" in done.stdout
+    assert "Files that are no readable images, and left out: 1\n" in out
+    assert f"Written: {tmp_path}/m.pt2" in out
 
 
 # -- predicting from the file ----------------------------------------------------------------------
@@ -213,13 +210,10 @@ except SystemExit as ended:
 
 
 def test_predict_takes_the_file_without_importing_torch(
-    ckpt: Path, exported: Path, tmp_path: Path
+    exported: Path, images: Path, tmp_path: Path
 ) -> None:
-    for place, array in enumerate(ARRAYS):
-        Image.fromarray(array).save(tmp_path / f"{place}.png")
-    (tmp_path / "bad.png").write_bytes(b"no image")
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, exported, tmp_path, "--out", tmp_path / "found.csv"],
+        [sys.executable, "-c", PREDICT, exported, images, "--out", tmp_path / "found.csv"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -229,11 +223,6 @@ def test_predict_takes_the_file_without_importing_torch(
     rows = list(csv.DictReader(io.StringIO((tmp_path / "found.csv").read_text())))
     assert [row["status"] for row in rows].count("ok") == 5
     assert sum("neither PNG, JPEG nor DICOM" in row["reason"] for row in rows) == 1
-    expected = load_model(ckpt, device="cpu").predict(tmp_path / "3.png")
-    row = next(row for row in rows if row["path"].endswith("3.png"))
-    for place, finding in enumerate(FINDINGS):
-        given = float(row[f"prob_{finding}"])
-        assert given == pytest.approx(float(expected.probabilities[0, place]), abs=1e-5)
 
 
 def test_several_files_are_averaged_as_their_checkpoints_are(
@@ -260,29 +249,30 @@ def refused(path: Path, **options: Any) -> str:
     return str(told.value)
 
 
+def described(exported: Path, to: Path, **texts: str) -> Path:
+    """A copy of an exported model with other metadata; without any where none are given."""
+    proto = onnx.load(exported)
+    kept = {entry.key: entry.value for entry in proto.metadata_props} | texts if texts else {}
+    del proto.metadata_props[:]
+    for key, value in kept.items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, to)
+    return to
+
+
 def test_files_that_are_no_exported_model_are_refused_by_name(
     exported: Path, tmp_path: Path
 ) -> None:
-    assert refused(tmp_path / "no.onnx").endswith(
-        "no.onnx does not exist; give the path of an .onnx file"
-    )
-    (tmp_path / "empty.onnx").touch()
-    assert "is no ONNX model that onnxruntime can run" in refused(tmp_path / "empty.onnx")
+    told = refused(tmp_path / "no.onnx")
+    assert told.endswith("no.onnx does not exist; give the path of an .onnx file")
     content = exported.read_bytes()
-    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
-    assert "is no ONNX model that onnxruntime can run" in refused(tmp_path / "cut.onnx")
-    proto = onnx.load(exported)
-    del proto.metadata_props[:]
-    onnx.save(proto, tmp_path / "bare.onnx")
-    assert "it was not written by xray export" in refused(tmp_path / "bare.onnx")
-    proto = onnx.load(exported)
-    for entry in proto.metadata_props:
-        if entry.key == "schema_version":
-            entry.value = "7"
-    onnx.save(proto, tmp_path / "newer.onnx")
-    assert f"has schema_version 7, and this version reads {SCHEMA_VERSION}" in refused(
-        tmp_path / "newer.onnx"
-    )
+    for damaged in (b"", content[: len(content) // 2]):
+        (tmp_path / "cut.onnx").write_bytes(damaged)
+        assert "is no ONNX model that onnxruntime can run" in refused(tmp_path / "cut.onnx")
+    bare = described(exported, tmp_path / "bare.onnx")
+    assert "it was not written by xray export" in refused(bare)
+    newer = described(exported, tmp_path / "newer.onnx", schema_version="7")
+    assert f"has schema_version 7, and this version reads {SCHEMA_VERSION}" in refused(newer)
     assert "precision=bf16-mixed is of checkpoints" in refused(exported, precision="bf16-mixed")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         assert "this onnxruntime runs on CPUs alone" in refused(exported, device="cuda")
@@ -311,11 +301,142 @@ def test_a_place_or_format_that_cannot_be_is_refused_before_the_work(
 
 
 def test_a_folder_without_images_is_refused_and_nothing_is_written(
-    ckpt: Path, tmp_path: Path
+    ckpt: Path, tmp_path: Path, xray: Xray
 ) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     options = ["--format", "torch-export", "--images", tmp_path / "notes.txt"]
-    done = xray("export", ckpt, "--out", tmp_path / "m.pt2", *options)
-    assert isinstance(done.exception, UserError)
-    assert "none of 1 files could be read as an image" in str(done.exception)
+    code, _, err = xray("export", ckpt, "--out", tmp_path / "m.pt2", *options)
+    assert code == 2
+    assert "none of 1 files could be read as an image" in err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# -- int8 ------------------------------------------------------------------------------------------
+
+
+def auroc(model: Path, phantoms: Path) -> float:
+    """Macro AUROC on the official test images, by `load_model` and `Evaluator`."""
+    table = pd.read_csv(phantoms / "Data_Entry_2017_v2020.csv", index_col=False)
+    names = (phantoms / "test_list.txt").read_text().split()
+    rows = table.set_index("Image Index").loc[names]
+    loaded = load_model(model, device="cpu")
+    found = loaded.predict([phantoms / "images" / name for name in names])
+    predictions = pd.DataFrame(
+        {"image": names, "patient_id": rows["Patient ID"].astype(str).to_numpy()}
+    )
+    for place, finding in enumerate(loaded.findings):
+        labels = [finding in text.split("|") for text in rows["Finding Labels"]]
+        predictions[f"prob_{finding}"] = found.probabilities[:, place]
+        predictions[f"label_{finding}"] = np.array(labels, dtype=int)
+    return float(Evaluator(resamples=0, seed=0)(predictions)["auroc_macro"])
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    ckpt: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """That checkpoint in int8, and what the command has told."""
+    out = tmp_path_factory.mktemp("quantized") / "small.onnx"
+    arguments = ("export", ckpt, "--images", phantoms, "--out", out, "--int8", phantoms)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    return out, done.stdout
+
+
+def test_int8_is_smaller_close_and_says_what_it_costs(
+    exported: Path, quantized: tuple[Path, str], phantoms: Path
+) -> None:
+    small, told = quantized
+    assert small.stat().st_size < 0.3 * exported.stat().st_size
+    stored = {item.data_type for item in onnx.load(small).graph.initializer if item.dims}
+    assert onnx.TensorProto.INT8 in stored
+
+    own = OnnxMember.read(small).described
+    assert own["precision"] == "int8"
+    said = own["int8"]
+    assert said["auroc_macro"] == pytest.approx(auroc(small, phantoms), abs=1e-6)
+    assert said["auroc_macro_float32"] == pytest.approx(auroc(exported, phantoms), abs=1e-6)
+    change = said["auroc_macro"] - said["auroc_macro_float32"]
+    assert said["auroc_macro_change"]["value"] == pytest.approx(change)
+    assert 0 < said["calibration_images"] < CALIBRATION_IMAGES
+    assert f"{said['auroc_macro']:.4f}, in float32 {said['auroc_macro_float32']:.4f}" in told
+    assert "95 % interval" in told
+    # Nothing else is told or kept differently.
+    other = OnnxMember.read(exported).described
+    same = other.keys() - {"precision"}
+    assert {key: own[key] for key in same} == {key: other[key] for key in same}
+
+    paths = sorted((phantoms / "images").iterdir())[:20]
+    one, two = (load_model(path, device="cpu").predict(paths) for path in (exported, small))
+    apart = np.abs(one.probabilities - two.probabilities)
+    assert 0 < apart.max() < 0.1
+
+
+def test_any_number_of_images_goes_through_int8(quantized: tuple[Path, str]) -> None:
+    model = load_model(quantized[0], device="cpu")
+    together = model.predict(ARRAYS).probabilities
+    alone = np.concatenate([model.predict(one).probabilities for one in ARRAYS])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--out", "a.pt2", "--format", "torch-export", "--int8", "P"), "--int8 is of --format"),
+        (("--out", "a.onnx", "--int8", "absent"), "absent"),
+        (("--out", "a.onnx", "--int8", "empty"), "empty"),
+    ],
+)
+def test_what_cannot_be_quantized_is_one_line_and_writes_nothing(
+    arguments: tuple[str, ...], message: str, ckpt: Path, phantoms: Path, xray: Xray, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    given = [str(phantoms) if word == "P" else word for word in arguments]
+    code, _, err = xray("export", ckpt, *given)
+    assert code == 2
+    assert err.startswith("xray: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    shutil.rmtree(tmp_path / "empty")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".onnx", ".pt2")] == []
+
+
+def test_xray_info_says_what_an_exported_model_is_and_what_int8_has_cost(
+    ckpt: Path, exported: Path, quantized: tuple[Path, str], xray: Xray
+) -> None:
+    small, _ = quantized
+    code, out, err = xray("info", exported, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
+    assert told["exported"] == {
+        "checkpoint_sha256": sha256,
+        "precision": "float32",
+        "int8": None,
+    }
+    of_checkpoint = json.loads(xray("info", ckpt, "--json")[1])
+    for key in ("operating_points", "calibration"):
+        assert told[key] == of_checkpoint[key]
+    assert told["model"]["findings"] == of_checkpoint["model"]["findings"]
+    assert told["training"]["split_sha256"] == of_checkpoint["training"]["split_sha256"]
+    assert told["metrics"] is None
+    assert "ask its checkpoint" in told["metrics_unknown"]
+
+    said = OnnxMember.read(small).described["int8"]
+    assert json.loads(xray("info", small, "--json")[1])["exported"]["int8"] == said
+    for arguments in (("info", small), ("info", small, "--card")):
+        code, out, err = xray(*arguments)
+        assert (code, err) == (0, "")
+        flowed = " ".join(out.split())
+        assert f"int8: macro AUROC {said['auroc_macro']:.4f} on {said['images']} test" in flowed
+        assert sha256 in flowed
+
+
+@pytest.mark.parametrize("int8", ["none", {}, {"auroc_macro_change": {"value": "x", "ci95": [1]}}])
+def test_a_damaged_account_of_int8_is_one_line(
+    int8: object, exported: Path, xray: Xray, tmp_path: Path
+) -> None:
+    one = described(exported, tmp_path / "one.onnx", int8=json.dumps(int8))
+    code, out, err = xray("info", one)
+    assert (code, out) == (2, "")
+    assert "one.onnx: its metadata are damaged (int8)" in err

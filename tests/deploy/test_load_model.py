@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import SIDE, checkpoint
+from checkpoints import SIDE
 
 import xray_lightning
 from xray_lightning import load_model
@@ -17,8 +17,8 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> xray_lightning.Model:
-    return load_model(checkpoint(tmp_path_factory.mktemp("m") / "one.ckpt"), device="cpu")
+def model(ckpt: Path) -> xray_lightning.Model:
+    return load_model(ckpt, device="cpu")
 
 
 def test_a_stack_a_list_and_single_images_get_the_same_answers(
@@ -58,15 +58,16 @@ def test_images_are_taken_as_they_are_needed(model: xray_lightning.Model) -> Non
     assert first.probabilities is not None
 
 
-def test_what_no_model_can_be_loaded_from_is_refused(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "one.ckpt")
+def test_what_no_model_can_be_loaded_from_is_refused(
+    ckpt: Path, model: xray_lightning.Model
+) -> None:
     with pytest.raises(UserError, match="accelerator=tpu is unknown"):
-        load_model(path, device="tpu")
+        load_model(ckpt, device="tpu")
     with pytest.raises(UserError, match="no checkpoint"):
         load_model([])
     with pytest.raises(UserError, match="batch_size=0"):
-        load_model(path, batch_size=0)
+        load_model(ckpt, batch_size=0)
     with pytest.raises(UserError, match="no image"):
-        load_model(path, device="cpu").predict([])
+        model.predict([])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         xray_lightning.nothing  # noqa: B018

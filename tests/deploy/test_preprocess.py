@@ -1,5 +1,8 @@
 """One preprocessing: all that reads an image sees the same numbers of the same file."""
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,12 @@ from PIL import Image
 
 from xray_lightning.data.cache import ImageSet, open_cache
 from xray_lightning.data.cache_build import ensure_cache
+from xray_lightning.data.images import UnreadableImageError
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
 from xray_lightning.deploy.export import export
+from xray_lightning.deploy.guard import Picture
 from xray_lightning.deploy.model import load_model
-from xray_lightning.deploy.preprocess import Preprocessing
+from xray_lightning.deploy.preprocess import Preprocessing, decoded_batches
 from xray_lightning.deploy.saliency.gallery import Choice, explain_each
 from xray_lightning.deploy.saliency.maps import Explainer
 from xray_lightning.errors import UserError
@@ -74,10 +79,10 @@ def test_training_evaluation_prediction_explanation_and_export_agree_on_the_same
     np.testing.assert_allclose(exported, evaluated, atol=1e-6)
 
 
-def test_an_array_is_taken_as_its_file_is(tmp_path: Path) -> None:
+def test_an_array_is_taken_as_its_file_is(ckpt: Path, tmp_path: Path) -> None:
     path, *_ = files(tmp_path)
     array = np.asarray(Image.open(path))
-    model = load_model(checkpoint(tmp_path / "one.ckpt"), device="cpu")
+    model = load_model(ckpt, device="cpu")
     one, other = model.predict(path), model.predict(array)
     assert np.array_equal(one.probabilities, other.probabilities)
     assert other.images == ("array 0",)
@@ -106,3 +111,48 @@ def test_colour_is_told_from_gray_in_the_format_of_colour(tmp_path: Path) -> Non
     for name in ("red.png", "red.jpg"):
         Image.fromarray(photograph).save(tmp_path / name)
         assert read(tmp_path / name).colour > 40
+
+
+# -- ahead of the model ----------------------------------------------------------------------------
+
+
+def picture(number: int) -> Picture:
+    if number % 7 == 3:
+        raise UnreadableImageError(f"{number}: odd")
+    time.sleep(0.001 * (number % 3))
+    return Picture(np.full((8, 8), number % 256, dtype=np.uint8), 8, 8)
+
+
+def test_every_input_comes_once_and_in_order_with_its_error() -> None:
+    batches = list(decoded_batches(range(45), picture, size=10))
+    assert [len(batch) for batch in batches] == [10, 10, 10, 10, 5]
+    every = [one for batch in batches for one in batch]
+    assert [one.source for one in every] == list(range(45))
+    for one in every:
+        assert (one.error is not None) == (one.picture is None) == (one.source % 7 == 3)
+        assert one.picture is None or one.picture.pixels[0, 0] == one.source
+
+
+def test_no_more_than_three_batches_are_taken_ahead() -> None:
+    taken = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    batches = decoded_batches(endless(), picture, size=5)
+    for consumed in range(20):
+        next(batches)
+        assert taken <= 5 * (consumed + 3)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [one for one in threading.enumerate() if one.name == "in_threads"]
+
+
+def test_another_error_ends_the_work_with_it() -> None:
+    def fail(number: int) -> Picture:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(decoded_batches(range(3), fail, size=2))

@@ -21,6 +21,7 @@ from xray_lightning.cli.options import (
 from xray_lightning.cli.output import STDOUT, FilesOrStdout, check_json, print_json, write_json
 from xray_lightning.errors import EXIT_RUN_FAILED, UserError, check_whole
 from xray_lightning.progress import display
+from xray_lightning.terminal import say
 
 if TYPE_CHECKING:
     from xray_lightning.data.manifest import Manifest
@@ -49,8 +50,7 @@ def phantom(
     with display("drawing phantoms", images) as advance:
         drawn = ensure_phantoms(folder, spec, progress=advance)
     state = "Drawn" if drawn else "Already there"
-    text = f"{state}: {images} phantoms of {size} x {size} pixels in {folder}"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"{state}: {images} phantoms of {size} x {size} pixels in {folder}")
 
 
 @app.command(cls=FilesOrStdout)
@@ -78,9 +78,7 @@ def check(
     from xray_lightning.data.check import check_data, show_health
     from xray_lightning.data.sources.custom_csv import OwnTable
 
-    to_stdout = json is not None and str(json) == STDOUT
-    file = None if to_stdout else json
-    check_json(file)
+    check_json(json)
     named = findings_of(findings)
     own = None
     if table is not None or named is not None:
@@ -95,11 +93,11 @@ def check(
         jobs=jobs,
         progress=display,
     )
-    if to_stdout:
+    if str(json) == STDOUT:
         print_json(health.as_json())
     else:
         show_health(health, Console())
-        write_json(file, health.as_json())
+        write_json(json, health.as_json())
     if health.problems:
         raise typer.Exit(EXIT_RUN_FAILED)
 
@@ -139,13 +137,12 @@ def cache(
     )
     text = f"{len(paths)} images of {image_size} x {image_size} pixels in {built.folder}"
     if done := built.decoded + built.copied:
-        text = (
+        say(
             f"Built: {text}: {built.decoded} decoded, {built.copied} copied from another cache, "
             f"{len(paths) - done} kept; {built.seconds:.1f} s, {done / built.seconds:.0f} images/s"
         )
     else:
-        text = f"Already there: {text}{'; every checksum is right' if verify else ''}"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"Already there: {text}{'; every checksum is right' if verify else ''}")
 
 
 @app.command()
@@ -196,7 +193,6 @@ def explore(
         jobs=jobs,
         progress=display,
     )
-    console = Console()
     measured = len(found.read.levels)
     kinds = ", ".join(f"{len(found.read.of(kind)):,} {kind.value}" for kind in Exposure)
     lines = [f"{measured:,} images measured: {kinds}"] if measured else []
@@ -205,8 +201,7 @@ def explore(
     if found.read.unreadable:
         lines.append(f"Images that cannot be read: {len(found.read.unreadable):,}, named there")
     lines.append(f"Written: {found.page}, with exposure.csv and {found.figures} figures beside it")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 @app.command("export-folders")
@@ -267,8 +262,7 @@ def export_folders(
     if usable.patient_overlap:
         options.append("data.allow_patient_overlap=true")
     lines.append(f"Train on it: uv run train.py {' '.join(options)}")
-    for line in lines:
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 def _manifest(
@@ -326,18 +320,15 @@ def nih(
         metadata_url=metadata_url,
         transfers=Transfers(),
     )
-    console = Console()
     for state, images in (("Fetched", fetched.new), ("Already there", fetched.kept)):
         if images:
             named = ", ".join(map(str, images))
-            text = f"{state}: {sum(images.values())} images of archive {named} in {folder}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(f"{state}: {sum(images.values())} images of archive {named} in {folder}")
     if fetched.missing:
-        text = (
+        say(
             f"Still needed in {folder}: {', '.join(fetched.missing)}. They lie beside the images "
             f"at {HOME} (open it in a browser), or give --metadata-url"
         )
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @download.command()
@@ -365,5 +356,4 @@ def chestmnist(
         transfers=Transfers(),
         progress=display,
     )
-    text = f"{'Fetched' if new else 'Already there'}: {images} images of {size} pixels in {folder}"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"{'Fetched' if new else 'Already there'}: {images} images of {size} pixels in {folder}")

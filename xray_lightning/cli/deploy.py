@@ -50,25 +50,25 @@ def predict(
 
     Example: [bold]xray predict runs/a/checkpoints/best.ckpt images/ --out predictions.csv[/bold]
     """
-    from xray_lightning.deploy.predict import Options
     from xray_lightning.deploy.predict import predict as predict_files
 
     check_whole("--batch-size", batch_size, least=1)
-    options = Options(
-        out=out,
-        images=images,
-        average=average,
-        accelerator=accelerator,
-        precision=precision,
-        batch_size=batch_size,
-    )
     try:
-        done = predict_files(arguments, options, progress=unseen if out is None else display)
+        summary, note = predict_files(
+            arguments,
+            out=out,
+            images=images,
+            average=average,
+            batch_size=batch_size,
+            device=accelerator,
+            precision=precision,
+            progress=unseen if out is None else display,
+        )
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    lines = [done.note, done.summary() if out is None else f"Written: {out}: {done.summary()}"]
-    say(*filter(None, lines), console=Console(stderr=out is None))
+    told = summary if out is None else f"Written: {out}: {summary}"
+    say(*filter(None, (note, told)), console=Console(stderr=out is None))
 
 
 def export(
@@ -103,17 +103,7 @@ def export(
     done = export_model(
         checkpoint, out, format=format, images=images or (), int8=int8, progress=display
     )
-    what = "images" if done.real else "phantoms (give --images to compare on real ones)"
-    lines = [
-        f"Compared with torch on {done.images} {what}: probabilities differ by at most "
-        f"{done.probabilities:.1e}, logits by {done.logits:.1e}"
-    ]
-    if done.unreadable:
-        lines.append(f"Files that are no readable images, and left out: {done.unreadable:,}")
-    if done.int8 is not None:
-        lines += done.int8.lines()
-    lines.append(f"Written: {done.out}, {done.size / 1e6:.1f} MB")
-    say(*lines)
+    say(*done.told)
 
 
 def info(
@@ -144,26 +134,19 @@ def info(
         raise UserError("--json and --card: give one of them")
     option, file = ("--json", json) if card is None else ("--card", card)
     to_stdout = str(file) == STDOUT
-    check_json(None if to_stdout else file, option=option)
-    from xray_lightning.deploy.model_card.info import model_info
+    check_json(file, option=option)
+    from xray_lightning.deploy.model_card.card import card as card_of
+    from xray_lightning.deploy.model_card.card import print_info
+    from xray_lightning.deploy.model_card.info import as_json, model_info
 
     found = model_info(path)
-    if card is not None:
-        from xray_lightning.deploy.model_card.card import card as card_of
-
-        text = card_of(found)
-        if to_stdout:
-            sys.stdout.write(text)
-        else:
-            write_text(card, text, option=option)
-        return
-    from xray_lightning.deploy.model_card.info import as_json
-
-    if json is not None and to_stdout:
+    if card is not None and to_stdout:
+        sys.stdout.write(card_of(found))
+    elif card is not None:
+        write_text(card, card_of(found), option=option)
+    elif to_stdout:
         print_json(as_json(found))
-        return
-    if json is None:
-        from xray_lightning.deploy.model_card.model_tables import print_info
-
-        print_info(found, Console())
-    write_json(json, as_json(found))
+    else:
+        if json is None:
+            print_info(found, Console())
+        write_json(json, as_json(found))

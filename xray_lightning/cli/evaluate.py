@@ -120,16 +120,15 @@ def evaluate(
 
     from xray_lightning.evaluation.evaluate import DataChoice, Options, score, show_scored, write
 
-    chosen = DataChoice(
-        root=data,
-        images=images,
-        split=split,
-        missing=missing,
-        cache_dir=cache_dir,
-        batch_size=batch_size,
-    )
     options = Options(
-        data=chosen,
+        data=DataChoice(
+            root=data,
+            images=images,
+            split=split,
+            missing=missing,
+            cache_dir=cache_dir,
+            batch_size=batch_size,
+        ),
         side=side,
         average=average,
         accelerator=accelerator,

@@ -97,9 +97,9 @@ def explain(
         raise UserError("--top and --findings: give one of them")
     check_whole("--top", 3 if top is None else top, least=1)
     from xray_lightning.deploy.saliency.explain import explain as explain_files
-    from xray_lightning.deploy.saliency.gallery import Choice
+    from xray_lightning.deploy.saliency.gallery import PAGE, Choice
 
-    done = explain_files(
+    summary = explain_files(
         checkpoint,
         paths,
         out,
@@ -111,10 +111,9 @@ def explain(
         device=accelerator,
         progress=display,
     )
-    lines = [f"Written: {out}: {done.summary()}"]
-    if done.page is not None:
-        lines.append(f"Open {done.page} in a browser")
-    say(*lines)
+    say(f"Written: {out}: {summary}")
+    if html:
+        say(f"Open {out / PAGE} in a browser")
 
 
 def _score(
@@ -132,8 +131,7 @@ def _score(
 ) -> None:
     check_whole("--resamples", resamples, least=1)
     check_whole("--seed", seed, least=0)
-    to_stdout = json is not None and str(json) == STDOUT
-    check_json(None if to_stdout else json)
+    check_json(json)
     if len(paths) != 1 or not Path(paths[0]).is_dir():
         raise UserError("--score takes one folder, which holds BBox_List_2017.csv and its data set")
     from xray_lightning.deploy.saliency.explain import show_localisation
@@ -158,7 +156,7 @@ def _score(
         "seed": seed,
         **found.as_json(),
     }
-    if to_stdout:
+    if str(json) == STDOUT:
         print_json(content)
         return
     title = printable(f"{checkpoint}, {NAMES[method]}, boxes of {root} ({side})")

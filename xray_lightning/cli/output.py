@@ -36,12 +36,12 @@ def command_line(*program: str) -> str:
 
 
 def check_json(path: Path | None, *, option: str = "--json") -> None:
-    """Refuse, before the work, a FILE of this option that could not be written.
+    """Refuse, before the work, a FILE of this option that could not be written; stdout always can.
 
     Raises:
         UserError: it is a folder, or its folder is missing or read-only.
     """
-    if path is None:
+    if path is None or str(path) == STDOUT:
         return
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder; give a file")

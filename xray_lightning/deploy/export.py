@@ -4,12 +4,13 @@ import copy
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +20,21 @@ from torch import Tensor, nn
 from xray_lightning.data.images import UnreadableImageError
 from xray_lightning.data.sources.phantom.render import draw_phantom
 from xray_lightning.data.transforms import EPSILON
-from xray_lightning.deploy.int8 import Quantized, quantize
+from xray_lightning.deploy.int8 import quantize
 from xray_lightning.deploy.model import EXPORTED
 from xray_lightning.deploy.onnx_backend import (
     IMAGES,
     LOGITS,
     PROBABILITIES,
+    add_metadata,
     describe,
     onnxruntime,
     quiet,
-    to_texts,
 )
-from xray_lightning.deploy.predict import find_inputs
+from xray_lightning.deploy.predict import check_file, find_inputs
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
+from xray_lightning.files import told_if_unwritable, write_atomically
 from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
 from xray_lightning.progress import Display, unseen
 
@@ -43,13 +44,12 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-class Graph(Protocol):
+@dataclass(frozen=True)
+class Graph:
     """An exported model as a file holds it, and as it answers from there."""
 
     content: bytes
-
-    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
-        """Probabilities and logits (B, F) of images (B, 1, S, S)."""
+    answers: Callable[[npt.NDArray[np.uint8]], Answers]
 
 
 class Answering(nn.Module):
@@ -65,9 +65,13 @@ class Answering(nn.Module):
 
     def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
         """What torch answers."""
-        with torch.inference_mode():
-            probabilities, logits = self(torch.from_numpy(pixels))
-        return probabilities.numpy(), logits.numpy()
+        return _torch_answers(self, pixels)
+
+
+def _torch_answers(module: nn.Module, pixels: npt.NDArray[np.uint8]) -> Answers:
+    with torch.inference_mode():
+        probabilities, logits = module(torch.from_numpy(pixels))
+    return probabilities.numpy(), logits.numpy()
 
 
 class PerImage(nn.Module):
@@ -86,54 +90,35 @@ def _mean(pixels: Tensor) -> Tensor:
     return pixels.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
-class TorchGraph:
+def torch_graph(model: Answering, described: Mapping[str, Any]) -> Graph:
     """The model as torch.export writes it."""
-
-    def __init__(self, model: Answering, described: Mapping[str, Any]) -> None:
-        program = _program(model)
-        stream = io.BytesIO()
-        text = json.dumps(described, allow_nan=False)
-        torch.export.save(program, stream, extra_files={DESCRIPTION: text})
-        self.content = stream.getvalue()
-        self._module = torch.export.load(io.BytesIO(self.content)).module()
-
-    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
-        with torch.inference_mode():
-            probabilities, logits = self._module(torch.from_numpy(pixels))
-        return probabilities.numpy(), logits.numpy()
+    stream = io.BytesIO()
+    text = json.dumps(described, allow_nan=False)
+    torch.export.save(_program(model), stream, extra_files={DESCRIPTION: text})
+    content = stream.getvalue()
+    module = torch.export.load(io.BytesIO(content)).module()
+    return Graph(content, partial(_torch_answers, module))
 
 
-class OnnxGraph:
-    """The model as an ONNX file, in one piece.
-
-    Raises:
-        UserError: a package that it takes is not installed.
-    """
-
-    def __init__(self, model: Answering, described: Mapping[str, Any]) -> None:
-        check_onnx()
-        with quiet():
-            program = torch.onnx.export(
-                _program(model),
-                (),
-                dynamo=True,
-                input_names=[IMAGES],
-                output_names=[PROBABILITIES, LOGITS],
-                verbose=False,
-            )
-        if program is None:
-            raise RuntimeError("torch.onnx.export gave no program")
-        proto = program.model_proto
-        _tidy(proto)
-        for key, text in to_texts(described).items():
-            proto.metadata_props.add(key=key, value=text)
-        self.content = proto.SerializeToString()
-        runtime = onnxruntime()
-        self._session = runtime.InferenceSession(self.content, providers=["CPUExecutionProvider"])
-
-    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
-        probabilities, logits = self._session.run([PROBABILITIES, LOGITS], {IMAGES: pixels})
-        return probabilities, logits
+def onnx_graph(model: Answering, described: Mapping[str, Any]) -> Graph:
+    """The model as an ONNX file, in one piece."""
+    with quiet():
+        program = torch.onnx.export(
+            _program(model),
+            (),
+            dynamo=True,
+            input_names=[IMAGES],
+            output_names=[PROBABILITIES, LOGITS],
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    proto = program.model_proto
+    _tidy(proto)
+    add_metadata(proto, described)
+    content = proto.SerializeToString()
+    session = onnxruntime().InferenceSession(content, providers=["CPUExecutionProvider"])
+    return Graph(content, lambda pixels: session.run([PROBABILITIES, LOGITS], {IMAGES: pixels}))
 
 
 def check_onnx() -> None:
@@ -193,25 +178,13 @@ BATCHES = (1, 7, 16)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What was written, and what it was compared on."""
 
-    Attributes:
-        size: bytes of the file.
-        images: how many were compared.
-        real: whether they were the caller's, not phantoms.
-        unreadable: of the caller's, those that could not be read.
-        probabilities, logits: largest difference from torch's, in float32.
-        int8: what integers of 8 bits have cost, where they were asked for.
-    """
-
-    out: Path
-    size: int
+    size: int  # bytes
     images: int
-    real: bool
-    unreadable: int
-    probabilities: float
+    probabilities: float  # the largest difference from torch's, in float32
     logits: float
-    int8: Quantized | None = None
+    told: list[str]  # all of it, and what int8 has cost, in lines
 
 
 def export(
@@ -226,14 +199,12 @@ def export(
     """Write a checkpoint's model as one graph, and compare its answers with torch's first.
 
     Args:
-        checkpoint: a .ckpt file.
         out: the file to write, with the format's ending.
         format: `onnx` or `torch-export`.
-        images: files, folders or patterns to compare on, the first `IMAGES` of them that can be
-            read; none for phantoms.
+        images: files, folders or patterns to compare on, the first `MOST_IMAGES` of them that can
+            be read; none for phantoms.
         int8: folder of a data set: write the model in integers of 8 bits, with ranges from its
             validation images, and score both on its test images.
-        progress: display for the comparison.
 
     Raises:
         UserError: a checkpoint that cannot be read, a place that cannot be written, another
@@ -244,34 +215,37 @@ def export(
     if int8 is not None and format != "onnx":
         raise UserError(f"--int8 is of --format onnx, not of {format}; leave one of them out")
     found = find_inputs(images, leave_out=out).paths if images else []
-    content = read_checkpoint(checkpoint)
+    kept = read_checkpoint(checkpoint)
     # Channels last is torch's own affair, and would be a copy in the graph.
-    model = Answering(restore(content, source=checkpoint, channels_last=False)).eval()
+    model = Answering(restore(kept, source=checkpoint, channels_last=False)).eval()
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    described = describe(content["xray"], sha256=sha256)
-    made: type[OnnxGraph] | type[TorchGraph] = OnnxGraph if format == "onnx" else TorchGraph
-    graph = made(model, described)
-    read = _Reading(found, size=model.model.image_size)
-    most = min(len(found), MOST_IMAGES) if found else PHANTOMS
-    with progress("comparing with torch", most) as advance:
-        apart = [0.0, 0.0]
-        for batch in read.batches():
-            for place, difference in enumerate(differences(model, graph, batch)):
-                apart[place] = max(apart[place], difference)
-            advance(len(batch))
-    if not read.images:
+    described = describe(kept["xray"], sha256=sha256)
+    graph = (onnx_graph if format == "onnx" else torch_graph)(model, described)
+    compared, unreadable, (probabilities, logits) = _compared(model, graph, found, progress)
+    if not compared:
         raise UserError(f"--images: none of {len(found):,} files could be read as an image")
-    _refuse_apart(format, probabilities=apart[0], logits=apart[1], images=read.images)
-    quantized = None
+    if max(probabilities, logits) > MOST_APART:
+        raise RunFailedError(
+            f"the {format} graph answers otherwise than torch: probabilities differ by up to "
+            f"{probabilities:.1e} and logits by {logits:.1e} on {compared} images, where "
+            f"{MOST_APART:.0e} is allowed; nothing was written"
+        )
+    what = "images" if found else "phantoms (give --images to compare on real ones)"
+    told = [
+        f"Compared with torch on {compared} {what}: probabilities differ by at most "
+        f"{probabilities:.1e}, logits by {logits:.1e}"
+    ]
+    if unreadable:
+        told.append(f"Files that are no readable images, and left out: {unreadable:,}")
+    content = graph.content
     if int8 is not None:
-        quantized = quantize(checkpoint, graph.content, described, data=int8, progress=progress)
-    written = graph.content if quantized is None else quantized.content
-    _write(out, written)
-    return Exported(
-        *(out, len(written), read.images, bool(found), read.unreadable, apart[0], apart[1]),
-        int8=quantized,
-    )
+        content, cost = quantize(checkpoint, content, described, data=int8, progress=progress)
+        told += cost
+    with told_if_unwritable(f"--out {out} cannot be written", advice="give another file"):
+        write_atomically(out, content)
+    told.append(f"Written: {out}, {len(content) / 1e6:.1f} MB")
+    return Exported(len(content), compared, probabilities, logits, told)
 
 
 def check_out(out: Path, *, format: str) -> None:
@@ -284,11 +258,7 @@ def check_out(out: Path, *, format: str) -> None:
         raise UserError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}")
     if out.suffix.lower() != FORMATS[format]:
         raise UserError(f"--out {out}: a file of --format {format} ends in {FORMATS[format]}")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give a file")
-    if not out.parent.exists():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    check_writable(out.parent, key="--out")
+    check_file(out)
     if format == "onnx":
         check_onnx()
 
@@ -303,44 +273,38 @@ def differences(
     return probabilities, logits
 
 
-def _refuse_apart(format: str, *, probabilities: float, logits: float, images: int) -> None:
-    if max(probabilities, logits) > MOST_APART:
-        raise RunFailedError(
-            f"the {format} graph answers otherwise than torch: probabilities differ by up to "
-            f"{probabilities:.1e} and logits by {logits:.1e} on {images} images, where "
-            f"{MOST_APART:.0e} is allowed; nothing was written"
-        )
+def _compared(
+    model: Answering, graph: Graph, paths: Sequence[str], progress: Display
+) -> tuple[int, int, tuple[float, float]]:
+    """How many images were compared, how many cannot be read, and the largest differences."""
+    unreadable: list[str] = []
+    pixels = islice(_pixels(paths, model.model.image_size, unreadable), MOST_IMAGES)
+    sizes = chain(BATCHES, repeat(BATCHES[-1]))
+    images, apart = 0, (0.0, 0.0)
+    most = min(len(paths), MOST_IMAGES) if paths else PHANTOMS
+    with progress("comparing with torch", most) as advance:
+        while batch := list(islice(pixels, next(sizes))):
+            of_batch = differences(model, graph, np.stack(batch)[:, None])
+            apart = max(apart[0], of_batch[0]), max(apart[1], of_batch[1])
+            images += len(batch)
+            advance(len(batch))
+    return images, len(unreadable), apart
 
 
-class _Reading:
-    """The images to compare on, prepared as for prediction."""
+def _pixels(
+    paths: Sequence[str], size: int, unreadable: list[str]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Images to compare on, uint8 (size, size): of files, or phantoms where there are none.
 
-    def __init__(self, paths: Sequence[str], *, size: int) -> None:
-        self.images = self.unreadable = 0
-        self._paths = paths
-        self._prepare = Preprocessing(size)
-
-    def batches(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """Up to `IMAGES` of them, uint8 (B, 1, S, S), in batches of several sizes."""
-        images = islice(self._files() if self._paths else self._phantoms(), MOST_IMAGES)
-        sizes = iter(BATCHES)
-        while batch := list(islice(images, next(sizes, BATCHES[-1]))):
-            self.images += len(batch)
-            yield np.stack(batch)[:, None]
-
-    def _files(self) -> Iterator[npt.NDArray[np.uint8]]:
-        for path in self._paths:
-            try:
-                yield self._prepare.file(path).pixels
-            except UnreadableImageError:
-                self.unreadable += 1
-
-    def _phantoms(self) -> Iterator[npt.NDArray[np.uint8]]:
-        for patient in range(PHANTOMS):
-            pixels, _ = draw_phantom(patient=patient, size=128)
-            yield self._prepare.array(pixels).pixels
-
-
-def _write(out: Path, content: bytes) -> None:
-    with told_if_unwritable(f"--out {out} cannot be written", advice="give another file"):
-        write_atomically(out, content)
+    Args:
+        unreadable: is given the paths that cannot be read.
+    """
+    prepare = Preprocessing(size)
+    for path in paths:
+        try:
+            yield prepare.file(path).pixels
+        except UnreadableImageError:
+            unreadable.append(path)
+    for patient in range(0 if paths else PHANTOMS):
+        pixels, _ = draw_phantom(patient=patient, size=128)
+        yield prepare.array(pixels).pixels

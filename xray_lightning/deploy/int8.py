@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.data.loader import Batch
-from xray_lightning.deploy.onnx_backend import IMAGES, OnnxMember, quiet, to_texts
+from xray_lightning.deploy.onnx_backend import IMAGES, OnnxMember, add_metadata, quiet
 from xray_lightning.evaluation.compare import Comparison, compare
 from xray_lightning.evaluation.ensemble import Member, labelled
 from xray_lightning.evaluation.evaluate import DataChoice, data_for, seen_before
@@ -26,41 +24,6 @@ BATCH = 20
 SIDE = "test"
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A model in int8.
-
-    Attributes:
-        content: the ONNX file.
-        change: its scores on the test side beside those in float32, float32 first.
-        note: what makes the scores too good; None where nothing does.
-    """
-
-    content: bytes
-    change: Comparison
-    note: str | None
-
-    def lines(self) -> list[str]:
-        """What it costs, for a terminal."""
-        found, change = self.change, self.change.auroc_macro
-        before, after = found.first.auroc_macro, found.second.auroc_macro
-        if before is None or after is None or change.value is None:
-            told = f"no macro AUROC ({change.reason})"
-        else:
-            ends = change.ci95
-            interval = (
-                f"95 % interval {ends[0]:+.4f} to {ends[1]:+.4f}"
-                if ends
-                else f"no interval: {change.reason}"
-            )
-            told = (
-                f"macro AUROC over {len(found.findings)} findings {after:.4f}, in float32 "
-                f"{before:.4f}: {change.value:+.4f} ({interval})"
-            )
-        lines = [f"int8 on {found.images:,} {SIDE} images: {told}"]
-        return lines if self.note is None else [*lines, f"Note: {self.note}"]
-
-
 def quantize(
     checkpoint: Path,
     content: bytes,
@@ -68,17 +31,18 @@ def quantize(
     *,
     data: Path,
     progress: Display,
-) -> Quantized:
+) -> tuple[bytes, list[str]]:
     """Turn an exported model into int8, and score both on a data set's test side.
 
     Weights have a scale for each channel; activations have ranges from validation images.
 
     Args:
-        checkpoint: what was exported.
-        content: the ONNX file in float32.
+        content: the ONNX file in float32 that the checkpoint was exported to.
         described: what the file says of itself.
         data: folder of a data set.
-        progress: display for the images.
+
+    Returns:
+        The ONNX file, and what it costs, in lines.
 
     Raises:
         UserError: a data set that cannot be used.
@@ -103,11 +67,28 @@ def quantize(
         "auroc_macro_change": change.auroc_macro.to_plain(),
         "calibration_images": min(CALIBRATION_IMAGES, len(images.table("val"))),
     }
-    return Quantized(
-        _with_metadata(quantized, {**described, "int8": said}),
-        change,
-        seen_before(member, trained, images, side=SIDE),
-    )
+    note = seen_before(member, trained, images, side=SIDE)  # what makes the scores too good
+    told = [_cost(change), *([] if note is None else [f"Note: {note}"])]
+    return _with_metadata(quantized, {**described, "int8": said}), told
+
+
+def _cost(found: Comparison) -> str:
+    """What int8 costs, for a terminal; float32 is the first of the two compared."""
+    change, before, after = found.auroc_macro, found.first.auroc_macro, found.second.auroc_macro
+    if before is None or after is None or change.value is None:
+        told = f"no macro AUROC ({change.reason})"
+    else:
+        ends = change.ci95
+        interval = (
+            f"95 % interval {ends[0]:+.4f} to {ends[1]:+.4f}"
+            if ends
+            else f"no interval: {change.reason}"
+        )
+        told = (
+            f"macro AUROC over {len(found.findings)} findings {after:.4f}, in float32 "
+            f"{before:.4f}: {change.value:+.4f} ({interval})"
+        )
+    return f"int8 on {found.images:,} {SIDE} images: {told}"
 
 
 def _quantized(content: bytes, batches: Iterator[npt.NDArray[np.uint8]]) -> bytes:
@@ -136,15 +117,10 @@ def _quantized(content: bytes, batches: Iterator[npt.NDArray[np.uint8]]) -> byte
 
 def _calibrating(data: XrayDataModule) -> Iterator[npt.NDArray[np.uint8]]:
     """Validation images, uint8 (B, 1, S, S), some at once."""
-    pixels = (one for batch in _batches(data, "val") for one in batch.images.numpy())
+    pixels = (one for batch in data.val_dataloader() for one in batch.images.numpy())
     images = islice(pixels, CALIBRATION_IMAGES)
     while batch := list(islice(images, BATCH)):
         yield np.stack(batch)
-
-
-def _batches(data: XrayDataModule, side: str) -> Iterator[Batch]:
-    loader = data.val_dataloader() if side == "val" else data.test_dataloader()
-    yield from loader
 
 
 def _predictions(
@@ -153,7 +129,7 @@ def _predictions(
     table = data.table(SIDE)
     probabilities = np.full((len(table), len(data.findings)), np.nan, dtype=np.float32)
     with progress(f"scoring {SIDE} images in {name}", len(table)) as advance:
-        for batch in _batches(data, SIDE):
+        for batch in data.test_dataloader():
             probabilities[batch.rows.numpy()] = model.answers(batch.images.numpy())[0]
             advance(len(batch.rows))
     return labelled(data, probabilities, side=SIDE)
@@ -163,7 +139,6 @@ def _with_metadata(content: bytes, described: dict[str, Any]) -> bytes:
     onnx = import_module("onnx")
     proto = onnx.load_from_string(content)
     proto.ClearField("metadata_props")
-    for key, text in to_texts(described).items():
-        proto.metadata_props.add(key=key, value=text)
+    add_metadata(proto, described)
     found: bytes = proto.SerializeToString()
     return found

@@ -1,9 +1,8 @@
 """Model (`load_model`): one checkpoint, or several averaged, that predicts files and arrays."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -112,14 +111,14 @@ class Model:
             "own: no decisions, and probabilities that are not calibrated"
         )
         if len(members) == 1:
-            points, self._calibration = _fitted(first)
+            points, self._calibration = fitted_in(first.described, path=first.path)
             self.operating_points = None if points is None else dict(points.cuts)
-            self.why_undecided = (
-                f"{first.path} has no operating points, which are fitted when its run is "
-                "tested: no decisions"
-                if points is None
-                else None
-            )
+            self.why_undecided = None
+            if points is None:
+                self.why_undecided = (
+                    f"{first.path} has no operating points, which are fitted when its run is "
+                    "tested: no decisions"
+                )
 
     @property
     def calibrated(self) -> bool:
@@ -139,23 +138,22 @@ class Model:
         """
         alone = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 2
         several: Iterable[Image] = [images] if alone else images  # type: ignore[list-item,assignment]
-        each = list(self._answers(several, stop=True))
+        each: list[Any] = []  # each of them with numbers
+        for batch in self.decoded(several):
+            if unread := next((one.error for one in batch if one.error is not None), None):
+                raise unread
+            each += self.answer(batch)
         if not each:
             raise UserError("no image to predict")
+        decided = self.operating_points is not None
         return Predictions(
             findings=self.findings,
             images=tuple(one.image for one in each),
             flags=tuple(one.flags for one in each),
-            probabilities=np.stack([_present(one.probabilities) for one in each]),
-            calibrated=(
-                np.stack([_present(one.calibrated) for one in each]) if self.calibrated else None
-            ),
+            probabilities=np.stack([one.probabilities for one in each]),
+            calibrated=np.stack([one.calibrated for one in each]) if self.calibrated else None,
             operating_points=self.operating_points,
-            decisions=(
-                np.stack([_present(one.decisions) for one in each])
-                if self.operating_points
-                else None
-            ),
+            decisions=np.stack([one.decisions for one in each]) if decided else None,
         )
 
     def predict_each(self, images: Iterable[Image]) -> Iterator[Prediction]:
@@ -167,7 +165,8 @@ class Model:
             UserError: an array of another shape or type.
             RunFailedError: an answer that is no number.
         """
-        return self._answers(images, stop=False)
+        for batch in self.decoded(images):
+            yield from self.answer(batch)
 
     def decoded(self, images: Iterable[Image]) -> Iterator[list[Decoded[tuple[str, Image]]]]:
         """The images as the model takes them, a batch at a time, each with its name.
@@ -176,13 +175,6 @@ class Model:
             UserError: an array of another shape or type.
         """
         return decoded_batches(_named(images), self._picture, size=self._batch_size)
-
-    def _answers(self, images: Iterable[Image], *, stop: bool) -> Iterator[Prediction]:
-        for batch in self.decoded(images):
-            for decoded in batch:
-                if stop and decoded.error is not None:
-                    raise decoded.error
-            yield from self.answer(batch)
 
     def _picture(self, source: tuple[str, Image]) -> Picture:
         _, image = source
@@ -197,34 +189,26 @@ class Model:
             RunFailedError: an answer that is no number.
         """
         pixels = [one.picture.pixels for one in batch if one.picture is not None]
-        probabilities = self.network.probabilities(np.stack(pixels)[:, None]) if pixels else None
-        calibrated, decisions = self._judged(probabilities)
-        rows = count()
+        numbers = iter(self._numbers(np.stack(pixels)) if pixels else ())
         for one in batch:
             name, _ = one.source
-            if one.picture is None or probabilities is None:
-                yield Prediction(name, reason=_reason(one.error, name))
-                continue
-            row = next(rows)
-            yield Prediction(
-                name,
-                flags=one.flags,
-                probabilities=probabilities[row],
-                calibrated=None if calibrated is None else calibrated[row],
-                decisions=None if decisions is None else decisions[row],
-            )
+            if one.picture is None:  # the cause, without the name that stands beside it
+                reason = str(one.error).removeprefix(f"{Path(name)}: ")
+                yield Prediction(name, reason=reason)
+            else:
+                yield Prediction(name, None, one.flags, *next(numbers))
 
-    def _judged(
-        self, probabilities: npt.NDArray[np.float32] | None
-    ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.bool_] | None]:
-        """Calibrated probabilities and decisions, where the model has any."""
-        if probabilities is None:
-            return None, None
+    def _numbers(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[Any, Any, Any]]:
+        """Of each image of (N, S, S): probabilities, calibrated ones and decisions, or None."""
+        probabilities = self.network.probabilities(pixels[:, None])
         raw = probabilities.astype(np.float64)
-        calibrated = None if self._calibration is None else self._calibration.apply(raw)
-        if self.operating_points is None:
-            return calibrated, None
-        return calibrated, raw >= [self.operating_points[finding] for finding in self.findings]
+        calibrated: Any = [None] * len(raw)
+        decisions: Any = [None] * len(raw)
+        if self._calibration is not None:
+            calibrated = self._calibration.apply(raw)
+        if self.operating_points is not None:
+            decisions = raw >= [self.operating_points[finding] for finding in self.findings]
+        return zip(probabilities, calibrated, decisions, strict=True)
 
 
 def load_model(
@@ -285,25 +269,17 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith(EXPORTED)
 
 
-def _fitted(member: Described) -> tuple[OperatingPoints | None, Calibration | None]:
+def fitted_in(
+    described: Mapping[str, Any], *, path: Path
+) -> tuple[OperatingPoints | None, Calibration | None]:
+    """What was fitted on validation, as `fitted_of` reads it; an error names the model's file."""
     try:
-        return fitted_of(member.described)
+        return fitted_of(described)
     except UserError as error:
-        raise UserError(f"{member.path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _named(images: Iterable[Image]) -> Iterator[tuple[str, Image]]:
     for place, image in enumerate(images):
         is_path = isinstance(image, str | os.PathLike)
         yield (os.fspath(image) if is_path else f"array {place}"), image  # type: ignore[arg-type]
-
-
-def _reason(error: Exception | None, name: str) -> str:
-    """The cause, without the name that stands beside it."""
-    return str(error).removeprefix(f"{Path(name)}: ")
-
-
-def _present(values: "npt.NDArray[np.generic] | None") -> "npt.NDArray[np.generic]":
-    if values is None:
-        raise RuntimeError("a prediction without numbers among those of images that were read")
-    return values

@@ -62,16 +62,15 @@ def preparation(image_size: int) -> str:
     )
 
 
-def to_texts(described: Mapping[str, Any]) -> dict[str, str]:
-    """The description as texts, for a format that holds nothing else."""
-    return {
-        key: str(value) if key in TEXTS else json.dumps(value, allow_nan=False)
-        for key, value in described.items()
-    }
+def add_metadata(proto: Any, described: Mapping[str, Any]) -> None:
+    """Write the description into an ONNX model, which holds nothing but texts."""
+    for key, value in described.items():
+        text = str(value) if key in TEXTS else json.dumps(value, allow_nan=False)
+        proto.metadata_props.add(key=key, value=text)
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """What `to_texts` gave, checked as far as every use needs it.
+    """What `add_metadata` wrote, checked as far as every use needs it.
 
     Raises:
         UserError: it is another's, of another schema, or damaged.
@@ -117,18 +116,12 @@ LONGEST = 200  # characters of onnxruntime's own words
 
 @dataclass(frozen=True)
 class OnnxMember:
-    """One exported model.
-
-    Attributes:
-        sha256: of the checkpoint that it was exported from.
-        described: see `exported.describe`.
-        session: onnxruntime's.
-    """
+    """One exported model."""
 
     path: Path
-    sha256: str
-    described: dict[str, Any]
-    session: Any
+    sha256: str  # of the checkpoint that it was exported from
+    described: dict[str, Any]  # see `describe`
+    session: Any  # onnxruntime's
 
     @classmethod
     def read(cls, path: Path, *, device: str = "cpu") -> "OnnxMember":
@@ -203,14 +196,10 @@ class OnnxMember:
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """One exported model, or several averaged.
-
-    Attributes:
-        average: `probabilities` or `logits`.
-    """
+    """One exported model, or several averaged."""
 
     members: Sequence[OnnxMember]
-    average: str = "probabilities"
+    average: str = "probabilities"  # or logits
 
     @classmethod
     def load(
@@ -241,9 +230,8 @@ class OnnxNetwork:
         if self.average == "logits":
             logits = np.stack([one[1] for one in each])
             return sigmoid(logits.mean(axis=0, dtype=np.float64)).astype(np.float32)
-        mean: Array = (
-            np.stack([one[0] for one in each]).mean(axis=0, dtype=np.float64).astype(np.float32)
-        )
+        probabilities = np.stack([one[0] for one in each])
+        mean: Array = probabilities.mean(axis=0, dtype=np.float64).astype(np.float32)
         return mean
 
 
@@ -261,22 +249,18 @@ def _provider(runtime: Any, device: str) -> str:
     if device not in DEVICES:
         raise UserError(f"accelerator={device} is unknown; choose one of {', '.join(DEVICES)}")
     there = runtime.get_available_providers()
-    if device == "cuda" and PROVIDERS["cuda"] not in there:
+    cuda = PROVIDERS["cuda"]
+    if device == "cuda" and cuda not in there:
         raise UserError(
             "accelerator=cuda, but this onnxruntime runs on CPUs alone; install onnxruntime-gpu, "
             "or use accelerator=cpu"
         )
-    wanted = ("cuda", "cpu") if device == "auto" else (device,)
-    return next(PROVIDERS[name] for name in wanted if PROVIDERS[name] in there)
+    return cuda if device != "cpu" and cuda in there else PROVIDERS["cpu"]
 
 
 def _check_graph(session: Any, *, size: int) -> None:
-    inputs, outputs = session.get_inputs(), {one.name for one in session.get_outputs()}
-    images = inputs[0] if len(inputs) == 1 else None
-    if (
-        images is None
-        or (images.name, images.type, images.shape[1:])
-        != (IMAGES, "tensor(uint8)", [1, size, size])
-        or not {PROBABILITIES, LOGITS} <= outputs
-    ):
+    inputs = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
+    outputs = {one.name for one in session.get_outputs()}
+    expected = [(IMAGES, "tensor(uint8)", [1, size, size])]
+    if inputs != expected or not {PROBABILITIES, LOGITS} <= outputs:
         raise UserError("its inputs and outputs are not those of xray export; export it again")

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+import numpy as np
 
 from xray_lightning.data.csv_table import read_text
 from xray_lightning.data.image_files import find_files
@@ -20,7 +23,7 @@ from xray_lightning.errors import UserError, printable
 from xray_lightning.files import check_writable, replacing, told_if_unwritable
 from xray_lightning.progress import Display, unseen
 
-Write = Callable[[Prediction], None]
+Write = Callable[[Prediction], object]
 
 CSV, PARQUET = (".csv",), (".parquet",)
 JSON_LINES = (".jsonl", ".ndjson")
@@ -31,20 +34,28 @@ ROW_GROUP = 4096  # rows of a parquet file that are held until they are written
 FORMULA = ("=", "+", "-", "@")
 
 
-def check_out(out: Path) -> None:
-    """Refuse, before the work, a --out FILE that could not be written.
+def check_file(out: Path) -> None:
+    """Refuse, before the work, a --out FILE that could not be written after it.
 
     Raises:
-        UserError: an unknown ending, a folder, a place that is not there or read-only, or parquet
-            without pyarrow.
+        UserError: a folder, or a place that is not there or read-only.
     """
-    if out.suffix.lower() not in ENDINGS:
-        raise UserError(f"--out {out}: the ending must be one of {', '.join(ENDINGS)}")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give a file")
     if not out.parent.exists():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     check_writable(out.parent, key="--out")
+
+
+def check_out(out: Path, arguments: Sequence[str]) -> None:
+    """Refuse, before the work, a --out FILE that could not be written, or that is to be read.
+
+    Raises:
+        UserError: as `check_file`, an unknown ending, parquet without pyarrow, or an input.
+    """
+    if out.suffix.lower() not in ENDINGS:
+        raise UserError(f"--out {out}: the ending must be one of {', '.join(ENDINGS)}")
+    check_file(out)
     if out.suffix.lower() in PARQUET:
         try:
             import_module("pyarrow")
@@ -53,6 +64,9 @@ def check_out(out: Path) -> None:
                 f"--out {out}: parquet needs pyarrow, which is not installed; install "
                 "xray-lightning[parquet], or write .csv or .jsonl"
             ) from error
+    for name in arguments:
+        if os.path.isfile(name) and out.exists() and os.path.samefile(name, out):
+            raise UserError(f"--out {out} is one of the inputs; give another file")
 
 
 @contextmanager
@@ -61,7 +75,6 @@ def written(out: Path | None, model: Model) -> Iterator[Write]:
 
     Args:
         out: as `check_out` has passed it; None for a CSV on stdout.
-        model: whose predictions they will be.
 
     Raises:
         OSError: it cannot be written.
@@ -77,109 +90,81 @@ def written(out: Path | None, model: Model) -> Iterator[Write]:
             return
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         try:
-            yield (_csv if out.suffix.lower() in CSV else _json_lines)(text, model)
+            if out.suffix.lower() in CSV:
+                yield _csv(text, model)
+            else:
+                line = partial(json.dumps, allow_nan=False)
+                yield lambda one: text.write(line(nested(one, model)) + "\n")
         finally:
             text.detach()  # flushes; the stream is closed by its owner
 
 
 def flat(prediction: Prediction, model: Model) -> dict[str, Any]:
     """A prediction as one row of a table; None where there is no value."""
+    path = printable(prediction.image)
     row: dict[str, Any] = {
-        "path": safe_path(prediction.image),
+        # No formula: `./=1+1.png` names the same file as `=1+1.png`.
+        "path": f"./{path}" if path.startswith(FORMULA) else path,
         "status": "ok" if prediction.reason is None else "unreadable",
         "reason": None if prediction.reason is None else printable(prediction.reason),
         "flags": ";".join(prediction.flags),
     }
-    columns: list[tuple[str, Sequence[Any] | None, bool]] = [
-        ("prob", _values(prediction.probabilities), True),
-        ("calibrated", _values(prediction.calibrated), model.calibrated),
-        (
-            "threshold",
-            None if prediction.reason else _cuts(model),
-            model.operating_points is not None,
-        ),
-        ("decision", _values(prediction.decisions), model.operating_points is not None),
-    ]
-    for kind, values, there in columns:
-        if there:
-            cells = values or [None] * len(model.findings)
-            names = (f"{kind}_{finding}" for finding in model.findings)
-            row |= dict(zip(names, cells, strict=True))
+    points = model.operating_points
+    columns: dict[str, Any] = {"prob": prediction.probabilities}
+    if model.calibrated:
+        columns["calibrated"] = prediction.calibrated
+    if points is not None:
+        cuts = [points[finding] for finding in model.findings]
+        columns |= {"threshold": None if prediction.reason else cuts}
+        columns |= {"decision": prediction.decisions}
+    for kind, values in columns.items():
+        cells = [None] * len(model.findings) if values is None else np.asarray(values).tolist()
+        row |= zip((f"{kind}_{finding}" for finding in model.findings), cells, strict=True)
     return row
 
 
 def nested(prediction: Prediction, model: Model) -> dict[str, Any]:
     """A prediction as JSON holds it: the flags a list, the numbers under their finding."""
     row = flat(prediction, model)
-    plain: dict[str, Any] = {key: row[key] for key in ("path", "status", "reason")}
-    plain["flags"] = list(map(str, prediction.flags))
-    kinds = {"prob": "probability"} | {k: k for k in ("calibrated", "threshold", "decision")}
-    plain["findings"] = {
-        finding: {
-            name: row[f"{kind}_{finding}"]
-            for kind, name in kinds.items()
-            if f"{kind}_{finding}" in row
-        }
-        for finding in model.findings
-        if prediction.reason is None
+    kinds = {"probability": "prob"} | {k: k for k in ("calibrated", "threshold", "decision")}
+    return {
+        **{key: row[key] for key in ("path", "status", "reason")},
+        "flags": list(map(str, prediction.flags)),
+        "findings": {
+            finding: {
+                name: row[f"{kind}_{finding}"]
+                for name, kind in kinds.items()
+                if f"{kind}_{finding}" in row
+            }
+            for finding in model.findings
+            if prediction.reason is None
+        },
     }
-    return plain
-
-
-def safe_path(path: str) -> str:
-    """A path on one line, undecodable bytes spelled out, that no spreadsheet takes for a formula.
-
-    `./=1+1.png` names the same file as `=1+1.png`.
-    """
-    text = printable(path)
-    return f"./{text}" if text.startswith(FORMULA) else text
-
-
-def safe_cell(text: str) -> str:
-    """A text of a CSV that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
-def _values(array: Any) -> list[Any] | None:
-    return None if array is None else list(array.tolist())
-
-
-def _cuts(model: Model) -> list[float] | None:
-    points = model.operating_points
-    return None if points is None else [points[finding] for finding in model.findings]
 
 
 def _csv(stream: TextIO, model: Model) -> Write:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(flat(Prediction(""), model))
-
-    def write(prediction: Prediction) -> None:
-        writer.writerow(cell(value) for value in flat(prediction, model).values())
-
-    return write
+    return lambda one: writer.writerow(map(cell, flat(one, model).values()))
 
 
 def cell(value: Any) -> str:
-    """A value as a CSV has it: nothing for None, 1 and 0 for a decision."""
+    """A value as a CSV has it, none of them a formula: nothing for None, 1 and 0 for a decision."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(int(value))
     # Nine digits tell float32 apart, as in a run's predictions.
-    return f"{value:.9g}" if isinstance(value, float) else safe_cell(str(value))
-
-
-def _json_lines(stream: TextIO, model: Model) -> Write:
-    def write(prediction: Prediction) -> None:
-        stream.write(json.dumps(nested(prediction, model), allow_nan=False) + "\n")
-
-    return write
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    text = str(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 @contextmanager
 def _parquet(stream: BinaryIO, model: Model) -> Iterator[Write]:
     pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    kinds: Mapping[str, Any] = {
+    kinds = {
         "prob": pyarrow.float32(),
         "calibrated": pyarrow.float64(),
         "threshold": pyarrow.float64(),
@@ -211,19 +196,11 @@ TABLE = ".csv"
 TITLES = ("path", "image", "imageindex")
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The files that arguments name.
+class Inputs(NamedTuple):
+    """The files that arguments name, each once as the caller spells it; how many were repeated."""
 
-    Attributes:
-        paths: each once, as the caller spells it; some may not be there.
-        repeated: how many were named again.
-        found: how many are there.
-    """
-
-    paths: list[str]
+    paths: list[str]  # some may not be there
     repeated: int
-    found: int
 
 
 def find_inputs(
@@ -250,16 +227,13 @@ def find_inputs(
     named = 0
     out = None if leave_out is None else os.path.realpath(leave_out)
     for path in _all(arguments, images):
-        whole = os.path.abspath(path)
-        if out is not None and os.path.realpath(path) == out:
-            continue
-        named += 1
-        kept.setdefault(whole, path)
-    found = sum(map(os.path.exists, kept.values()))
-    if not found:
+        if out is None or os.path.realpath(path) != out:
+            named += 1
+            kept.setdefault(os.path.abspath(path), path)
+    if not any(map(os.path.exists, kept.values())):
         what = ", ".join(arguments[:5]) + (", ..." if len(arguments) > 5 else "")
         raise UserError(f"{what}: no file to predict; give images, folders, patterns or a CSV")
-    return Inputs(list(kept.values()), named - len(kept), found)
+    return Inputs(list(kept.values()), named - len(kept))
 
 
 def is_table(argument: str) -> bool:
@@ -319,7 +293,7 @@ def _listed(table: Path, images: Path | None) -> list[str]:
 def _names(table: Path) -> list[str]:
     rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     try:
-        header = [_plain(title) for title in next(rows, [])]
+        header = ["".join(filter(str.isalnum, title.lower())) for title in next(rows, [])]
         titles = [title for title in TITLES if title in header]
         if not titles:
             raise UserError(
@@ -341,56 +315,28 @@ def _names(table: Path) -> list[str]:
     return names
 
 
-def _plain(title: str) -> str:
-    return "".join(letter for letter in title.lower() if letter.isalnum())
-
-
 MODELS = (".ckpt", EXPORTED)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How files are to be predicted.
-
-    Attributes:
-        out: a .csv, .jsonl or .parquet file; None for a CSV on stdout.
-        images: folder of a CSV's images; None for the CSV's own.
-        average, accelerator, precision, batch_size: as `load_model`; the device is `accelerator`.
-    """
-
-    out: Path | None = None
-    images: Path | None = None
-    average: str = "probabilities"
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    batch_size: int = 32
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What was done: rows written, of which unreadable, of which flagged by each rule."""
-
-    rows: int
-    repeated: int
-    unreadable: int
-    flagged: dict[str, int]
-    note: str | None
-
-    def summary(self) -> str:
-        """All counts in one line."""
-        parts = [f"{self.rows:,} images", f"{self.unreadable:,} unreadable"]
-        parts += [f"{count:,} flagged as {rule}" for rule, count in sorted(self.flagged.items())]
-        if self.repeated:
-            parts.append(f"{self.repeated:,} named again and left out")
-        return ", ".join(parts)
-
-
-def predict(arguments: Sequence[str], options: Options, *, progress: Display = unseen) -> Predicted:
+def predict(
+    arguments: Sequence[str],
+    *,
+    out: Path | None = None,
+    images: Path | None = None,
+    progress: Display = unseen,
+    **options: Any,
+) -> tuple[str, str | None]:
     """Predict every file that the arguments name, with the models among them.
 
     Args:
         arguments: at least one name that ends in .ckpt or .onnx, and files, folders, patterns or
-            CSVs; see `inputs.find_inputs`.
+            CSVs; see `find_inputs`.
+        out: a .csv, .jsonl or .parquet file; None for a CSV on stdout.
+        images: folder of a CSV's images; None for the CSV's own.
+        options: of `load_model`.
+
+    Returns:
+        All counts in one line, and why there are no decisions; None where there are.
 
     Raises:
         UserError: nothing to predict, a model that cannot be read, or a place that cannot be
@@ -403,39 +349,24 @@ def predict(arguments: Sequence[str], options: Options, *, progress: Display = u
         raise UserError("no checkpoint is given: the path of a model, which ends in .ckpt or .onnx")
     if not named:
         raise UserError("nothing to predict; give images, folders, patterns or a CSV")
-    if options.out is not None:
-        check_out(options.out)
-        _refuse_inputs(options.out, arguments)
-    inputs = find_inputs(named, images=options.images, leave_out=options.out)
-    model = load_model(
-        checkpoints,
-        device=options.accelerator,
-        precision=options.precision,
-        average=options.average,
-        batch_size=options.batch_size,
-    )
+    if out is not None:
+        check_out(out, arguments)
+    paths, repeated = find_inputs(named, images=images, leave_out=out)
+    model = load_model(checkpoints, **options)
     model.network.prepare()
-    with told_if_unwritable(f"--out {options.out} cannot be written", advice="give another file"):
-        return _predict(model, inputs, options.out, progress)
-
-
-def _predict(model: Model, inputs: Inputs, out: Path | None, progress: Display) -> Predicted:
-    unreadable, flagged = 0, dict[str, int]()
+    unreadable, flagged = 0, Counter[str]()
     with (
-        progress("predicting images", len(inputs.paths)) as advance,
+        told_if_unwritable(f"--out {out} cannot be written", advice="give another file"),
+        progress("predicting images", len(paths)) as advance,
         written(out, model) as write,
     ):
-        for prediction in model.predict_each(inputs.paths):
+        for prediction in model.predict_each(paths):
             write(prediction)
             unreadable += prediction.reason is not None
-            for rule in prediction.flags:
-                flagged[rule] = flagged.get(rule, 0) + 1
+            flagged.update(prediction.flags)
             advance(1)
-    return Predicted(len(inputs.paths), inputs.repeated, unreadable, flagged, model.why_undecided)
-
-
-def _refuse_inputs(out: Path, arguments: Sequence[str]) -> None:
-    """Never write over what is read."""
-    for name in arguments:
-        if os.path.isfile(name) and out.exists() and os.path.samefile(name, out):
-            raise UserError(f"--out {out} is one of the inputs; give another file")
+    parts = [f"{len(paths):,} images", f"{unreadable:,} unreadable"]
+    parts += [f"{count:,} flagged as {rule}" for rule, count in sorted(flagged.items())]
+    if repeated:
+        parts.append(f"{repeated:,} named again and left out")
+    return ", ".join(parts), model.why_undecided

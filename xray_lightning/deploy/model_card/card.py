@@ -1,17 +1,24 @@
-"""Model card (model_card.md): its figures and YAML head, from what a run recorded."""
+"""Model card: model_card.md with its YAML head, and the same on a terminal (`xray info`)."""
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import yaml
 from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from xray_lightning.deploy.model_card.info import (
     INTENDED,
     OUT_OF_SCOPE,
+    CheckpointInfo,
     ModelInfo,
     data_set,
     info_of_run,
@@ -22,14 +29,6 @@ from xray_lightning.deploy.model_card.info import (
     version_terms,
     without_folders,
 )
-from xray_lightning.deploy.model_card.model_tables import (
-    findings_table,
-    fitted_table,
-    headline_table,
-    positives_table,
-    splits_table,
-    subgroups_table,
-)
 from xray_lightning.errors import printable
 from xray_lightning.files import write_atomically
 from xray_lightning.html import markdown
@@ -37,8 +36,23 @@ from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST
 from xray_lightning.report import wording
 from xray_lightning.runs.folder import Run
-from xray_lightning.runs.schema import Interval, TestMetrics
-from xray_lightning.terminal import decimal, interval, readable
+from xray_lightning.runs.schema import FindingRow, Subgroup, TestMetrics
+from xray_lightning.terminal import (
+    NONE,
+    Column,
+    Number,
+    Table,
+    count,
+    counted,
+    decimal,
+    interval,
+    numbers,
+    percent,
+    print_table,
+    readable,
+    signed,
+    with_interval,
+)
 
 FILE_NAME = "model_card.md"
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
@@ -64,7 +78,10 @@ def write_card(folder: Path) -> Path:
 def card(info: ModelInfo) -> str:
     """The whole text of the card."""
     run, test, checkpoint = info.run, info.test, info.checkpoint
-    path = f"checkpoints/{BEST}" if checkpoint is None else _near(checkpoint.path)
+    path = f"checkpoints/{BEST}"
+    if checkpoint is not None:  # as it is called from its run folder, or from beside it
+        folder = "checkpoints/" if checkpoint.path.parent.name == "checkpoints" else ""
+        path = f"{folder}{checkpoint.path.name}"
     data_tables, test_tables = [], []
     if run is not None and run.sides:
         data_tables.append(splits_table(run))
@@ -94,7 +111,7 @@ def card(info: ModelInfo) -> str:
         test_tables=test_tables,
         fitted=None if checkpoint is None else fitted_table(checkpoint),
         calibration=None if checkpoint is None else checkpoint.calibration,
-        limits=limits(info, of_data=False),
+        limits=list(limits(info, of_data=False)),
         python_path=Markup(json.dumps(path)),
         shell_path=Markup(shlex.quote(printable(path))),
         command=Markup(command),
@@ -103,15 +120,10 @@ def card(info: ModelInfo) -> str:
     )
 
 
-def _near(path: Path) -> str:
-    """A checkpoint as it is called from its run folder, or beside it where it is in none."""
-    return f"checkpoints/{path.name}" if path.parent.name == "checkpoints" else path.name
-
-
 def front_matter(info: ModelInfo) -> str:
     """The head, its dashes included; every text in it is quoted as YAML needs."""
     checkpoint = info.checkpoint
-    arch = checkpoint.arch if checkpoint else None
+    arch = checkpoint.model["arch"] if checkpoint else None
     engine = ("onnx",) if checkpoint and checkpoint.exported else ("pytorch", "lightning")
     content: dict[str, Any] = {
         "library_name": LIBRARY,
@@ -121,48 +133,212 @@ def front_matter(info: ModelInfo) -> str:
     if info.run is not None and info.test is not None:
         metrics = metrics_of(info.test)
         content["metrics"] = list(dict.fromkeys(metric["type"] for metric in metrics))
-        content["model-index"] = [
-            {"name": printable(info.name), "results": [_result(info.run, metrics)]}
-        ]
+        result = {
+            "task": {"type": TASK, "name": _TASK_NAME},
+            "dataset": {
+                "type": printable(info.run.data) or "unknown",
+                "name": printable(data_set(info.run).name),
+                "config": printable(split_of(info.run)),
+                "split": "test",
+            },
+            "metrics": metrics,
+        }
+        content["model-index"] = [{"name": printable(info.name), "results": [result]}]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     return f"---\n{text}---"
-
-
-def _result(run: Run, metrics: list[Metric]) -> dict[str, Any]:
-    return {
-        "task": {"type": TASK, "name": _TASK_NAME},
-        "dataset": {
-            "type": printable(run.data) or "unknown",
-            "name": printable(data_set(run).name),
-            "config": printable(split_of(run)),
-            "split": "test",
-        },
-        "metrics": metrics,
-    }
 
 
 def metrics_of(test: TestMetrics) -> list[Metric]:
     """Every figure that there is, to its last digit; its name says the interval and baseline."""
     accuracy = f"Label accuracy at 0.5; always negative {decimal(test.always_negative_accuracy)}"
-    precision = "Average precision, macro"
     found = [
-        _metric("roc_auc", test.auroc_macro, "AUROC, macro", test.auroc_macro_ci95),
-        _metric(
-            "average_precision",
-            test.average_precision_macro,
-            precision,
-            test.average_precision_macro_ci95,
-        ),
-        _metric("brier_score", test.brier_macro, "Brier score, macro", test.brier_macro_ci95),
-        _metric("accuracy", test.label_accuracy, accuracy, test.label_accuracy_ci95),
+        _metric("roc_auc", test, "auroc_macro", "AUROC, macro"),
+        _metric("average_precision", test, "average_precision_macro", "Average precision, macro"),
+        _metric("brier_score", test, "brier_macro", "Brier score, macro"),
+        _metric("accuracy", test, "label_accuracy", accuracy),
         *(
-            _metric("roc_auc", row.auroc, f"AUROC, {readable(row.finding)}", row.auroc_ci95)
+            _metric("roc_auc", row, "auroc", f"AUROC, {readable(row.finding)}")
             for row in test.finding_rows
         ),
     ]
     return [metric for metric in found if metric["value"] is not None]
 
 
-def _metric(kind: str, value: float | None, name: str, ends: Interval | None) -> Metric:
+def _metric(kind: str, of: TestMetrics | FindingRow, key: str, name: str) -> Metric:
+    ends = getattr(of, f"{key}_ci95")
     said = "" if ends is None else f" (95 % interval {interval(ends)})"
-    return {"type": kind, "value": value, "name": f"{name}{said}"}
+    return {"type": kind, "value": getattr(of, key), "name": f"{name}{said}"}
+
+
+def splits_table(run: Run) -> Table:
+    """Images and patients of each split."""
+    columns = (Column("Side"), *numbers("Images", "Patients", "Positive labels"))
+    rows = [
+        (
+            split.name,
+            count(split.images),
+            count(split.patients),
+            count(sum(split.positives.values())) if split.positives else NONE,
+        )
+        for split in run.sides
+    ]
+    return Table.of("Images by side of the split", columns, rows)
+
+
+def positives_table(run: Run) -> Table:
+    """Images with each finding in each split."""
+    columns = (Column("Finding"), *numbers(*(split.name for split in run.sides)))
+    rows = [
+        (readable(finding), *(count(split.positives.get(finding)) for split in run.sides))
+        for finding in run.findings
+    ]
+    return Table.of("Images with each finding", columns, rows)
+
+
+def headline_table(test: TestMetrics) -> Table:
+    """The figures over all findings, beside what needs no model."""
+
+    def row(name: str, key: str, baseline: str, number: Number = decimal) -> tuple[str, ...]:
+        ends = interval(getattr(test, f"{key}_ci95"), number)
+        return name, number(getattr(test, key)), ends, baseline
+
+    prevalence = f"{decimal(wording.chance_precision(test))}, mean prevalence"
+    negative = f"{percent(test.always_negative_accuracy)}, always negative"
+    rows = [
+        row("AUROC, macro", "auroc_macro", "0.500, chance"),
+        row("Average precision, macro", "average_precision_macro", prevalence),
+        row("Label accuracy at 0.5", "label_accuracy", negative, percent),
+    ]
+    patients = f" of {counted(test.patients, 'patient')}" if test.patients else ""
+    notes = [
+        f"{counted(test.images, 'test image')}{patients}; macro AUROC over "
+        f"{test.auroc_macro_findings} of {counted(len(test.per_finding), 'finding')}. Intervals by "
+        "bootstrap over patients.",
+    ]
+    if test.prevalence_accuracy is not None:
+        guessed = percent(test.prevalence_accuracy)
+        notes.append(f"Label accuracy of always answering the training prevalence: {guessed}.")
+    if test.brier_macro is not None:
+        guessed = f"{decimal(test.prevalence_brier_macro)}, train prevalence"
+        rows.append(row("Brier score, macro *", "brier_macro", guessed))
+        notes.append("* Less is better.")
+    of_model = numbers("This model", "95 % interval")
+    columns = (Column("Over all findings"), *of_model, Column("Without a model"))
+    return Table.of("Test", columns, rows, notes)
+
+
+def findings_table(test: TestMetrics, *, wide: bool) -> Table:
+    """The figures of each finding; `wide` has more of them, and every interval."""
+    figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec."]
+    if wide:
+        figures = ["AUROC (95 % CI)", "AP (95 % CI)", "From", "Sensitivity", "Specificity"]
+    rows = [
+        [
+            readable(row.finding),
+            count(row.positives),
+            with_interval(row.auroc, row.auroc_ci95),
+            *([with_interval(row.average_precision, row.average_precision_ci95)] if wide else ()),
+            decimal(row.threshold),
+            with_interval(row.sensitivity, row.sensitivity_ci95 if wide else None),
+            with_interval(row.specificity, row.specificity_ci95 if wide else None),
+        ]
+        for row in test.finding_rows
+    ]
+    notes = (
+        "From: the probability from which a finding is called present. AP: average precision.",
+        *wording.undefined(test),
+    )
+    return Table.of(
+        "Each finding", (Column("Finding"), *numbers("Positives", *figures)), rows, notes
+    )
+
+
+def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
+    """The macro AUROC of each group of images."""
+    figures = ("Images", "Patients", "Macro AUROC (95 % CI)", "Gap to the others (95 % CI)")
+    rows = [
+        (
+            f"{group.by}: {group.group}",
+            count(group.images),
+            count(group.patients),
+            with_interval(group.auroc_macro, group.auroc_macro_ci95),
+            with_interval(group.gap, group.gap_ci95, signed, joint=" to ")
+            + (", flagged" if group.flagged else ""),
+        )
+        for group in groups
+    ]
+    notes = (wording.multiplicity(groups), *wording.undefined_groups(groups))
+    return Table.of("Subgroups", (Column("Group"), *numbers(*figures)), rows, notes)
+
+
+def fitted_table(checkpoint: CheckpointInfo) -> Table | None:
+    """Operating point and calibration of each finding; None of a checkpoint without either."""
+    points, calibration = checkpoint.points, checkpoint.calibration
+    if points is None and calibration is None:
+        return None
+    rows = [
+        (
+            readable(finding),
+            decimal(points.cuts[finding] if points else None),
+            decimal(calibration.slope[finding] if calibration else None),
+            decimal(calibration.intercept[finding] if calibration else None),
+        )
+        for finding in checkpoint.model["findings"]
+    ]
+    undefined = {} if points is None else points.undefined
+    return Table.of(
+        "Operating points and calibration",
+        (Column("Finding"), *numbers("Present from", "Slope", "Intercept")),
+        rows,
+        [f"{readable(name)} keeps 0.5: {reason}." for name, reason in undefined.items()],
+    )
+
+
+_STATUS_STYLES = {"finished": "green", "running": "yellow", "skipped": "yellow"}
+
+
+def print_info(info: ModelInfo, console: Console) -> None:
+    """Print what `xray info` shows, as wide as the console."""
+    terms = partial(_print_section, console, gap=2, style="dim", min_width=13)
+    sentences = partial(_print_section, console, gap=1)
+    title = Text(printable(info.name), style="bold")
+    if info.run is not None:
+        title.append(f"  {info.run.status}", style=_STATUS_STYLES.get(info.run.status, "red"))
+    console.print(title)
+    console.print(Text(NOTICE, style="italic"))
+    terms("Model", model_terms(info))
+    terms("Training", training_terms(info))
+    if info.test is not None:
+        _print_test(info.test, console)
+    else:
+        sentences("Test", [("-", info.untested or "")])
+    sentences("Intended use", [("-", INTENDED)])
+    sentences("Out of scope", zip(repeat("-"), OUT_OF_SCOPE))
+    sentences("Limits", zip(repeat("-"), limits(info)))
+    if versions := version_terms(info):
+        terms("Versions", versions)
+    sentences("How this is known", [("-", info.link)])
+
+
+def _print_test(test: TestMetrics, console: Console) -> None:
+    for table in (headline_table(test), findings_table(test, wide=False)):
+        console.print()
+        print_table(table, console)
+    console.print(Text(wording.operating_point(test), style="dim"))
+    if test.calibrated is not None:
+        label = wording.calibrated_label(test)
+        text = f"Brier score once {label}: {decimal(test.calibrated.brier_macro)}."
+        console.print(Text(text, style="dim"))
+
+
+def _print_section(
+    console: Console, heading: str, rows: Iterable[tuple[str, str]], *, gap: int, **first: Any
+) -> None:
+    grid = RichTable.grid(padding=(0, gap, 0, 0))
+    grid.add_column(no_wrap=True, **first)
+    grid.add_column(overflow="fold")
+    for term, value in rows:
+        grid.add_row(Text(term), Text(printable(value)))
+    console.print()
+    console.print(Text(heading, style="bold"))
+    console.print(grid)

@@ -3,18 +3,17 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from xray_lightning.deploy.model import EXPORTED
+from xray_lightning.deploy.model import EXPORTED, fitted_in
 from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.model_entry import fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -29,55 +28,27 @@ from xray_lightning.terminal import NONE, count, counted, readable
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """How a checkpoint has become another file.
-
-    Attributes:
-        checkpoint_sha256: of the checkpoint.
-        precision: float32 or int8.
-        int8: scores beside float32's, as `deploy.int8.quantize` has written them; None of float32.
-        int8_cost: the same in wording.
-    """
-
-    checkpoint_sha256: str
-    precision: str
-    int8: Mapping[str, Any] | None = None
-    int8_cost: str | None = None
+# Of `xray info`'s JSON: widths of further fully connected layers, numbers that training has set
+# (those of the loss left out), and the side of the images inside the model, among others.
+MODEL = ("arch", "hidden", "dropout", "parameters", "image_size", "normalize", "findings")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint as it describes itself; None for what it does not say.
+    """A checkpoint as it describes itself; None for what it does not say."""
 
-    Attributes:
-        path: the file, as it was asked for.
-        schema_version: of its own description.
-        hidden: widths of further fully connected layers.
-        points, calibration: what was fitted on validation; None where nothing was.
-        epoch: during which it was saved, from 1.
-        steps: optimizer steps until then.
-        lightning: the version of Lightning that wrote it.
-        parameters: numbers that training has set, those of the loss left out.
-        exported: how it was exported; None of a checkpoint itself.
-    """
-
-    path: Path
-    schema_version: int
-    findings: tuple[str, ...]
-    arch: str | None
-    hidden: tuple[int, ...]
-    dropout: float | None
-    image_size: int | None
-    normalize: str | None
+    path: Path  # as it was asked for
+    schema_version: int  # of its own description
+    model: Mapping[str, Any]  # what is built and what it takes, by the keys of `MODEL`
     split_sha256: str | None
     points: OperatingPoints | None
     calibration: Calibration | None
-    epoch: int | None = None
-    steps: int | None = None
-    lightning: str | None = None
-    parameters: int | None = None
-    exported: Exported | None = None
+    epoch: int | None = None  # during which it was saved, from 1
+    steps: int | None = None  # of the optimizer, until then
+    lightning: str | None = None  # the version that wrote it
+    # Of an exported one: checkpoint_sha256, precision, and int8, the scores beside float32's.
+    exported: Mapping[str, Any] | None = None
+    int8_cost: str | None = None  # those scores in words
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -86,61 +57,59 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     Raises:
         UserError: it cannot be read, is of another schema, or what was fitted is damaged.
     """
+    further: dict[str, Any]
+    parameters = None
     if path.suffix.lower() == EXPORTED:
         described = OnnxMember.read(path).described
-        exported = Exported(
-            checkpoint_sha256=described["checkpoint_sha256"],
-            precision=str(described.get("precision")),
-            int8=described.get("int8"),
-            int8_cost=_int8_cost(described.get("int8"), path),
-        )
-        return replace(_described(described, path=path), exported=exported)
-    content = read_checkpoint(path)
-    epoch = _whole(content.get("epoch"))
-    return replace(
-        _described(content["xray"], path=path),
-        epoch=None if epoch is None else epoch + 1,
-        steps=_whole(content.get("global_step")),
-        lightning=_text(content.get("pytorch-lightning_version")),
-        parameters=parameters_in(content.get("state_dict"), source=path),
-    )
-
-
-def _described(described: Mapping[str, Any], *, path: Path) -> CheckpointInfo:
-    """What the description says that checkpoints and exported models carry; None for the rest."""
-    model = described.get("model")
-    model = model if isinstance(model, Mapping) else {}
-    try:
-        points, calibration = fitted_of(described)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        int8 = described.get("int8")
+        exported = {
+            "checkpoint_sha256": described["checkpoint_sha256"],
+            "precision": str(described.get("precision")),
+            "int8": int8,
+        }
+        further = {"exported": exported, "int8_cost": _int8_cost(int8, path)}
+    else:
+        content = read_checkpoint(path)
+        described = content["xray"]
+        parameters = parameters_in(content.get("state_dict"), source=path)
+        epoch = _whole(content.get("epoch"))
+        further = {
+            "epoch": None if epoch is None else epoch + 1,
+            "steps": _whole(content.get("global_step")),
+            "lightning": _text(content.get("pytorch-lightning_version")),
+        }
+    points, calibration = fitted_in(described, path=path)
     return CheckpointInfo(
         path=path,
         schema_version=described["schema_version"],
-        findings=tuple(described["findings"]),
-        arch=_text(model.get("arch")),
-        hidden=_widths(model.get("hidden")),
-        dropout=_fraction(model.get("dropout")),
-        image_size=_whole(described.get("image_size")),
-        normalize=_text(described.get("normalize")),
+        model=_model(described) | {"parameters": parameters},
         split_sha256=_text(described.get("split_sha256")),
         points=points,
         calibration=calibration,
+        **further,
     )
 
 
-def _widths(values: Any) -> tuple[int, ...]:
-    several = isinstance(values, list | tuple) and all(_whole(one) is not None for one in values)
-    return tuple(values) if several else ()
-
-
-def _fraction(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value <= 1 else None
+def _model(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the network and its input; None for anything odd."""
+    recipe: Any = described.get("model")
+    if not isinstance(recipe, Mapping):
+        recipe = {}
+    widths, dropout = recipe.get("hidden"), recipe.get("dropout")
+    whole = isinstance(widths, list | tuple) and all(type(width) is int for width in widths)
+    share = type(dropout) in (int, float) and 0 <= dropout <= 1
+    return dict.fromkeys(MODEL) | {
+        "arch": _text(recipe.get("arch")),
+        "hidden": list(widths) if whole else [],
+        "dropout": float(dropout) if share else None,
+        "image_size": _whole(described.get("image_size")),
+        "normalize": _text(described.get("normalize")),
+        "findings": tuple(described["findings"]),
+    }
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int else None
 
 
 def _text(value: Any) -> str | None:
@@ -196,30 +165,18 @@ def without_folders(command: str) -> str:
 
 def last_parts(word: str) -> str:
     """A word of a command line with the last part of each absolute path in it."""
-    return _ABSOLUTE.sub(_last_part, word)
-
-
-def _last_part(path: re.Match[str]) -> str:
-    return ".../" + re.split(r"[/\\]", path[0].rstrip("/\\"))[-1]
+    return _ABSOLUTE.sub(lambda path: ".../" + re.split(r"[/\\]", path[0].rstrip("/\\"))[-1], word)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """All that is known of one model; at least one of checkpoint and run is there.
-
-    Attributes:
-        checkpoint: what the file says of itself; None where a run has none.
-        run: the run that has trained or tested the checkpoint; None where it is not known.
-        results: the run's results.json as it is; empty where there is no run.
-        link: how it is known that the two belong together, or why one of them is missing.
-        untested: why there are no figures of a test; None where there are.
-    """
+    """All that is known of one model; at least one of checkpoint and run is there."""
 
     checkpoint: CheckpointInfo | None
-    run: Run | None
-    results: Mapping[str, Any]
-    link: str
-    untested: str | None
+    run: Run | None  # that has trained or tested the checkpoint
+    results: Mapping[str, Any]  # the run's results.json as it is; empty where there is no run
+    link: str  # how it is known that the two belong together, or why one of them is missing
+    untested: str | None  # why there are no figures of a test; None where there are
 
     @property
     def name(self) -> str:
@@ -238,32 +195,22 @@ class ModelInfo:
         """The same as they stand in results.json."""
         return None if self.test is None else self.results["metrics"]["test"]
 
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """What is built and what it takes: as the checkpoint says it, or else the run."""
+        if self.checkpoint is not None:
+            return self.checkpoint.model
+        size, normalize = self.setting("data.image_size"), self.setting("data.normalize")
+        return dict.fromkeys(MODEL) | {
+            **{key: self.setting(f"model.{key}") for key in ("arch", "hidden", "dropout")},
+            "image_size": size if isinstance(size, int) else None,
+            "normalize": None if normalize is None else str(normalize),
+            "findings": () if self.run is None else self.run.findings,
+        }
+
     def setting(self, key: str) -> Any:
         """A value of the run's configuration; None where there is no run."""
         return None if self.run is None else self.run.settings.get(key)
-
-    @property
-    def findings(self) -> tuple[str, ...]:
-        """What the model tells of; empty where neither file says it."""
-        if self.checkpoint is not None:
-            return self.checkpoint.findings
-        return () if self.run is None else self.run.findings
-
-    @property
-    def image_size(self) -> int | None:
-        """The side of the images inside the model, in pixels."""
-        if self.checkpoint is not None:
-            return self.checkpoint.image_size
-        size = self.setting("data.image_size")
-        return size if isinstance(size, int) else None
-
-    @property
-    def normalize(self) -> str | None:
-        """How its pixels are normalised."""
-        if self.checkpoint is not None:
-            return self.checkpoint.normalize
-        value = self.setting("data.normalize")
-        return None if value is None else str(value)
 
     @property
     def tested_only(self) -> bool:
@@ -304,7 +251,11 @@ def info_of_run(folder: Path) -> ModelInfo:
     except DamagedResultsError as error:
         raise UserError(printable(f"{folder / RESULTS}: {error}")) from error
     named = run.settings.get("ckpt_path")
-    path = _kept(folder, tested=run.test is not None) if named is None else Path(str(named))
+    path, last = (folder / "checkpoints" / name for name in (BEST, LAST))
+    if named is not None:
+        path = Path(str(named))
+    elif run.test is None and last.is_file() and not path.is_file():
+        path = last  # before the first is kept
     if not path.is_file():
         missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
         untested = None if run.test else wording.no_test(run)
@@ -335,12 +286,6 @@ def info_of_checkpoint(path: Path) -> ModelInfo:
     return info
 
 
-def _kept(folder: Path, *, tested: bool) -> Path:
-    """The checkpoint that a run is known by: the best, or before the first is kept, the last."""
-    best, last = (folder / "checkpoints" / name for name in (BEST, LAST))
-    return last if not tested and last.is_file() and not best.is_file() else best
-
-
 def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
     run = read_run(folder)
     return run, json.loads((folder / RESULTS).read_text(encoding="utf-8"))
@@ -352,56 +297,46 @@ def _alone(checkpoint: CheckpointInfo, why: str) -> ModelInfo:
 
 def _joined(checkpoint: CheckpointInfo, run: Run, results: Mapping[str, Any]) -> ModelInfo:
     """Both, where nothing says that the checkpoint is another run's; else the run alone."""
-    other = _differing(checkpoint, run)
-    if other:
+    untested = None if run.test else wording.no_test(run)
+    if other := _differing(checkpoint, run):
         link = f"The checkpoint is not of the run beside it: {'; '.join(other)}."
-        return ModelInfo(None, run, results, link, None if run.test else wording.no_test(run))
+        return ModelInfo(None, run, results, link, untested)
     alike = "Split, model and findings of the checkpoint are those of the run"
-    info = ModelInfo(checkpoint, run, results, f"{alike}; no other sign tells.", None)
+    info = ModelInfo(checkpoint, run, results, f"{alike}; no other sign tells.", untested)
     if run.test is None:
-        return replace(info, untested=wording.no_test(run))
-    best = info.best_epoch
-    if best is not None and checkpoint.epoch is not None and checkpoint.epoch != best:
-        reason = f"The run tested the checkpoint of epoch {best}; this one is of {checkpoint.epoch}"
-        return replace(info, untested=f"{reason}.")
+        return info
+    best, own = info.best_epoch, checkpoint.epoch
+    if None not in (best, own) and own != best:
+        reason = f"The run tested the checkpoint of epoch {best}; this one is of {own}."
+        return replace(info, untested=reason)
     if run.test.operating_point is not None:
         if checkpoint.points is None:
             reason = "The run's test is at operating points, and this checkpoint has none"
             return replace(info, untested=f"{reason}: it is not the one that was tested.")
         return replace(info, link=f"{alike}, and so is every operating point, to its last digit.")
-    if best is not None and checkpoint.epoch == best:
+    if best is not None and own == best:
         return replace(info, link=f"{alike}, and its epoch is the run's best.")
     return info
 
 
 def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
     """In what a checkpoint and a run contradict each other; what one does not say is nothing."""
-    hidden = run.settings.get("model.hidden")
+    model, settings = checkpoint.model, run.settings
+    hidden = None if model["arch"] is None else model["hidden"]
     pairs = [
         ("split", checkpoint.split_sha256, run.split_sha256),
-        ("model", checkpoint.arch, run.settings.get("model.arch")),
-        ("model", None if checkpoint.arch is None else list(checkpoint.hidden), hidden),
-        ("image size", checkpoint.image_size, run.settings.get("data.image_size")),
-        ("normalisation", checkpoint.normalize, run.settings.get("data.normalize")),
+        ("model", model["arch"], settings.get("model.arch")),
+        ("model", hidden, settings.get("model.hidden")),
+        ("image size", model["image_size"], settings.get("data.image_size")),
+        ("normalisation", model["normalize"], settings.get("data.normalize")),
     ]
-    found = [
-        f"another {name}"
-        for name, own, theirs in pairs
-        if own is not None and theirs is not None and own != theirs
-    ]
+    found = [f"another {name}" for name, own, of in pairs if None not in (own, of) and own != of]
     # A test has them all, in order; counts of the data may leave some out.
-    alike = (
-        checkpoint.findings == run.findings
-        if run.test
-        else {*run.findings} <= {*checkpoint.findings}
-    )
+    own, of = model["findings"], run.findings
+    alike = own == of if run.test else {*of} <= {*own}
     if not alike:
         found.append("other findings")
-    if (
-        checkpoint.points is not None
-        and run.test is not None
-        and run.test.operating_point is not None
-    ):
+    if checkpoint.points is not None and run.test is not None and run.test.operating_point:
         cuts = {row.finding: row.threshold for row in run.test.finding_rows}
         if checkpoint.points.cuts != cuts:
             found.append("other operating points")
@@ -431,19 +366,12 @@ MINED = (
 FEW = 50  # training images with a finding, below which the findings are named
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A data set as others know it.
-
-    Attributes:
-        name: in full.
-        told: what to know of its images and labels.
-        credit: whom to name; None where nobody needs to be.
-    """
+class DataSet(NamedTuple):
+    """A data set as others know it: its name in full, its images and labels, and whom to name."""
 
     name: str
     told: str
-    credit: str | None = None
+    credit: str | None = None  # where nobody needs to be named
 
 
 _NIH = (
@@ -473,60 +401,43 @@ def data_set(run: Run) -> DataSet:
     return DATA_SETS.get(run.data) or DataSet(run.data or "not recorded", _UNTOLD)
 
 
-def limits(info: ModelInfo, *, of_data: bool = True) -> list[str]:
+def limits(info: ModelInfo, *, of_data: bool = True) -> Iterator[str]:
     """What to know before using the model, or believing its figures, one sentence or two each.
 
     Args:
-        info: the model.
         of_data: whether what is known of its data set is to be said here, too.
     """
-    run, test = info.run, info.test
-    said = []
+    run, test, size = info.run, info.test, info.model["image_size"]
     if run is not None:
-        said += [data_set(run).told] if of_data else []
+        if of_data:
+            yield data_set(run).told
         # Warnings may name files, and files may name patients.
-        said += [*wording.notes(replace(run, warnings=())), *_rare(run)]
+        yield from wording.notes(replace(run, warnings=()))
+        train = next((side.positives for side in run.sides if side.name == "train"), {})
+        if rare := [f"{readable(name)} {count}" for name, count in train.items() if count < FEW]:
+            yield f"Findings in fewer than {FEW} training images: {', '.join(rare)}."
     if test is not None:
-        verdict = wording.verdict(test)
-        said += [
-            *([] if verdict is None else [verdict]),
+        if verdict := wording.verdict(test):
+            yield verdict
+        yield (
             "The test images come from where the training images come from: how it does "
-            "elsewhere is not known.",
+            "elsewhere is not known."
+        )
+        yield (
             "The intervals are of the patients drawn, not of the training: another seed may "
-            "differ by more.",
-            *_few(test),
-            *_flagged(test),
-        ]
-    if (size := info.image_size) is not None:
-        said.append(f"It sees {size} x {size} pixels: smaller signs are lost.")
+            "differ by more."
+        )
+        if few := [readable(row.finding) for row in test.finding_rows if row.auroc_ci95 is None]:
+            yield f"Without an interval of their AUROC: {', '.join(few)}."
+        if not test.subgroups:
+            yield "How it does by sex, age, view and visit is not known: the data do not name them."
+        if flagged := [f"{one.by} {one.group}" for one in test.subgroups if one.flagged]:
+            yield f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."
+    if size is not None:
+        yield f"It sees {size} x {size} pixels: smaller signs are lost."
     if info.checkpoint is not None and info.checkpoint.points is not None:
         images = counted(info.checkpoint.points.images, "validation image")
-        said.append(f"Its operating points are fitted to {images}: fit them anew for other images.")
-    return said
-
-
-def _rare(run: Run) -> list[str]:
-    train = next((side.positives for side in run.sides if side.name == "train"), {})
-    rare = {finding: count for finding, count in train.items() if count < FEW}
-    if not rare:
-        return []
-    named = ", ".join(f"{readable(name)} {count}" for name, count in rare.items())
-    return [f"Findings in fewer than {FEW} training images: {named}."]
-
-
-def _few(test: TestMetrics) -> list[str]:
-    rows = [row for row in test.finding_rows if row.auroc_ci95 is None]
-    named = ", ".join(readable(row.finding) for row in rows)
-    return [f"Without an interval of their AUROC: {named}."] if rows else []
-
-
-def _flagged(test: TestMetrics) -> list[str]:
-    if not test.subgroups:
-        return ["How it does by sex, age, view and visit is not known: the data do not name them."]
-    flagged = [f"{one.by} {one.group}" for one in test.subgroups if one.flagged]
-    if not flagged:
-        return []
-    return [f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."]
+        yield f"Its operating points are fitted to {images}: fit them anew for other images."
 
 
 Terms = list[tuple[str, str]]
@@ -534,30 +445,34 @@ Terms = list[tuple[str, str]]
 
 def model_terms(info: ModelInfo) -> Terms:
     """What the model is."""
-    checkpoint, run = info.checkpoint, info.run
-    findings = ", ".join(map(readable, info.findings))
+    checkpoint, run, model = info.checkpoint, info.run, info.model
+    findings, size = model["findings"], model["image_size"]
     said = [
         ("Backbone", _backbone(info)),
-        ("Findings", f"{len(info.findings)}: {findings}" if findings else NONE),
-        ("Input", _input(info)),
+        (
+            "Findings",
+            f"{len(findings)}: {', '.join(map(readable, findings))}" if findings else NONE,
+        ),
+        (
+            "Input",
+            f"{size} x {size} px, gray, normalised {model['normalize']}" if size else NONE,
+        ),
     ]
     if checkpoint is None or checkpoint.exported is None:
         said.append(("Precision", NONE if run is None else wording.precision_of(run)))
+    if checkpoint is None:
+        return said
+    file, schema = checkpoint.path.name, f"schema {checkpoint.schema_version}"
+    if (exported := checkpoint.exported) is not None:
+        cost = "" if checkpoint.int8_cost is None else f": {checkpoint.int8_cost}"
+        origin = f"from the checkpoint of SHA-256 {exported['checkpoint_sha256']}"
+        said.append(("Precision", f"{exported['precision']}{cost}"))
+        said.append(("Exported", f"{file}, {schema}, {origin}"))
     else:
-        precision, cost = checkpoint.exported.precision, checkpoint.exported.int8_cost
-        said.append(("Precision", precision if cost is None else f"{precision}: {cost}"))
-        origin = f"from the checkpoint of SHA-256 {checkpoint.exported.checkpoint_sha256}"
-        said.append(
-            ("Exported", f"{checkpoint.path.name}, schema {checkpoint.schema_version}, {origin}")
-        )
-    if checkpoint is not None and checkpoint.exported is None:
         saved = [] if checkpoint.epoch is None else [f"epoch {checkpoint.epoch}"]
         saved += [] if checkpoint.steps is None else [f"{checkpoint.steps:,} steps"]
-        saved.append(f"schema {checkpoint.schema_version}")
-        said.append(("Checkpoint", f"{checkpoint.path.name}: {', '.join(saved)}"))
-    if checkpoint is not None:
-        said.append(("Fitted", _fitted(info)))
-    return said
+        said.append(("Checkpoint", f"{file}: {', '.join([*saved, schema])}"))
+    return [*said, ("Fitted", _fitted(checkpoint))]
 
 
 def training_terms(info: ModelInfo) -> Terms:
@@ -592,8 +507,7 @@ def training_terms(info: ModelInfo) -> Terms:
 
 def version_terms(info: ModelInfo) -> Terms:
     """What it was made with."""
-    said = [(name, version) for name, version in versions(info).items() if version is not None]
-    return [(_VERSIONS.get(name, name), version) for name, version in said]
+    return [(_VERSIONS.get(name, name), one) for name, one in versions(info).items() if one]
 
 
 _VERSIONS = {"xray_lightning": "xray-lightning", "git_commit": "Git commit"}
@@ -615,32 +529,24 @@ def split_of(run: Run) -> str:
 
 
 def _backbone(info: ModelInfo) -> str:
-    checkpoint = info.checkpoint
-    if checkpoint is None:
+    if info.checkpoint is None:
         return info.run.model if info.run and info.run.model else NONE
-    layers = f" + FC layers {', '.join(map(str, checkpoint.hidden))}" if checkpoint.hidden else ""
-    size = "" if checkpoint.parameters is None else f", {checkpoint.parameters:,} parameters"
-    return f"{checkpoint.arch or 'not recorded'}{layers}{size}"
+    arch, hidden, parameters = (info.model[key] for key in ("arch", "hidden", "parameters"))
+    layers = f" + FC layers {', '.join(map(str, hidden))}" if hidden else ""
+    size = "" if parameters is None else f", {parameters:,} parameters"
+    return f"{arch or 'not recorded'}{layers}{size}"
 
 
-def _input(info: ModelInfo) -> str:
-    size = info.image_size
-    return f"{size} x {size} px, gray, normalised {info.normalize}" if size else NONE
-
-
-def _fitted(info: ModelInfo) -> str:
-    checkpoint = info.checkpoint
-    if checkpoint is None or (checkpoint.points is None and checkpoint.calibration is None):
-        return "no operating points, no calibration"
+def _fitted(checkpoint: CheckpointInfo) -> str:
     said = []
-    if checkpoint.points is not None:
-        target = "" if checkpoint.points.target is None else f" {checkpoint.points.target:g}"
-        images = counted(checkpoint.points.images, "validation image")
-        said.append(f"operating points by {checkpoint.points.rule}{target} on {images}")
-    if checkpoint.calibration is not None:
-        images = counted(checkpoint.calibration.images, "validation image")
-        said.append(f"calibration by {checkpoint.calibration.method} on {images}")
-    return "; ".join(said)
+    if (points := checkpoint.points) is not None:
+        target = "" if points.target is None else f" {points.target:g}"
+        images = counted(points.images, "validation image")
+        said.append(f"operating points by {points.rule}{target} on {images}")
+    if (calibration := checkpoint.calibration) is not None:
+        images = counted(calibration.images, "validation image")
+        said.append(f"calibration by {calibration.method} on {images}")
+    return "; ".join(said) or "no operating points, no calibration"
 
 
 def _first_weights(run: Run) -> str:
@@ -681,27 +587,19 @@ def as_json(info: ModelInfo) -> dict[str, object]:
     out_of_scope, limits: sentences. What is not known is null.
     """
     checkpoint, run = info.checkpoint, info.run
-    file = exported = points = calibration = None
+    file = points = calibration = None
     if checkpoint is not None:
         points, calibration = checkpoint.points, checkpoint.calibration
-        file = {
-            "path": str(checkpoint.path),
-            "schema_version": checkpoint.schema_version,
-            "epoch": checkpoint.epoch,
-            "steps": checkpoint.steps,
-        }
-        if checkpoint.exported is not None:
-            exported = asdict(checkpoint.exported)
-            del exported["int8_cost"]
+        file = {"path": str(checkpoint.path)}
+        file |= _said(checkpoint, "schema_version", "epoch", "steps")
     content: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "name": info.name,
-        "status": None if run is None else run.status,
-        "reason": None if run is None else run.reason,
+        **_said(run, "status", "reason"),
         "link": info.link,
-        "model": _model_json(info),
+        "model": {**info.model, **_said(run, "precision_asked", "precision_used")},
         "checkpoint": file,
-        "exported": exported,
+        **_said(checkpoint, "exported"),
         "training": _training_json(info),
         "metrics": info.metrics,
         "metrics_unknown": info.untested,
@@ -711,57 +609,31 @@ def as_json(info: ModelInfo) -> dict[str, object]:
         "notice": NOTICE,
         "intended_use": INTENDED,
         "out_of_scope": list(OUT_OF_SCOPE),
-        "limits": limits(info),
+        "limits": list(limits(info)),
     }
     return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
 
 
-def _model_json(info: ModelInfo) -> dict[str, object]:
-    checkpoint, run = info.checkpoint, info.run
-    if checkpoint is not None:
-        arch, hidden, dropout = checkpoint.arch, list(checkpoint.hidden), checkpoint.dropout
-    else:
-        arch, hidden, dropout = (info.setting(f"model.{key}") for key in _BUILT)
-    return {
-        "arch": arch,
-        "hidden": hidden,
-        "dropout": dropout,
-        "parameters": None if checkpoint is None else checkpoint.parameters,
-        "image_size": info.image_size,
-        "normalize": info.normalize,
-        "findings": list(info.findings),
-        "precision_asked": None if run is None else run.precision_asked,
-        "precision_used": None if run is None else run.precision_used,
-    }
-
-
-_BUILT = ("arch", "hidden", "dropout")
+def _said(source: Run | CheckpointInfo | None, *keys: str) -> dict[str, Any]:
+    """What a run or a checkpoint says of these; None where it does not, or is not there."""
+    return {key: getattr(source, key, None) for key in keys}
 
 
 def _training_json(info: ModelInfo) -> dict[str, object]:
-    run = info.run
+    run, known = info.run, _said(info.run, *_TRAINING)
     if run is None:
-        digest = info.checkpoint.split_sha256 if info.checkpoint else None
-        return dict.fromkeys(_TRAINING) | {"split_sha256": digest}
-    trained = not info.tested_only
-    return {
+        return known | _said(info.checkpoint, "split_sha256")
+    known |= {
         "data": run.data or None,
         "split": last_parts(run.split) or None,
-        "split_sha256": run.split_sha256,
-        "images": run.images,
         "patients": {split.name: split.patients for split in run.sides},
         "positives": {split.name: split.positives for split in run.sides},
         "patient_overlap": run.overlap,
-        "dropped": run.dropped,
-        "seed": run.seed if trained else None,
-        "epochs": len(run.history) if trained else None,
         "best_epoch": info.best_epoch,
-        "device": run.device,
-        "world_size": run.world_size,
-        "strategy": run.strategy,
         "seconds": run.timing.fit,
         "command": without_folders(run.command),
     }
+    return known | ({"seed": None} if info.tested_only else {"epochs": len(run.history)})
 
 
 _TRAINING = (

@@ -8,7 +8,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -16,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from xray_lightning.deploy.model import Model
-from xray_lightning.deploy.predict import cell, find_inputs, safe_path
+from xray_lightning.deploy.model import Model, Prediction
+from xray_lightning.deploy.predict import cell, find_inputs, flat
 from xray_lightning.deploy.saliency.gallery import (
     PAGE,
     Choice,
@@ -28,12 +27,14 @@ from xray_lightning.deploy.saliency.gallery import (
 )
 from xray_lightning.deploy.saliency.localisation import LEVELS, MACRO, Localisation, Score, boxes_of
 from xray_lightning.deploy.saliency.maps import Explainer, Maps
-from xray_lightning.errors import UserError, printable
+from xray_lightning.errors import UserError
 from xray_lightning.files import check_writable, told_if_unwritable
 from xray_lightning.progress import Display, unseen
 from xray_lightning.terminal import NONE, decimal, interval, readable, say
 
 TABLE, OVERLAYS, MAPS = "explained.csv", "overlays", "maps"
+FILE = ("path", "status", "reason", "flags")  # columns of an image, and of each of its maps
+KINDS = ("prob", "calibrated", "threshold", "decision")
 LONGEST_NAME = 80  # letters of an image's name in those of its files
 
 
@@ -79,12 +80,16 @@ class Writer:
         self._names: dict[str, int] = {}
         taken: dict[str, int] = {}
         self._finding_names = {name: _unique(_plain(name), taken) for name in model.findings}
+        self._kinds = [
+            kind for kind in KINDS if f"{kind}_{model.findings[0]}" in flat(Prediction(""), model)
+        ]
         self._rows = csv.writer(table, lineterminator="\n")
         self._rows.writerow(
             [
-                *("path", "status", "reason", "flags", "finding", "probability"),
-                *(("calibrated",) if model.calibrated else ()),
-                *(("threshold", "decision") if model.operating_points else ()),
+                *FILE,
+                "finding",
+                "probability",
+                *self._kinds[1:],
                 *("peak_x", "peak_y", "overlay", "maps"),
             ]
         )
@@ -98,35 +103,23 @@ class Writer:
             OSError: the disk is full or fails.
         """
         said = one.prediction
-        path, flags = safe_path(said.image), ";".join(said.flags)
-        if said.reason is not None or one.gray is None:
-            self._rows.writerow(
-                map(cell, [path, "unreadable", printable(said.reason or ""), flags])
-            )
+        told = flat(said, self._model)
+        file = [told[key] for key in FILE]
+        if one.gray is None:
+            self._rows.writerow(map(cell, file))
             return
         name = _unique(_plain(Path(said.image).stem), self._names)
         maps = f"{MAPS}/{name}.npz"
         for finding, values in one.maps.items():
             overlay = f"{OVERLAYS}/{name}.{self._finding_names[finding]}.png"
             (self._folder / overlay).write_bytes(overlay_png(one.gray, values))
-            row = [path, "ok", "", flags, finding, *self._numbers(one, finding), *peak(values)]
-            self._rows.writerow(map(cell, [*row, overlay, maps]))
+            numbers = [told[f"{kind}_{finding}"] for kind in self._kinds]
+            row = [*file, finding, *numbers, *peak(values), overlay, maps]
+            self._rows.writerow(map(cell, row))
         buffer = io.BytesIO()
         stacked = np.stack(list(one.maps.values()))
         np.savez_compressed(buffer, findings=np.array(list(one.maps)), maps=stacked)
         (self._folder / maps).write_bytes(buffer.getvalue())
-
-    def _numbers(self, one: Explained, finding: str) -> list[float | bool | None]:
-        place = self._model.findings.index(finding)
-        said, points = one.prediction, self._model.operating_points
-        values = [said.probabilities, *([said.calibrated] if self._model.calibrated else [])]
-        numbers: list[float | bool | None] = [
-            None if v is None else float(v[place]) for v in values
-        ]
-        if points is not None:
-            decided = None if said.decisions is None else bool(said.decisions[place])
-            numbers += [points[finding], decided]
-        return numbers
 
 
 def peak(values: Maps) -> tuple[float | None, float | None]:
@@ -148,22 +141,6 @@ def _unique(plain: str, taken: dict[str, int]) -> str:
     return plain if number == 1 else f"{plain}~{number}"
 
 
-@dataclass(frozen=True)
-class Done:
-    """What was done: images, of which unreadable, maps, and those with boxes."""
-
-    images: int
-    unreadable: int
-    maps: int
-    boxed: int
-    page: Path | None
-
-    def summary(self) -> str:
-        """All counts in one line."""
-        boxed = f", {self.boxed:,} with boxes" if self.boxed else ""
-        return f"{self.images:,} images, {self.unreadable:,} unreadable, {self.maps:,} maps{boxed}"
-
-
 def explain(
     checkpoint: Path,
     arguments: Sequence[str],
@@ -176,20 +153,19 @@ def explain(
     boxes: Path | None = None,
     device: str = "auto",
     progress: Display = unseen,
-) -> Done:
+) -> str:
     """Write overlays, maps and a table of files, and a gallery of them.
 
     Args:
-        checkpoint: a .ckpt file.
-        arguments: files, folders, patterns or CSVs; see `inputs.find_inputs`.
+        arguments: files, folders, patterns or CSVs; see `predict.find_inputs`.
         out: a new or an empty folder.
         method: a key of `maps.METHODS`.
-        choice: the findings.
         html: whether to write the gallery.
         images: folder of a CSV's images; None for the CSV's own.
         boxes: a list of boxes; None for the one that lies beside the images.
-        device: `auto`, `cpu` or `cuda`.
-        progress: display for the images.
+
+    Returns:
+        All counts in one line.
 
     Raises:
         UserError: nothing to explain, a model that cannot be read, a finding that it does not
@@ -218,27 +194,24 @@ def explain(
                 advance(1)
         if html:
             (folder / PAGE).write_text(gallery.page(), encoding="utf-8")
-    return Done(len(paths), unreadable, maps, boxed, out / PAGE if html else None)
+    with_boxes = f", {boxed:,} with boxes" if boxed else ""
+    return f"{len(paths):,} images, {unreadable:,} unreadable, {maps:,} maps{with_boxes}"
 
 
 def show_localisation(found: Localisation, console: Console, *, title: str) -> None:
     """Print the pointing game by finding, and the overlaps of all findings together."""
     say(title, console=console)
-    table = Table(title="Pointing game: largest value in a box", title_justify="left")
-    table.add_column("finding")
-    for heading in ("images", "share", "95 % interval", "chance", "another patient"):
-        table.add_column(heading, justify="right")
+    beside = ("95 % interval", "chance", "another patient")
+    table = _table("Pointing game: largest value in a box", "finding", "images", "share", *beside)
     for name, score in found.pointing.items():
         if name == MACRO:
             table.add_section()
-        images = "" if name == MACRO else f"{found.images[name]:,}"
-        label = f"macro over {len(found.images)}" if name == MACRO else readable(name)
-        table.add_row(label, images, *_cells(score))
+            table.add_row(f"macro over {len(found.images)}", "", *_cells(score))
+        else:
+            table.add_row(readable(name), f"{found.images[name]:,}", *_cells(score))
     console.print(table)
-    overlaps = Table(title="Overlap with the boxes (IoU), macro", title_justify="left")
-    overlaps.add_column("marked, of the map's largest value")
-    for heading in ("mean IoU", "95 % interval", "chance", "another patient"):
-        overlaps.add_column(heading, justify="right")
+    marked = "marked, of the map's largest value"
+    overlaps = _table("Overlap with the boxes (IoU), macro", marked, "mean IoU", *beside)
     for level in LEVELS:
         overlaps.add_row(f"{level:.0%} and more", *_cells(found.overlap[level][MACRO]))
     console.print(overlaps)
@@ -249,6 +222,13 @@ def show_localisation(found: Localisation, console: Console, *, title: str) -> N
     if found.unreadable:
         lines.append(f"Images with boxes that cannot be read, left out: {len(found.unreadable):,}")
     say(*lines, console=console)
+
+
+def _table(title: str, first: str, *figures: str) -> Table:
+    table = Table(first, title=title, title_justify="left")
+    for heading in figures:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _cells(score: Score) -> tuple[str, ...]:
