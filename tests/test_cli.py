@@ -8,14 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Xray
+from conftest import REPOSITORY, Xray, environment
 
-SAMPLE = Path(__file__).parent / "results_sample.json"
-
-
-def environment(**variables: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "XRAY_DEBUG"}
-    return {**kept, "COLUMNS": "100", **variables}
+SAMPLE = REPOSITORY / "tests" / "results_sample.json"
 
 
 def process(
@@ -24,7 +19,7 @@ def process(
     return subprocess.run(
         [sys.executable, "-m", "xray_lightning.cli.main", *map(str, arguments)],
         cwd=folder,
-        env=environment(**variables),
+        env=environment(**{"COLUMNS": "100", "XRAY_DEBUG": "", **variables}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -39,24 +34,22 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_console_script_is_installed() -> None:
-    script = Path(sys.executable).with_name("xray")
-    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert "report" in done.stdout
-
-
-def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.argv = ['xray', '--help']\n"
-        "from xray_lightning.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+def test_the_console_script_helps_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\n"
+        "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib', 'PIL'}\n"
+        "atexit.register(lambda: print('IMPORTED', *(heavy & sys.modules.keys())))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("xray"), "--help"],
+        env=environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
+    assert "report" in done.stdout
+    assert done.stdout.splitlines()[-1] == "IMPORTED"
 
 
 @pytest.mark.parametrize(
