@@ -170,6 +170,13 @@ def test_hostile_names_stay_in_the_folder(
         (("--out", "new", "--boxes", "absent.csv"), "there is no absent.csv"),
         (("--out", "new", "--accelerator", "abacus"), "abacus"),
         (("absent.png", "--out", "new"), None),
+        (("--score", "--out", "new"), "--out cannot stand beside --score"),
+        (("--score", "--html"), "--html cannot stand beside --score"),
+        (("--score", "--side", "val"), "--side val is unknown"),
+        (("--score", "--resamples", "0"), "--resamples=0 must be"),
+        (("--score", "--json", "absent/x.json"), "--json absent/x.json"),
+        (("--side", "all", "--out", "new"), "--side needs --score"),
+        (("--score", "second"), "--score takes one folder"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_writes_nothing(

@@ -63,10 +63,6 @@ class Answering(nn.Module):
         logits = self.model(images)
         return logits.sigmoid(), logits
 
-    def answers(self, pixels: npt.NDArray[np.uint8]) -> Answers:
-        """What torch answers."""
-        return _torch_answers(self, pixels)
-
 
 def _torch_answers(module: nn.Module, pixels: npt.NDArray[np.uint8]) -> Answers:
     with torch.inference_mode():
@@ -267,7 +263,7 @@ def differences(
     model: Answering, graph: Graph, pixels: npt.NDArray[np.uint8]
 ) -> tuple[float, float]:
     """The largest difference of probabilities, and of logits, from torch's (infinite for NaN)."""
-    both = zip(model.answers(pixels), graph.answers(pixels), strict=True)
+    both = zip(_torch_answers(model, pixels), graph.answers(pixels), strict=True)
     apart = [float(np.max(np.abs(one - other))) for one, other in both]
     probabilities, logits = (float("inf") if np.isnan(value) else value for value in apart)
     return probabilities, logits

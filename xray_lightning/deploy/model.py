@@ -45,13 +45,10 @@ class Predictions:
 
     Attributes:
         findings: the F findings, in the order of all columns.
-        images: the N images: paths, or `array 0` and so on.
-        flags: of each image, the rules of `deploy.guard` that find it unlike a training image.
-        probabilities: as the model gives them, float32 (N, F).
-        calibrated: the same, calibrated, float64 (N, F); None of a model without calibration.
+        images, flags: of each image, as in `Prediction`.
+        probabilities, calibrated, decisions: as in `Prediction`, (N, F).
         operating_points: by finding, from which raw probability on it is called present; None of
             a model without.
-        decisions: whether it is called present, bool (N, F); None of a model without.
     """
 
     findings: tuple[str, ...]

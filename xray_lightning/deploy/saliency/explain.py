@@ -38,17 +38,6 @@ KINDS = ("prob", "calibrated", "threshold", "decision")
 LONGEST_NAME = 80  # letters of an image's name in those of its files
 
 
-def check_new(out: Path) -> None:
-    """Refuse, before the work, a folder that holds files or cannot be made.
-
-    Raises:
-        UserError: naming it.
-    """
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} holds files already; give a new or an empty folder")
-    check_writable(out, key="--out")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end of the block.
@@ -172,7 +161,9 @@ def explain(
             know, or a place that cannot be written to.
         RunFailedError: an answer that is no number, or a full disk; no folder is left.
     """
-    check_new(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} holds files already; give a new or an empty folder")
+    check_writable(out, key="--out")
     paths = find_inputs(arguments, images=images).paths
     explainer = Explainer.load(checkpoint, method=method, device=device)
     choice.check(explainer.findings)
