@@ -515,12 +515,12 @@ _VERSIONS = {"xray_lightning": "xray-lightning", "git_commit": "Git commit"}
 
 def versions(info: ModelInfo) -> dict[str, str | None]:
     """What it was made with, by name; None for what was not recorded."""
-    named: dict[str, str | None] = dict.fromkeys(("python", "torch", "lightning", "xray_lightning"))
-    if info.checkpoint is not None:
-        named["lightning"] = info.checkpoint.lightning
-    if info.run is not None:
-        named |= info.run.versions
-    return {**named, "git_commit": None if info.run is None else info.run.git_commit}
+    return {
+        **dict.fromkeys(("python", "torch", "lightning", "xray_lightning")),
+        **_said(info.checkpoint, "lightning"),
+        **({} if info.run is None else info.run.versions),
+        **_said(info.run, "git_commit"),
+    }
 
 
 def split_of(run: Run) -> str:

@@ -30,21 +30,15 @@ PLACE = ["left", "top", "right", "bottom"]
 
 @dataclass(frozen=True)
 class Score:
-    """A share or a mean of one finding, or their mean over findings.
-
-    Attributes:
-        value: of the maps.
-        ci95: by resampling patients; None with the reason `why`.
-        chance: what a point at random, or a map at random, would get on average.
-        another: what the maps of other patients with the same finding get, of these boxes. What a
-            map gains over it comes from the image, not from where such findings usually lie.
-    """
+    """A share or a mean of one finding, or their mean over findings, of the maps."""
 
     value: float
-    ci95: tuple[float, float] | None
-    chance: float
+    ci95: tuple[float, float] | None  # by resampling patients
+    chance: float  # what a point at random, or a map at random, would get on average
+    # What the maps of other patients with the same finding get, of these boxes. What a map gains
+    # over it comes from the image, not from where such findings usually lie.
     another: float
-    why: str | None = None
+    why: str | None = None  # there is no interval
 
     def as_json(self) -> dict[str, Any]:
         return {
