@@ -28,8 +28,8 @@ from xray_lightning.terminal import NONE, count, counted, readable
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
-# Of `xray info`'s JSON: widths of further fully connected layers, numbers that training has set
-# (those of the loss left out), and the side of the images inside the model, among others.
+# What is built and what it takes. `hidden`: widths of further fully connected layers; `parameters`:
+# numbers that training has set, those of the loss left out.
 MODEL = ("arch", "hidden", "dropout", "parameters", "image_size", "normalize", "findings")
 
 
@@ -371,7 +371,7 @@ class DataSet(NamedTuple):
 
     name: str
     told: str
-    credit: str | None = None  # where nobody needs to be named
+    credit: str | None = None  # nobody needs to be named
 
 
 _NIH = (
