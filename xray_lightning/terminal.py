@@ -86,6 +86,14 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
+def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Names with reasons, one sentence a reason: "Hernia, Mass: no image has the finding."."""
+    names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
+    for name, reason in reasons:
+        names.setdefault(reason, {})[name] = None
+    return [f"{', '.join(together)}: {reason}." for reason, together in names.items()]
+
+
 def say(*lines: str, console: Console | None = None, style: str = "") -> None:
     """Print each line as it is: never folded, and no name in it can carry markup."""
     console = console or Console()

@@ -84,8 +84,8 @@ def test_without_weight_on_one_class_no_score_exists(counted: str) -> None:
 @pytest.mark.parametrize("label", [True, False])
 def test_a_ranking_of_one_class_has_no_score(label: bool) -> None:
     ranking = Ranking.of(np.array([0.2, 0.4]), np.array([label, label]))
-    assert np.isnan(ranking.plain).all()
-    assert np.isnan(Ranking.of(np.empty(0), np.empty(0, dtype=bool)).plain).all()
+    assert np.isnan(ranking.scores(np.ones(2))).all()
+    assert np.isnan(Ranking.of(np.empty(0), np.empty(0, dtype=bool)).scores(np.ones(0))).all()
 
 
 def test_sums_before_are_exact() -> None:

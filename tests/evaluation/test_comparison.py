@@ -287,7 +287,7 @@ def test_seeds_of_one_recipe_are_summarised() -> None:
     scores = [0.80, 0.82, 0.87]
     runs = [run(seed, auroc=auroc, name=f"seed {seed}") for seed, auroc in enumerate(scores)]
     (summary,) = summarise_seeds(runs)
-    assert (summary.name, summary.runs, summary.seeds) == ("seed 0", 3, (0, 1, 2))
+    assert (summary.name, summary.seeds) == ("seed 0", (0, 1, 2))
     found = summary.auroc_macro
     assert found is not None
     assert found.mean == pytest.approx(0.83)
@@ -300,7 +300,7 @@ def test_seeds_of_one_recipe_are_summarised() -> None:
 def test_one_run_has_no_spread() -> None:
     (summary,) = summarise_seeds([run(4)])
     assert summary.auroc_macro is not None
-    assert (summary.runs, summary.auroc_macro.spread) == (1, None)
+    assert (summary.seeds, summary.auroc_macro.spread) == ((4,), None)
 
 
 SAME_RECIPE: list[dict[str, Any]] = [
@@ -325,7 +325,7 @@ def test_where_a_run_ran_is_no_part_of_its_recipe(changes: dict[str, Any]) -> No
     second = run(1, **changes)
     if settings:
         second.settings["data.root"] = settings["root"]
-    assert [summary.runs for summary in summarise_seeds([run(0), second])] == [2]
+    assert [summary.seeds for summary in summarise_seeds([run(0), second])] == [(0, 1)]
 
 
 @pytest.mark.parametrize("changes", ANOTHER, ids=str)
@@ -336,7 +336,7 @@ def test_another_recipe_is_another_group(changes: dict[str, Any]) -> None:
 
 def test_another_split_is_another_group() -> None:
     groups = summarise_seeds([run(0), run(1, data={"split_sha256": "ef" * 32})])
-    assert [group.runs for group in groups] == [1, 1]
+    assert [group.seeds for group in groups] == [(0,), (1,)]
 
 
 def test_what_is_no_finished_training_is_no_seed() -> None:

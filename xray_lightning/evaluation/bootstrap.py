@@ -16,8 +16,7 @@ Two quantities of the same draws are paired: their difference has an interval of
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -175,12 +174,6 @@ class Ranking:
         # Not by the inner product, whose rounding changes with the number of threads.
         return float((positive * wins).sum()) / 2 / pairs
 
-    @cached_property
-    def plain(self) -> RankScores:
-        """Both scores with every image counted once."""
-        images = np.concatenate([self.positives, self.negatives])
-        return self.scores(np.ones(int(images.max()) + 1 if len(images) else 0, dtype=np.int64))
-
 
 def sums_before(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The sum of the weights (M,) before each place, and of all, shape (M + 1,)."""
@@ -232,7 +225,7 @@ class Estimate:
     @classmethod
     def of(
         cls, value: float, drawn: Floats, *, undefined: str | None = None, few: str | None = None
-    ) -> Self:
+    ) -> "Estimate":
         """The interval of a score from its resamples.
 
         Args:
@@ -258,6 +251,15 @@ class Estimate:
     def figures(self, name: str) -> dict[str, Any]:
         """For JSON: the value as `name`, the interval as `name`_ci95."""
         return {name: self.value, f"{name}_ci95": None if self.ci95 is None else list(self.ci95)}
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON, with what it says of zero: the difference of two scores."""
+        return {
+            "value": self.value,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "excludes_zero": self.excludes_zero,
+            "undefined_reason": self.reason,
+        }
 
 
 def undefined_reasons(

@@ -25,19 +25,6 @@ from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import FREE_KEYS, predictions_name
 
 
-class Difference(Estimate):
-    """Second minus first, of a score."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "value": self.value,
-            "ci95": None if self.ci95 is None else list(self.ci95),
-            "excludes_zero": self.excludes_zero,
-            "undefined_reason": self.reason,
-        }
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Second minus first, over the same images; `findings` are those that the macros are over."""
@@ -45,11 +32,11 @@ class Comparison:
     images: int
     patients: int
     findings: tuple[str, ...]
-    auroc_macro: Difference
-    average_precision_macro: Difference
-    label_accuracy: Difference
-    brier_macro: Difference
-    per_finding: dict[str, Difference]  # AUROC
+    auroc_macro: Estimate
+    average_precision_macro: Estimate
+    label_accuracy: Estimate
+    brier_macro: Estimate
+    per_finding: dict[str, Estimate]  # AUROC
     first: TableScores
     second: TableScores
 
@@ -68,7 +55,7 @@ class Comparison:
 class Gain:
     """An ensemble's macro AUROC minus the mean of its members', and itself against each member."""
 
-    over_mean: Difference
+    over_mean: Estimate
     over_each: tuple[Comparison, ...]
 
 
@@ -101,7 +88,7 @@ def gain(
     tables = aligned([*members, ensemble])
     *before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
     defined = [value for one in before if not np.isnan(value := one.plain["auroc_macro"])]
-    over_mean = Difference.of(
+    over_mean = Estimate.of(
         after.plain["auroc_macro"] - float(np.mean(defined)) if defined else NAN,
         after.drawn["auroc_macro"] - np.mean([one.drawn["auroc_macro"] for one in before], axis=0),
         undefined=after.undefined["auroc_macro"],
@@ -116,11 +103,14 @@ def comparable(first: Run, second: Run) -> None:
     Raises:
         UserError: another split, or none recorded, or another number of test images.
     """
-    one, other = first.split_sha256, second.split_sha256
-    if one is None or one != other:
+    if first.split_sha256 is None or first.split_sha256 != second.split_sha256:
+        one, other = (
+            f"{run.split or 'unknown'} ({(run.split_sha256 or 'no hash')[:7]})"
+            for run in (first, second)
+        )
         raise UserError(
             f"{first.folder} and {second.folder} were tested on different splits: "
-            f"{_split(first)} and {_split(second)}; compare runs of the same split"
+            f"{one} and {other}; compare runs of the same split"
         )
     counts = [run.images.get("test") for run in (first, second)]
     if counts[0] != counts[1]:
@@ -152,36 +142,25 @@ def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
             raise UserError(
                 f"the predictions are of different findings: {differing(others, findings)}"
             )
-        _refuse_other_images(first["image"], table["image"])
-        if other := int((first[labels].to_numpy() != table[labels].to_numpy()).any(axis=1).sum()):
+        one, other = set(first["image"]), set(table["image"])
+        if one != other:
             raise UserError(
-                f"the predictions differ in the labels of {other} of {len(first)} images: they "
-                "are of different data"
+                f"the predictions are of different images: {len(one & other)} in both, "
+                f"{len(one - other)} in the first alone, {len(other - one)} in the second alone"
             )
-        if other := int((first["patient_id"].to_numpy() != table["patient_id"].to_numpy()).sum()):
-            raise UserError(
-                f"the predictions differ in the patients of {other} of {len(first)} images: they "
-                "are of different data"
-            )
+        for what, columns in (("labels", labels), ("patients", ["patient_id"])):
+            differ = (first[columns].to_numpy() != table[columns].to_numpy()).any(axis=1)
+            if differ.any():
+                raise UserError(
+                    f"the predictions differ in the {what} of {int(differ.sum())} of {len(first)} "
+                    "images: they are of different data"
+                )
     return sorted_
 
 
-def _refuse_other_images(first: pd.Series, second: pd.Series) -> None:
-    one, other = set(first), set(second)
-    if one != other:
-        raise UserError(
-            f"the predictions are of different images: {len(one & other)} in both, "
-            f"{len(one - other)} in the first alone, {len(other - one)} in the second alone"
-        )
-
-
-def _split(run: Run) -> str:
-    return f"{run.split or 'unknown'} ({run.split_sha256[:7] if run.split_sha256 else 'no hash'})"
-
-
 def _between(before: Resampled, after: Resampled) -> Comparison:
-    def difference(name: str) -> Difference:
-        return Difference.of(
+    def difference(name: str) -> Estimate:
+        return Estimate.of(
             after.plain[name] - before.plain[name],
             after.drawn[name] - before.drawn[name],
             undefined=after.undefined[name],
@@ -223,15 +202,15 @@ class RunPair:
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
-        runs = {"first": self.first, "second": self.second}
-        scores = {"first": self.comparison.first, "second": self.comparison.second}
+        scores = (self.comparison.first, self.comparison.second)
+        first, second = (
+            {"folder": str(run.folder), "name": run.name, "seed": run.seed} | vars(one)
+            for run, one in zip((self.first, self.second), scores, strict=True)
+        )
         return {
             "schema_version": SCHEMA_VERSION,
-            **{
-                key: {"folder": str(run.folder), "name": run.name, "seed": run.seed}
-                | vars(scores[key])
-                for key, run in runs.items()
-            },
+            "first": first,
+            "second": second,
             "split": self.first.split,
             "split_sha256": self.first.split_sha256,
             "bootstrap": {"resamples": self.resamples, "seed": self.seed},
@@ -292,12 +271,6 @@ class Spread:
     lowest: float
     highest: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarise at least one value."""
-        spread = stdev(values) if len(values) > 1 else None
-        return cls(fmean(values), spread, min(values), max(values))
-
 
 @dataclass(frozen=True)
 class SeedSummary:
@@ -305,15 +278,12 @@ class SeedSummary:
 
     Attributes:
         name: that of the first run.
-        runs: how many there are.
-        seeds: theirs, in the order of `folders`.
+        seeds: of each run.
         auroc_macro, average_precision_macro, label_accuracy: None where a run lacks the score.
     """
 
     name: str
-    runs: int
     seeds: tuple[int | None, ...]
-    folders: tuple[Path, ...]
     auroc_macro: Spread | None
     average_precision_macro: Spread | None
     label_accuracy: Spread | None
@@ -327,14 +297,18 @@ def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.status == "finished" and run.test is not None and _trained(run):
+        stages = run.settings.get("stages", ["fit", "test"])
+        trained = "fit" in ([stages] if isinstance(stages, str) else stages)
+        if run.status == "finished" and run.test is not None and trained:
             groups.setdefault(_recipe(run), []).append(run)
-    return [_summary(group) for group in groups.values()]
-
-
-def _trained(run: Run) -> bool:
-    stages = run.settings.get("stages", ["fit", "test"])
-    return "fit" in ([stages] if isinstance(stages, str) else stages)
+    return [
+        SeedSummary(
+            group[0].name,
+            tuple(run.seed for run in group),
+            **{name: _spread([getattr(run.test, name) for run in group]) for name in SCORES[:3]},
+        )
+        for group in groups.values()
+    ]
 
 
 def _recipe(run: Run) -> str:
@@ -347,19 +321,8 @@ def _recipe(run: Run) -> str:
     return json.dumps([run.split_sha256, kept], sort_keys=True, default=str)
 
 
-def _summary(group: Sequence[Run]) -> SeedSummary:
-    tests = [run.test for run in group if run.test is not None]
-    return SeedSummary(
-        name=group[0].name,
-        runs=len(group),
-        seeds=tuple(run.seed for run in group),
-        folders=tuple(run.folder for run in group),
-        auroc_macro=_spread([test.auroc_macro for test in tests]),
-        average_precision_macro=_spread([test.average_precision_macro for test in tests]),
-        label_accuracy=_spread([test.label_accuracy for test in tests]),
-    )
-
-
 def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
-    return Spread.of(known) if len(known) == len(values) else None
+    if len(known) < len(values):
+        return None
+    return Spread(fmean(known), stdev(known) if len(known) > 1 else None, min(known), max(known))

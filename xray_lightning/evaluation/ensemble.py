@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,8 @@ def member_logits(
     """
     logits = torch.full((len(members), images, len(members[0].described["findings"])), torch.nan)
     models = [member.model.to(device) for member in members]
-    with torch.inference_mode(), _precision(precision, device):
+    dtype = AUTOCAST[precision]
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in batches:
             pixels = batch.images.to(device)
             for place, model in enumerate(models):
@@ -104,11 +104,6 @@ def member_logits(
                 "logits)"
             )
     return logits.numpy()
-
-
-def _precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def probabilities_of(logits: Array) -> Array:
@@ -138,16 +133,8 @@ def average(logits: Array, *, of: str) -> Array:
 
 
 @dataclass(frozen=True)
-class SidePredictions:
-    """Predictions of one side: the ensemble's, and each member's."""
-
-    whole: pd.DataFrame
-    each: list[pd.DataFrame]
-
-
-@dataclass(frozen=True)
 class Answers:
-    """Asks every member for its answers, one side at a time, and keeps them in `given`."""
+    """Asks every member for its answers, a side at a time; keeps the ensemble's in `given`."""
 
     members: Sequence[Member]
     data: XrayDataModule
@@ -155,29 +142,26 @@ class Answers:
     device: torch.device
     precision: str
     progress: Display
-    given: dict[str, SidePredictions] = field(default_factory=dict)
+    given: dict[str, pd.DataFrame] = field(default_factory=dict)
 
-    def of(self, side: str) -> SidePredictions:
-        loaders = {
-            "train": self.data.train_dataloader,
-            "val": self.data.val_dataloader,
-            "test": self.data.test_dataloader,
-        }
+    def of(self, side: str) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+        """Predictions of one side: the ensemble's, and each member's."""
         table = self.data.table(side)
         with self.progress(f"scoring {side} images", len(table)) as advance:
             logits = member_logits(
                 self.members,
-                loaders[side](),
+                getattr(self.data, f"{side}_dataloader")(),
                 images=len(table),
                 device=self.device,
                 precision=self.precision,
                 advance=advance,
             )
-        self.given[side] = SidePredictions(
-            whole=labelled(self.data, average(logits, of=self.average), side=side),
-            each=[labelled(self.data, probabilities_of(one), side=side) for one in logits],
+        whole, *each = (
+            labelled(self.data, probabilities, side=side)
+            for probabilities in (average(logits, of=self.average), *map(probabilities_of, logits))
         )
-        return self.given[side]
+        self.given[side] = whole
+        return whole, each
 
 
 def labelled(data: XrayDataModule, probabilities: Array, *, side: str) -> pd.DataFrame:

@@ -20,8 +20,8 @@ from xray_lightning.data.manifest import holds_known_table
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec
 from xray_lightning.errors import UserError, XrayError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.compare import SCORES, Comparison, Difference, gain
-from xray_lightning.evaluation.ensemble import Answers, Member, SidePredictions, read_members
+from xray_lightning.evaluation.compare import SCORES, Comparison, gain
+from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
@@ -34,7 +34,7 @@ from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import csv_of, metrics_table, read_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import finite, predictions_name
-from xray_lightning.terminal import decimal, interval, readable, say, signed
+from xray_lightning.terminal import by_reason, decimal, interval, readable, say, signed
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +66,28 @@ def data_for(
     Raises:
         UserError: no data is named, or its options are out of range.
     """
-    chosen = {key: value for key, value in vars(choice).items() if value is not None}
-    given = _kept(trained)
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(choice).items()
+        if value is not None
+    }
+    given, phantom = _kept(trained), trained.data.get("phantom")
     if choice.root is not None:  # other files: what was said of the run's own does not hold there
-        given = _elsewhere(choice.root, given)
+        given, phantom = _elsewhere(choice.root, given), None
     elif not given:
         raise UserError(
             f"{member.path} does not lie in a run folder whose {RESULTS} names its data; "
             "give --data DIR"
         )
-    phantom = None if choice.root is not None else trained.data.get("phantom")
-    texts = {key: str(v) if isinstance(v, Path) else v for key, v in chosen.items()}
+    if isinstance(phantom, Mapping):
+        phantom = PhantomSpec(**{k: v for k, v in phantom.items() if not k.startswith("_")})
+    findings = {"findings": member.described["findings"]}
     return XrayDataModule(
-        **(
-            {"cache_dir": "data/cache"} | given | texts | {"findings": member.described["findings"]}
-        ),
+        **({"cache_dir": "data/cache"} | given | chosen | findings),
         image_size=member.described["image_size"],
         normalize=member.described["normalize"],
         allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
-        phantom=_phantom(phantom),
+        phantom=phantom,
         progress=progress,
     )
 
@@ -146,12 +149,6 @@ def _kept(trained: Provenance) -> dict[str, Any]:
     """The options of a run's data that `KEPT` names; none where it does not say which data."""
     given = {key: value for key, value in trained.data.items() if key in KEPT}
     return given if {"name", "root"} <= given.keys() else {}
-
-
-def _phantom(given: Any) -> PhantomSpec | None:
-    if not isinstance(given, Mapping):
-        return None
-    return PhantomSpec(**{key: v for key, v in given.items() if not key.startswith("_")})
 
 
 FILE_NAME = "evaluation.json"
@@ -216,17 +213,20 @@ def score(
         XrayError: checkpoints or data that cannot be used, or an answer that is no number.
     """
     members = read_members(checkpoints)
-    out = options.out or _default_folder(members)
-    _check_folder(out)  # before the work, not after it
-    if options.out is None:
-        _refuse_others(out, members)
-    trained = Provenance.of_checkpoint(members[0].path)
-    _refuse_other_findings(members[0], trained)
+    first = members[0]
+    out = _folder(members, options.out)  # before the work, not after it
+    trained = Provenance.of_checkpoint(first.path)
+    findings = tuple(first.described["findings"])
+    if trained.findings not in (None, findings):
+        raise UserError(
+            f"{first.path}: the checkpoint's findings, "
+            f"{differing(findings, trained.findings or ())}: those of the run that it lies in"
+        )
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
     accelerator = choose_accelerator(options.accelerator)
     precision = choose_precision(options.precision, accelerator=accelerator)
     Speed().prepare(accelerator=accelerator, local_ranks=1)
-    data = data_for(members[0], trained, options.data, progress=progress)
+    data = data_for(first, trained, options.data, progress=progress)
     data.prepare_data()
     data.setup()
     answers = Answers(
@@ -237,33 +237,56 @@ def score(
         precision=precision,
         progress=progress,
     )
-    side = answers.of(options.side)
+    whole, each = answers.of(options.side)
     points, calibration, source = _fitted(members, answers, options.side)
     metrics = Evaluator(resamples=resamples, seed=seed)(
-        side.whole,
+        whole,
         operating_points=points,
         calibration=calibration,
         prevalences=trained.prevalences or training_prevalences(data),
     )
+    note = seen_before(first, trained, data, side=options.side)
+    if options.side == "val" and source["operating_points"] == FROM_CHECKPOINT:
+        own = "its operating points and calibration were fitted to the validation images"
+        note = "; ".join(filter(None, [note, own]))
     content = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
-        "checkpoints": [_described(member) for member in members],
+        "checkpoints": [
+            {
+                "path": str(member.path),
+                "sha256": member.sha256,
+                **{key: member.described.get(key) for key in ("model", *AGREED)},
+            }
+            for member in members
+        ],
         "data": {
             **{k: v for k, v in data.describe().items() if k in ("name", "root", "split")},
             "split_sha256": data.usable.split.sha256,
             "side": options.side,
         },
-        "note": _note(members[0], trained, data, side=options.side, fitted=source),
+        "note": note,
         "precision": precision,
         "average": options.average if len(members) > 1 else None,
         "fitted": source,
         "bootstrap": {"resamples": resamples, "seed": seed},
         "metrics": metrics,
-        "ensemble": _gains(side, members, resamples=resamples, seed=seed),
+        "ensemble": None,
     }
-    predictions = {name: one.whole for name, one in answers.given.items()}
-    return Scored(predictions, content, out)
+    if len(members) > 1:
+        found = gain(each, whole, resamples=resamples, seed=seed)
+        content["ensemble"] = {
+            "gain_over_mean": found.over_mean.to_plain(),
+            "members": [
+                {
+                    "path": str(member.path),
+                    **{name: getattr(one.first, name) for name in SCORES},
+                    "gain": one.to_plain(),
+                }
+                for member, one in zip(members, found.over_each, strict=True)
+            ],
+        }
+    return Scored(answers.given, content, out)
 
 
 def write(scored: Scored) -> Path:
@@ -304,7 +327,7 @@ def _fitted(
     if side == "val":
         return None, None, sources | {"operating_points": NOT_FITTED}
     rule = OperatingRule() if points is None else OperatingRule(points.rule, points.target)
-    val = answers.of("val").whole
+    val, _ = answers.of("val")
     sources["operating_points"] = FROM_VALIDATION
     if calibration is not None:
         calibration = Calibrator(calibration.method).fit(val)
@@ -312,88 +335,33 @@ def _fitted(
     return rule.fit(val), calibration, sources
 
 
-def _note(
-    member: Member,
-    trained: Provenance,
-    data: XrayDataModule,
-    *,
-    side: str,
-    fitted: Mapping[str, Any],
-) -> str | None:
-    """What makes the scores better than they will be on new patients."""
-    note = seen_before(member, trained, data, side=side)
-    if side != "val" or fitted["operating_points"] != FROM_CHECKPOINT:
-        return note
-    own = "its operating points and calibration were fitted to the validation images"
-    return "; ".join(filter(None, [note, own]))
+def _folder(members: Sequence[Member], asked_for: Path | None) -> Path:
+    """Where to write: by default `evaluation` in the run folder, or `ensemble` above them all.
 
-
-def _gains(
-    side: SidePredictions, members: Sequence[Member], *, resamples: int, seed: int
-) -> dict[str, Any] | None:
-    """What averaging gains over each member and over their mean, in macro AUROC and the rest."""
-    if len(members) == 1:
-        return None
-    found = gain(side.each, side.whole, resamples=resamples, seed=seed)
-    return {
-        "gain_over_mean": found.over_mean.to_plain(),
-        "members": [
-            {
-                "path": str(member.path),
-                **{name: getattr(one.first, name) for name in SCORES},
-                "gain": one.to_plain(),
-            }
-            for member, one in zip(members, found.over_each, strict=True)
-        ],
-    }
-
-
-def _described(member: Member) -> dict[str, Any]:
-    return {
-        "path": str(member.path),
-        "sha256": member.sha256,
-        **{key: member.described.get(key) for key in ("model", *AGREED)},
-    }
-
-
-def _refuse_other_findings(member: Member, trained: Provenance) -> None:
-    """Refuse a checkpoint that names its outputs otherwise than the run it lies in."""
-    own = tuple(member.described["findings"])
-    if trained.findings not in (None, own):
-        raise UserError(
-            f"{member.path}: the checkpoint's findings, {differing(own, trained.findings or ())}: "
-            "those of the run that it lies in"
-        )
-
-
-def _check_folder(out: Path) -> None:
+    Raises:
+        UserError: the files there are a run's, or of other checkpoints where nobody has named it.
+    """
+    paths = [member.path.absolute() for member in members]
+    folders = [Provenance.of_checkpoint(path).folder or path.parent for path in paths]
+    several = Path(os.path.commonpath(folders)) / "ensemble"
+    out = asked_for or (several if len(members) > 1 else folders[0] / "evaluation")
     if (out / RESULTS).exists():
         raise UserError(
             f"--out {out} is a run folder, whose own files would be overwritten; give another"
         )
     check_writable(out, key="--out")
-
-
-def _refuse_others(out: Path, members: Sequence[Member]) -> None:
-    """Keep what other checkpoints scored, where nobody has named the folder."""
+    if asked_for is not None:
+        return out
     try:
         before = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))["checkpoints"]
         held = [str(Path(one["path"]).absolute()) for one in before]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # nothing there that could be lost
-    if held != [str(member.path.absolute()) for member in members]:
+        return out  # nothing there that could be lost
+    if held != [str(path) for path in paths]:
         raise UserError(
             f"{out / FILE_NAME} is of other checkpoints ({', '.join(held)}); give --out DIR"
         )
-
-
-def _default_folder(members: Sequence[Member]) -> Path:
-    """`evaluation` in the run folder; of several checkpoints, `ensemble` above them all."""
-    paths = [member.path.absolute() for member in members]
-    folders = [Provenance.of_checkpoint(path).folder or path.parent for path in paths]
-    if len(folders) == 1:
-        return folders[0] / "evaluation"
-    return Path(os.path.commonpath(folders)) / "ensemble"
+    return out
 
 
 NO_VAL = (
@@ -450,7 +418,9 @@ def recompute(
     table = read_predictions(predictions)
     trained = Provenance.of_folder(predictions.absolute().parent)
     notes = [] if trained.prevalences else [NO_RESULTS]
-    val = val or _val_beside(predictions)
+    beside = predictions.with_name(predictions.name.replace("test", "val"))
+    if val is None and beside.name != predictions.name and beside.is_file():
+        val = beside
     if val is not None and val.resolve() == predictions.resolve():
         raise UserError(
             f"--val {val} is the file that is scored: operating points must be fitted to others"
@@ -470,12 +440,6 @@ def recompute(
         prevalences=trained.prevalences,
     )
     return Recomputed(predictions, val, metrics, tuple(notes))
-
-
-def _val_beside(predictions: Path) -> Path | None:
-    """predictions_val.csv for predictions_test.csv, if it is there."""
-    beside = predictions.with_name(predictions.name.replace("test", "val"))
-    return beside if beside.name != predictions.name and beside.is_file() else None
 
 
 def _fit(val: Path, trained: Provenance) -> tuple[OperatingPoints, Calibration | None]:
@@ -517,32 +481,25 @@ def show_comparison(comparison: Comparison, console: Console, *, names: Sequence
     one, other = comparison.first, comparison.second
     table = _table("", "first", "second", "difference", "95 % interval", "")
     for key, label in LABELS.items():
-        _add(table, label, getattr(one, key), getattr(other, key), getattr(comparison, key))
+        found = getattr(comparison, key).to_plain()
+        _add(table, label, getattr(one, key), getattr(other, key), found)
     table.add_section()
     for finding, found in comparison.per_finding.items():
-        label = readable(finding)
-        _add(table, label, one.per_finding[finding], other.per_finding[finding], found)
+        scores = one.per_finding[finding], other.per_finding[finding]
+        _add(table, readable(finding), *scores, found.to_plain())
     say(f"first   {names[0]}", f"second  {names[1]}", console=console)
     images = f"{comparison.images:,} test images of {comparison.patients:,} patients"
     say(f"{images}; difference: second minus first", console=console)
     console.print(table)
+    lacking = {readable(name): found.reason for name, found in comparison.per_finding.items()}
     say(
         LESS_IS_BETTER,
-        *_without_interval(comparison),
+        *by_reason((name, reason) for name, reason in lacking.items() if reason is not None),
         f"Label accuracy of always answering no finding: {one.always_negative:.4f}.",
         sentence(comparison),
         *NOTES,
         console=console,
     )
-
-
-def _without_interval(comparison: Comparison) -> list[str]:
-    """The findings that lack something, by the reason."""
-    names: dict[str, list[str]] = {}
-    for finding, found in comparison.per_finding.items():
-        if found.reason is not None:
-            names.setdefault(found.reason, []).append(readable(finding))
-    return [f"{', '.join(findings)}: {reason}." for reason, findings in names.items()]
 
 
 def sentence(comparison: Comparison) -> str:
@@ -609,19 +566,13 @@ def _show_gain(content: Mapping[str, Any], console: Console) -> None:
     say(f"Ensemble: the mean of the {content['average']} of", console=console)
     for number, member in enumerate(ensemble["members"], start=1):
         say(f"  {number}  {member['path']}", console=console)
-        gain = _difference(member["gain"]["auroc_macro"])
+        gain = member["gain"]["auroc_macro"]
         _add(table, f"checkpoint {number}", member["auroc_macro"], whole, gain)
-    over = _difference(ensemble["gain_over_mean"])
-    mean = None if over.value is None else whole - over.value
+    over = ensemble["gain_over_mean"]
+    mean = None if over["value"] is None else whole - over["value"]
     table.add_section()
     _add(table, "their mean", mean, whole, over)
     console.print(table)
-
-
-def _difference(plain: Mapping[str, Any]) -> Difference:
-    interval = plain["ci95"]
-    reason = plain["undefined_reason"]
-    return Difference(plain["value"], None if interval is None else tuple(interval), reason)
 
 
 def _table(*headings: str) -> Table:
@@ -633,15 +584,16 @@ def _table(*headings: str) -> Table:
 
 
 def _add(
-    table: Table, label: str, first: float | None, second: float | None, found: Difference
+    table: Table, label: str, first: float | None, second: float | None, found: Mapping[str, Any]
 ) -> None:
-    verdict = "" if found.ci95 is None else EXCLUDES if found.excludes_zero else INCLUDES
+    """Add a row; `found` is the plain difference of two scores."""
+    excludes = found["excludes_zero"]
     table.add_row(
         Text(label),
         decimal(first),
         decimal(second),
-        signed(found.value),
-        interval(found.ci95, signed, joint=" to "),
-        verdict,
-        style="bold" if found.excludes_zero else "",
+        signed(found["value"]),
+        interval(found["ci95"], signed, joint=" to "),
+        "" if found["ci95"] is None else EXCLUDES if excludes else INCLUDES,
+        style="bold" if excludes else "",
     )

@@ -21,13 +21,7 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.scores import (
-    THRESHOLD,
-    Scores,
-    one_class,
-    prevalence_scores,
-    too_few,
-)
+from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, one_class, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages
@@ -78,129 +72,135 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
     }
 
 
-Rows = Mapping[str, Mapping[str, Any]]  # by finding
-
 _OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
 
+Draws = Mapping[str, Floats]  # by score
+Estimates = Mapping[str, Sequence[Estimate]]  # of each finding, or the one over all of them
+Rows = Mapping[str, Mapping[str, Any]]  # by finding
 
-class Summary:
-    """The scores of one table as plain numbers, each with its interval.
+
+def _estimates(images: ScoredImages, plain: Draws, draws: Draws) -> Estimates:
+    """Every score with its interval.
 
     Args:
         images: the predictions.
         plain: what `Scores` gives of the table itself.
         draws: what it gives of each resample, with a first axis of the resamples.
     """
-
-    def __init__(
-        self, images: ScoredImages, plain: Mapping[str, Floats], draws: Mapping[str, Floats]
-    ) -> None:
-        self.images, self.plain, self.draws = images, plain, draws
-        self.few = too_few(images)
-        self.defined = ~np.isnan(plain["auroc"])  # the findings of the macro averages
-
-    def per_finding(self, *, cuts: Floats, scores: Scores) -> dict[str, dict[str, Any]]:
-        """The metrics of each finding; `cuts` (findings,) are those that `scores` was made with."""
-        return {
-            finding: self._finding(column, cut=float(cuts[column]), confusion=confusion)
-            for column, (finding, confusion) in enumerate(
-                zip(self.images.findings, scores.confusion(), strict=True)
+    few = too_few(images)
+    sides = [one_class(labels) for labels in images.labels.T]
+    found = {
+        name: [
+            Estimate.of(value, drawn, undefined=why, few=reason)
+            for value, drawn, why, reason in zip(
+                plain[name],
+                draws[name].T,
+                sides if name in _OF_FINDING else [ALL_THE_SAME],
+                few[name],
+                strict=True,
             )
-        }
+        ]
+        for name in plain.keys() & few.keys()
+    }
+    defined = ~np.isnan(plain["auroc"])
+    for macro, name in MACRO.items():  # in each draw over the findings that have the score in it
+        values = plain[name][defined]
+        value = float(values.mean()) if len(values) else NAN
+        drawn = mean_of_defined(draws[name][:, defined])
+        found[macro] = [Estimate.of(value, drawn, undefined=NO_FINDINGS, few=few[macro][0])]
+    return found
 
-    def _finding(self, column: int, *, cut: float, confusion: dict[str, int]) -> dict[str, Any]:
-        labels = self.images.labels[:, column]
-        found = {
-            name: self._estimate(name, column, undefined=one_class(labels)) for name in _OF_FINDING
-        }
+
+def _per_finding(
+    images: ScoredImages, estimates: Estimates, *, scores: Scores, cuts: Floats
+) -> dict[str, dict[str, Any]]:
+    """The metrics of each finding; `cuts` (findings,) are those that `scores` was made with."""
+    confusion = scores.counts.sum(axis=0)  # (4, findings)
+    rows = {}
+    for column, finding in enumerate(images.findings):
+        labels = images.labels[:, column]
+        found = {name: estimates[name][column] for name in _OF_FINDING}
         row = {
             **found["auroc"].figures("auroc"),
             **found["average_precision"].figures("average_precision"),
             "positives": int(labels.sum()),
             "prevalence": float(labels.mean()),
-            "threshold": cut,
+            "threshold": float(cuts[column]),
             **found["sensitivity"].figures("sensitivity"),
             **found["specificity"].figures("specificity"),
-            **confusion,
-            **reliability(self.images.scores[:, column], labels),
+            **dict(zip(COUNTS, confusion[:, column].tolist(), strict=True)),
+            **reliability(images.scores[:, column], labels),
         }
-        return row | {"undefined_reason": undefined_reasons(row, found)}
+        rows[finding] = row | {"undefined_reason": undefined_reasons(row, found)}
+    return rows
 
-    def overall(
-        self, rows: Rows, *, scores: Scores, prevalences: Floats | None
-    ) -> tuple[dict[str, Any], dict[str, str | None]]:
-        """The figures over all findings, and the reason of each that is None.
 
-        Args:
-            rows: what `per_finding` gave.
-            scores: of the table.
-            prevalences: share of the training images with each finding, shape (findings,), or None.
-        """
-        labels = self.images.labels
-        by_prevalence: tuple[float | None, float | None] = (None, None)
-        if prevalences is not None:
-            by_prevalence = prevalence_scores(labels, prevalences)
-        found = {
-            "label_accuracy": self._estimate("label_accuracy"),
-            "auroc_macro": self._macro("auroc"),
-            "auroc_micro": self._estimate("auroc_micro", undefined=ALL_THE_SAME),
-            "average_precision_macro": self._macro("average_precision"),
-            "brier_macro": self._estimate("brier_macro"),
-        }
-        precision_micro = scores.micro.plain.average_precision
-        figures = {
-            "images": len(labels),
-            "patients": self.images.count,
-            **found["label_accuracy"].figures("label_accuracy"),
-            "always_negative_accuracy": float(np.mean(~labels)),
-            "prevalence_accuracy": by_prevalence[0],
-            "auroc_macro_findings": int(self.defined.sum()),
-            **found["auroc_macro"].figures("auroc_macro"),
-            **found["auroc_micro"].figures("auroc_micro"),
-            **found["average_precision_macro"].figures("average_precision_macro"),
-            "average_precision_micro": None if np.isnan(precision_micro) else precision_micro,
-            **found["brier_macro"].figures("brier_macro"),
-            "prevalence_brier_macro": by_prevalence[1],
-            "expected_calibration_error_macro": _mean_error(rows),
-        }
-        return figures, undefined_reasons(
-            figures,
-            found,
-            prevalence_accuracy=NO_PREVALENCES,
-            average_precision_micro=ALL_THE_SAME,
-            prevalence_brier_macro=NO_PREVALENCES,
-        )
+def _overall(
+    images: ScoredImages,
+    estimates: Estimates,
+    rows: Rows,
+    *,
+    scores: Scores,
+    prevalences: Floats | None,
+) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """The figures over all findings, and the reason of each that is None.
 
-    def calibrated(self, calibration: Calibration, probabilities: Floats) -> dict[str, Any]:
-        """How well calibrated the calibrated probabilities (N, findings) are."""
-        rows = {
-            finding: reliability(probabilities[:, i], self.images.labels[:, i])
-            for i, finding in enumerate(self.images.findings)
-        }
-        found = {"brier_macro": self._estimate("calibrated_brier_macro")}
-        figures = {
-            "method": calibration.method,
-            "images": calibration.images,
-            "undefined": dict(calibration.undefined),
-            **found["brier_macro"].figures("brier_macro"),
-            "expected_calibration_error_macro": _mean_error(rows),
-            "per_finding": rows,
-        }
-        return figures | {"undefined_reason": undefined_reasons(figures, found)}
+    Args:
+        rows: what `_per_finding` gave.
+        prevalences: share of the training images with each finding, shape (findings,), or None.
+            Its baseline gives each image these same probabilities.
+    """
+    labels = images.labels
+    accuracy = brier = None
+    if prevalences is not None:
+        accuracy = float(np.mean((prevalences >= THRESHOLD) == labels))
+        brier = float(np.mean((prevalences - labels) ** 2))
+    names = ("label_accuracy", "auroc_macro", "auroc_micro", "average_precision_macro")
+    found = {name: estimates[name][0] for name in (*names, "brier_macro")}
+    once = np.ones(len(labels), dtype=np.int64)
+    precision_micro = scores.micro.scores(once).average_precision
+    figures = {
+        "images": len(labels),
+        "patients": images.count,
+        **found["label_accuracy"].figures("label_accuracy"),
+        "always_negative_accuracy": float(np.mean(~labels)),
+        "prevalence_accuracy": accuracy,
+        "auroc_macro_findings": sum(row["auroc"] is not None for row in rows.values()),
+        **found["auroc_macro"].figures("auroc_macro"),
+        **found["auroc_micro"].figures("auroc_micro"),
+        **found["average_precision_macro"].figures("average_precision_macro"),
+        "average_precision_micro": None if np.isnan(precision_micro) else precision_micro,
+        **found["brier_macro"].figures("brier_macro"),
+        "prevalence_brier_macro": brier,
+        "expected_calibration_error_macro": _mean_error(rows),
+    }
+    return figures, undefined_reasons(
+        figures,
+        found,
+        prevalence_accuracy=NO_PREVALENCES,
+        average_precision_micro=ALL_THE_SAME,
+        prevalence_brier_macro=NO_PREVALENCES,
+    )
 
-    def _estimate(self, name: str, column: int = 0, *, undefined: str | None = None) -> Estimate:
-        drawn, few = self.draws[name][:, column], self.few[name][column]
-        return Estimate.of(self.plain[name][column], drawn, undefined=undefined, few=few)
 
-    def _macro(self, name: str) -> Estimate:
-        """The mean over the findings that have the score, in each draw over those it has in it."""
-        values = self.plain[name][self.defined]
-        return Estimate.of(
-            float(values.mean()) if len(values) else NAN,
-            mean_of_defined(self.draws[name][:, self.defined]),
-            undefined=NO_FINDINGS,
-            few=self.few[f"{name}_macro"][0],
-        )
+def _calibrated(
+    images: ScoredImages, estimates: Estimates, calibration: Calibration, probabilities: Floats
+) -> dict[str, Any]:
+    """How well calibrated the calibrated probabilities (N, findings) are."""
+    rows = {
+        finding: reliability(probabilities[:, i], images.labels[:, i])
+        for i, finding in enumerate(images.findings)
+    }
+    found = {"brier_macro": estimates["calibrated_brier_macro"][0]}
+    figures = {
+        "method": calibration.method,
+        "images": calibration.images,
+        "undefined": dict(calibration.undefined),
+        **found["brier_macro"].figures("brier_macro"),
+        "expected_calibration_error_macro": _mean_error(rows),
+        "per_finding": rows,
+    }
+    return figures | {"undefined_reason": undefined_reasons(figures, found)}
 
 
 def _mean_error(rows: Rows) -> float:
@@ -263,11 +263,9 @@ class Evaluator:
         cuts = np.full(len(images.findings), THRESHOLD)
         if operating_points is not None:
             cuts = _by_finding(operating_points.cuts, images.findings, what="operating points")
-        shares = (
-            None
-            if prevalences is None
-            else _by_finding(prevalences, images.findings, what="prevalences")
-        )
+        shares = None
+        if prevalences is not None:
+            shares = _by_finding(prevalences, images.findings, what="prevalences")
         calibrated = None
         if calibration is not None:
             _refuse_others(calibration.slope, images.findings, what="calibration")
@@ -280,9 +278,9 @@ class Evaluator:
             resamples=self.resamples,
             seed=self.seed,
         )
-        summary = Summary(images, plain, draws)
-        rows = summary.per_finding(cuts=cuts, scores=scores)
-        figures, missing = summary.overall(rows, scores=scores, prevalences=shares)
+        estimates = _estimates(images, plain, draws)
+        rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
+        figures, missing = _overall(images, estimates, rows, scores=scores, prevalences=shares)
         return {
             **figures,
             "undefined": {
@@ -291,25 +289,16 @@ class Evaluator:
                 if row["auroc"] is None
             },
             "undefined_reason": missing,
-            "operating_point": _described(operating_points),
+            # The cuts themselves are the `threshold` of each finding.
+            "operating_point": None
+            if operating_points is None
+            else {k: v for k, v in operating_points.to_plain().items() if k != "cuts"},
             "calibrated": None
             if calibration is None or calibrated is None
-            else summary.calibrated(calibration, calibrated),
+            else _calibrated(images, estimates, calibration, calibrated),
             "subgroups": subgroups.rows(plain, draws),
             "per_finding": rows,
         }
-
-
-def _described(points: OperatingPoints | None) -> dict[str, Any] | None:
-    """How the cuts were chosen; the cuts themselves are the `threshold` of each finding."""
-    if points is None:
-        return None
-    return {
-        "rule": points.rule,
-        "target": points.target,
-        "images": points.images,
-        "undefined": dict(points.undefined),
-    }
 
 
 def _by_finding(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> Floats:

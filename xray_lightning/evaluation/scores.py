@@ -109,10 +109,6 @@ class Scores:
             scores[name] = np.array([error / (labels * len(self.rankings))])
         return scores
 
-    def confusion(self) -> list[dict[str, int]]:
-        """The four counts of each finding over all images."""
-        return [dict(zip(COUNTS, map(int, row), strict=True)) for row in self.counts.sum(axis=0).T]
-
 
 def _by_patient(images: ScoredImages, values: _Numbers) -> _Numbers:
     sums = np.zeros((images.count, *values.shape[1:]), dtype=values.dtype)
@@ -124,17 +120,6 @@ def _share(part: Integers, whole: Integers) -> Floats:
     shares: Floats = np.full(part.shape, np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
-
-
-def prevalence_scores(labels: Bools, prevalences: Floats) -> tuple[float, float]:
-    """Label accuracy at 0.5 and macro Brier score of giving each image the same probabilities.
-
-    Args:
-        labels: shape (N, findings).
-        prevalences: share of the training images with each finding, shape (findings,).
-    """
-    accuracy = float(np.mean((prevalences >= THRESHOLD) == labels))
-    return accuracy, float(np.mean((prevalences - labels) ** 2))
 
 
 def one_class(labels: Bools) -> str | None:
@@ -181,9 +166,9 @@ class TableScores:
 
     auroc_macro: float | None
     average_precision_macro: float | None
-    label_accuracy: float
+    label_accuracy: float | None
     always_negative: float
-    brier_macro: float
+    brier_macro: float | None
     per_finding: dict[str, float | None]
 
 
@@ -231,11 +216,8 @@ class Resampled:
             patients=images.count,
             findings=tuple(name for name in images.findings if known[name] is not None),
             scores=TableScores(
-                auroc_macro=known["auroc_macro"],
-                average_precision_macro=known["average_precision_macro"],
-                label_accuracy=values["label_accuracy"],
+                **{name: known[name] for name in SCORES},
                 always_negative=float(np.mean(~images.labels)),
-                brier_macro=values["brier_macro"],
                 per_finding={finding: known[finding] for finding in images.findings},
             ),
             plain=values,

@@ -6,9 +6,9 @@ from itertools import groupby
 import pandas as pd
 
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.bootstrap import Estimate
 from xray_lightning.evaluation.compare import (
     Comparison,
-    Difference,
     SeedSummary,
     Spread,
     compare,
@@ -226,7 +226,7 @@ def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
     rows = [
         (
             seeds.name,
-            f"{seeds.runs}: {', '.join(map(str, seeds.seeds))}",
+            f"{len(seeds.seeds)}: {', '.join(map(str, seeds.seeds))}",
             _spread(seeds.auroc_macro, decimal),
             _spread(seeds.average_precision_macro, decimal),
             _spread(seeds.label_accuracy, percent),
@@ -358,7 +358,7 @@ def _differences(compared: Comparison) -> tuple[str | Cell, ...]:
     )
 
 
-def _difference(difference: Difference, number: Number) -> Cell:
+def _difference(difference: Estimate, number: Number) -> Cell:
     if difference.value is None:
         return NONE, difference.reason or ""
     if difference.ci95 is None:

@@ -1,12 +1,12 @@
 """Wording of the report: what was run, what to know, what is missing and why."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
-from xray_lightning.terminal import counted, decimal, readable
+from xray_lightning.terminal import by_reason, counted, decimal, readable
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
@@ -226,7 +226,7 @@ def chance_precision(test: TestMetrics) -> float | None:
 
 def undefined(test: TestMetrics) -> list[str]:
     """Why figures of some findings are not there, one sentence a reason."""
-    return _by_reason(
+    return by_reason(
         (readable(row.finding), reason)
         for row in test.finding_rows
         for reason in row.undefined_reason.values()
@@ -235,18 +235,11 @@ def undefined(test: TestMetrics) -> list[str]:
 
 def undefined_groups(groups: Sequence[Subgroup]) -> list[str]:
     """Why figures of some groups are not there, one sentence a reason."""
-    return _by_reason(
+    return by_reason(
         (f"{group.by} {group.group}", "; ".join(dict.fromkeys(group.undefined_reason.values())))
         for group in groups
         if group.undefined_reason
     )
-
-
-def _by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
-    for name, reason in reasons:
-        names.setdefault(reason, {})[name] = None
-    return [f"{', '.join(together)}: {reason}." for reason, together in names.items()]
 
 
 def precision(row: FindingMetrics) -> str:
