@@ -86,12 +86,18 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
+def said_alike(said: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Of names and what is said of them: the names by what is said, in their order, each once."""
+    names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
+    for name, words in said:
+        names.setdefault(words, {})[name] = None
+    return {words: list(together) for words, together in names.items()}
+
+
 def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
     """Names with reasons, one sentence a reason: "Hernia, Mass: no image has the finding."."""
-    names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
-    for name, reason in reasons:
-        names.setdefault(reason, {})[name] = None
-    return [f"{', '.join(together)}: {reason}." for reason, together in names.items()]
+    together = said_alike(reasons)
+    return [f"{', '.join(names)}: {reason}." for reason, names in together.items()]
 
 
 def say(*lines: str, console: Console | None = None, style: str = "") -> None:

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +16,6 @@ from xray_lightning.report import plots, sections, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
-    Mistake,
     Panel,
     line_of,
     most_confident,
@@ -25,11 +23,11 @@ from xray_lightning.report.sections import (
 )
 from xray_lightning.report.tables import of_paper, paper_tables, published_table
 from xray_lightning.report.wording import label_of, on_published_split
-from xray_lightning.report.write import Report, damaged_line
+from xray_lightning.report.write import PAGE, Report, damaged_line
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import PROBABILITY, read_predictions
 from xray_lightning.runs.record import predictions_name
-from xray_lightning.runs.schema import Epoch, Interval, TestMetrics
+from xray_lightning.runs.schema import Interval
 from xray_lightning.terminal import Table, counted, decimal, duration, interval, percent
 
 
@@ -40,8 +38,9 @@ def rendered(template: str, **content: Any) -> str:
         filters={
             "duration": duration,
             "interval": _interval,
-            "times": _times,
-            "setting": _setting,
+            "times": lambda value: f"{value:.1f}" if value < 10 else f"{value:,.0f}",
+            # As a command line takes it.
+            "setting": lambda v: v if isinstance(v, str) else json.dumps(v, default=str),
         },
         **content,
     )
@@ -55,28 +54,7 @@ def _interval(value: Interval | None, form: str = "decimal") -> str:
     return interval(value, number, joint=" to ")
 
 
-def _setting(value: Any) -> str:
-    """A value of the configuration as a command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _times(value: float) -> str:
-    """1.234 as "1.2", 12345.6 as "12,346"."""
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
-
-
 PREDICTIONS = predictions_name("test")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """What is drawn from the single predictions; without any, `missing` says why."""
-
-    missing: str | None
-    roc: list[sections.Panel]
-    precision_recall: list[sections.Panel]
-    alarms: list[Mistake]
-    missed: list[Mistake]
 
 
 def run_page(run: Run) -> str:
@@ -98,7 +76,7 @@ def run_page(run: Run) -> str:
         fewest=FEWEST,
         calibration=sections.calibration_panels(test) if test else [],
         subgroups_plot=sections.subgroup_panel(test) if test else None,
-        grouped=sections.grouped(test.subgroups or ()) if test else [],
+        grouped=sections.grouped(test.subgroups) if test else [],
         training=sections.training_panels(run),
         best_epoch=run.best_epoch,
         shares=shares,
@@ -137,42 +115,33 @@ def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
     return predictions, None
 
 
-def _curves(run: Run, predictions: pd.DataFrame | None, missing: str | None) -> Curves:
+def _curves(run: Run, predictions: pd.DataFrame | None, missing: str | None) -> dict[str, Any]:
+    """What is drawn from the single predictions; without any, `missing` says why."""
     if run.test is None or predictions is None:
-        return Curves(missing, [], [], [], [])
-    roc, precision_recall = sections.curve_panels(run.test, predictions)
-    return Curves(
-        None,
-        roc,
-        precision_recall,
-        alarms=_mistakes(run, run.test, predictions, missed=False),
-        missed=_mistakes(run, run.test, predictions, missed=True),
-    )
-
-
-def _mistakes(
-    run: Run, test: TestMetrics, predictions: pd.DataFrame, *, missed: bool
-) -> list[Mistake]:
+        return {"missing": missing}
     cuts = {
         row.finding: row.threshold
-        for row in test.finding_rows
+        for row in run.test.finding_rows
         if row.threshold is not None and f"{PROBABILITY}{row.finding}" in predictions
     }
-    mistakes = most_confident(predictions, cuts, missed=missed)
     root = run.settings.get("data.images") or run.root
-    return with_pictures(mistakes, root=root, run_folder=run.folder)
+    alarms, missed = (
+        with_pictures(
+            most_confident(predictions, cuts, missed=kind), root=root, run_folder=run.folder
+        )
+        for kind in (False, True)
+    )
+    roc, precision_recall = sections.curve_panels(run.test, predictions)
+    return {
+        "missing": None,
+        "roc": roc,
+        "precision_recall": precision_recall,
+        "alarms": alarms,
+        "missed": missed,
+    }
 
 
-PAGE = "report.html"
 MOST_LINES = 24  # as many are told apart by colour, style and marker
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run in the list of the page; `link` leads to its own page, if there is one."""
-
-    run: Run
-    link: str | None
 
 
 def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
@@ -183,7 +152,7 @@ def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
         title=counted(len(report.runs), "run"),
         tables=report.tables,
         paired=paired,
-        entries=[_entry(run, out) for run in report.runs],
+        entries=[(run, _link(run, out)) for run in report.runs],
         panels=_panels(drawn),
         drawn=[label_of(run) for run in drawn],
         left_out=sum(bool(run.history) for run in report.runs) - len(drawn),
@@ -193,24 +162,22 @@ def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
     )
 
 
-def _entry(run: Run, out: Path) -> Entry:
+def _link(run: Run, out: Path) -> str | None:
+    """What leads to the run's own page, if there is one."""
     own = run.folder / PAGE
-    if not own.is_file():
-        return Entry(run, None)
-    path = os.path.relpath(own.resolve(), out.resolve())
-    return Entry(run, quote(os.fsencode(path)))
+    link = os.path.relpath(own.resolve(), out.resolve()) if own.is_file() else None
+    return link and quote(os.fsencode(link))
 
 
 def _panels(runs: Sequence[Run]) -> list[Panel]:
     """Training loss, validation loss and validation AUROC of all runs."""
     panels: list[Panel] = []
-    values: dict[str, Callable[[Epoch], float | None]] = {
-        "Training loss": lambda epoch: epoch.train_loss,
-        "Validation loss": lambda epoch: epoch.val_loss,
-        "Validation macro AUROC": lambda epoch: epoch.val_auroc_macro,
-    }
-    for title, value in values.items():
-        lines = [line_of(run, value, number=number) for number, run in enumerate(runs)]
+    for title, key in (
+        ("Training loss", "train_loss"),
+        ("Validation loss", "val_loss"),
+        ("Validation macro AUROC", "val_auroc_macro"),
+    ):
+        lines = [line_of(run, key, number=number) for number, run in enumerate(runs)]
         if not any(line.values for line in lines):
             continue
         ends = [

@@ -107,23 +107,18 @@ def _kept(curve: Curve, tolerance: float) -> Bools:
         first, last = pending.pop()
         if last - first < 2:
             continue
-        distances = _distances(curve, first, last)
+        # From the line segment that joins the two.
+        x, y = (values[first + 1 : last] - values[first] for values in (curve.x, curve.y))
+        dx, dy = curve.x[last] - curve.x[first], curve.y[last] - curve.y[first]
+        length = dx * dx + dy * dy
+        along = np.clip((x * dx + y * dy) / length, 0.0, 1.0) if length else np.zeros_like(x)
+        distances = np.hypot(x - along * dx, y - along * dy)
         farthest = int(np.argmax(distances))
         if distances[farthest] > tolerance:
             middle = first + 1 + farthest
             kept[middle] = True
             pending += [(first, middle), (middle, last)]
     return kept
-
-
-def _distances(curve: Curve, first: int, last: int) -> Floats:
-    """How far the points between two are from the line segment that joins them."""
-    x, y = curve.x[first + 1 : last] - curve.x[first], curve.y[first + 1 : last] - curve.y[first]
-    dx, dy = curve.x[last] - curve.x[first], curve.y[last] - curve.y[first]
-    length = dx * dx + dy * dy
-    along = np.clip((x * dx + y * dy) / length, 0.0, 1.0) if length else np.zeros_like(x)
-    distances: Floats = np.hypot(x - along * dx, y - along * dy)
-    return distances
 
 
 SMALL = (160, 160)  # two of them side by side on a phone
@@ -154,25 +149,30 @@ class Estimate:
     flagged: bool = False
 
 
-def roc_plot(curve: Curve, *, point: tuple[float, float] | None, name: str, text: str) -> Markup:
-    """A ROC curve with the line of chance and, as a dot, the operating point."""
-    with drawing():
-        figure, axes = _unit_square("1 \N{MINUS SIGN} specificity", "sensitivity")
-        axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.0)
-        axes.plot(curve.x, curve.y, color=SERIES[0], clip_on=False)
-        _mark(axes, point)
-        return inline(figure, name=name, text=text)
-
-
-def precision_recall_plot(
-    curve: Curve, *, prevalence: float, point: tuple[float, float] | None, name: str, text: str
+def curve_plot(
+    curve: Curve,
+    labels: tuple[str, str],
+    *,
+    chance: tuple[float, float],
+    point: tuple[float, float] | None,
+    name: str,
+    text: str,
 ) -> Markup:
-    """A precision-recall curve with chance, which is the prevalence, and the operating point."""
+    """A ROC or precision-recall curve.
+
+    Args:
+        labels: of both axes.
+        chance: height of the line of chance on the left and on the right.
+        point: operating point, shown as a dot.
+        name, text: see `inline`.
+    """
     with drawing():
-        figure, axes = _unit_square("recall (sensitivity)", "precision")
-        axes.plot([0, 1], [prevalence, prevalence], "--", color=MUTED, linewidth=1.0)
+        figure, axes = _unit_square(*labels)
+        axes.plot([0, 1], chance, "--", color=MUTED, linewidth=1.0)
         axes.plot(curve.x, curve.y, color=SERIES[0], clip_on=False)
-        _mark(axes, point)
+        if point is not None:
+            ring = axes.plot(*point, "o", color=SERIES[1], mew=1.6, ms=6, clip_on=False)
+            ring[0].set_markerfacecolor(PAPER)
         return inline(figure, name=name, text=text)
 
 
@@ -183,15 +183,17 @@ def reliability_plot(
 
     Bins of fewer than `FEWEST` images are left out: their share is hardly more than a coin's.
     """
-    raw, calibrated = _drawn(raw), _drawn(calibrated or ())
-    bins = [*raw, *calibrated]
+    drawn = [
+        [b for b in bins if b.images >= FEWEST] or list(bins) for bins in (raw, calibrated or ())
+    ]
+    bins = [b for line in drawn for b in line]
     reach = max((max(b.mean_probability, b.share_positive) for b in bins), default=1.0)
     end = next((step for step in (0.2, 0.4, 0.6) if reach <= step * 0.97), 1.0)
     with drawing():
         figure, axes = _unit_square("probability given", "share positive", end=end)
         axes.plot([0, end], [0, end], "--", color=MUTED, linewidth=1.0)
         most = max((b.images for b in bins), default=1)
-        for number, line in enumerate((raw, calibrated)):
+        for number, line in enumerate(drawn):
             x = [b.mean_probability for b in line]
             y = [b.share_positive for b in line]
             axes.plot(x, y, _STYLES[number], color=SERIES[number], linewidth=1.2, clip_on=False)
@@ -322,15 +324,6 @@ def _unit_square(xlabel: str, ylabel: str, *, end: float = 1.0) -> tuple[Figure,
     return figure, axes
 
 
-def _drawn(bins: Sequence[Bin]) -> list[Bin]:
-    return [b for b in bins if b.images >= FEWEST] or list(bins)
-
-
-def _mark(axes: Axes, point: tuple[float, float] | None) -> None:
-    if point is not None:
-        axes.plot(*point, "o", color=SERIES[1], markerfacecolor=PAPER, mew=1.6, ms=6, clip_on=False)
-
-
 def _figure(
     size: tuple[int, int], *, left: int, right: int, bottom: int, top: int
 ) -> tuple[Figure, Axes]:
@@ -354,8 +347,8 @@ def loss_curve(run: Run, *, title: str) -> bytes:
     """The training and validation loss of one run by epoch, as PNG bytes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, run, "train", label="training", colour=COLOURS[0], style="-")
-    _draw(axes, run, "val", label="validation", colour=COLOURS[1], style="-")
+    _draw(axes, run, "train_loss", label="training", colour=COLOURS[0], style="-")
+    _draw(axes, run, "val_loss", label="validation", colour=COLOURS[1], style="-")
     _dress(axes, title)
     axes.set_ylabel("loss", color=INK)
     axes.legend(frameon=False, labelcolor=INK)
@@ -369,18 +362,28 @@ def loss_overview(runs: Sequence[Run], *, labels: Sequence[str]) -> bytes:
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         style = _STYLES[index // len(COLOURS) % len(_STYLES)]
-        for axes, which in ((train, "train"), (val, "val")):
-            _draw(axes, run, which, label=label, colour=colour, style=style)
+        _draw(train, run, "train_loss", label=label, colour=colour, style=style)
+        _draw(val, run, "val_loss", label=label, colour=colour, style=style)
     _dress(train, "Training loss")
     _dress(val, "Validation loss")
     train.set_ylabel("loss", color=INK)
-    _outside_legend(figure, train)
+    handles, shown = train.get_legend_handles_labels()
+    legend = figure.legend(
+        handles[:_LEGEND_ROWS],
+        shown[:_LEGEND_ROWS],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=INK,
+        title=f"(first {_LEGEND_ROWS} of {len(handles)})" if len(handles) > _LEGEND_ROWS else None,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a "$" in a run's name is no formula
     return png(figure)
 
 
-def _draw(axes: Axes, run: Run, which: str, *, label: str, colour: str, style: str) -> None:
+def _draw(axes: Axes, run: Run, key: str, *, label: str, colour: str, style: str) -> None:
     epochs = [epoch.epoch + 1 for epoch in run.history]
-    losses = [e.train_loss if which == "train" else e.val_loss for e in run.history]
+    losses = [getattr(epoch, key) for epoch in run.history]
     shown = [math.nan if loss is None else loss for loss in losses]
     name = shortened(label, _LONGEST_LABEL)
     if name.startswith("_"):  # which matplotlib would leave out of the legend
@@ -397,18 +400,3 @@ def _dress(axes: Axes, title: str) -> None:
 def shortened(text: str, length: int, *, dots: str = "...") -> str:
     """The text in at most so many characters, dots in the place of what is left out."""
     return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"
-
-
-def _outside_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    left_out = len(handles) - _LEGEND_ROWS
-    legend = figure.legend(
-        handles[:_LEGEND_ROWS],
-        labels[:_LEGEND_ROWS],
-        loc="outside right upper",
-        frameon=False,
-        labelcolor=INK,
-        title=f"(first {_LEGEND_ROWS} of {len(handles)})" if left_out > 0 else None,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a "$" in a run's name is no formula

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,6 @@ from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinn
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import (
     CalibrationMetrics,
-    FindingMetrics,
     Subgroup,
     TestMetrics,
     Timing,
@@ -78,62 +77,46 @@ def curve_panels(test: TestMetrics, predictions: pd.DataFrame) -> tuple[list[Pan
         labels = predictions[f"label_{row.finding}"].to_numpy() == 1
         if labels.all() or not labels.any():
             continue
-        title, cut = readable(row.finding), f"at the threshold {decimal(row.threshold)}"
-        chance = float(labels.mean())
-        roc.append(
-            Panel(
-                title,
-                f"AUROC {decimal(row.auroc)}",
-                plots.roc_plot(
-                    thinned(roc_curve(scores, labels)),
-                    point=_roc_point(row),
-                    name=f"roc-{number}",
-                    text=f"ROC curve of {title}: AUROC {decimal(row.auroc)}; {cut} sensitivity "
-                    f"{decimal(row.sensitivity)}, specificity {decimal(row.specificity)}",
-                ),
-            )
+        title, chance = readable(row.finding), float(labels.mean())
+        roc_point = recall_point = None
+        if row.sensitivity is not None and row.specificity is not None:
+            roc_point = 1 - row.specificity, row.sensitivity
+        if row.sensitivity is not None and (called := row.true_positives + row.false_positives):
+            recall_point = row.sensitivity, row.true_positives / called
+        svg = plots.curve_plot(
+            thinned(roc_curve(scores, labels)),
+            ("1 \N{MINUS SIGN} specificity", "sensitivity"),
+            chance=(0, 1),
+            point=roc_point,
+            name=f"roc-{number}",
+            text=f"ROC curve of {title}: AUROC {decimal(row.auroc)}; at the threshold "
+            f"{decimal(row.threshold)} sensitivity {decimal(row.sensitivity)}, specificity "
+            f"{decimal(row.specificity)}",
         )
-        precision_recall.append(
-            Panel(
-                title,
-                f"AP {decimal(row.average_precision)}, chance {decimal(chance)}",
-                plots.precision_recall_plot(
-                    thinned(precision_recall_curve(scores, labels)),
-                    prevalence=chance,
-                    point=_recall_point(row),
-                    name=f"pr-{number}",
-                    text=f"Precision-recall curve of {title}: average precision "
-                    f"{decimal(row.average_precision)}, prevalence {decimal(chance)}",
-                ),
-            )
+        roc.append(Panel(title, f"AUROC {decimal(row.auroc)}", svg))
+        precision = decimal(row.average_precision)
+        svg = plots.curve_plot(
+            thinned(precision_recall_curve(scores, labels)),
+            ("recall (sensitivity)", "precision"),
+            chance=(chance, chance),
+            point=recall_point,
+            name=f"pr-{number}",
+            text=f"Precision-recall curve of {title}: average precision {precision}, prevalence "
+            f"{decimal(chance)}",
         )
+        precision_recall.append(Panel(title, f"AP {precision}, chance {decimal(chance)}", svg))
     return roc, precision_recall
-
-
-def _roc_point(row: FindingMetrics) -> tuple[float, float] | None:
-    if row.sensitivity is None or row.specificity is None:
-        return None
-    return 1 - row.specificity, row.sensitivity
-
-
-def _recall_point(row: FindingMetrics) -> tuple[float, float] | None:
-    hits, alarms = row.true_positives, row.false_positives
-    if row.sensitivity is None or hits is None or alarms is None or hits + alarms == 0:
-        return None
-    return row.sensitivity, hits / (hits + alarms)
 
 
 def calibration_panels(test: TestMetrics) -> list[Panel]:
     """The reliability diagrams: raw, and calibrated beside it where there is one."""
     panels = []
     for number, row in enumerate(test.finding_rows):
-        if not row.reliability:
-            continue
         title, after = readable(row.finding), row.calibrated
-        remark = _calibration_error(row)
+        remark = f"ECE {decimal(row.expected_calibration_error)}"
         text = f"Reliability of {title}, raw: {_bins(row)}"
         if after is not None:
-            remark += f" \N{RIGHTWARDS ARROW} {_calibration_error(after).removeprefix('ECE ')}"
+            remark += f" \N{RIGHTWARDS ARROW} {decimal(after.expected_calibration_error)}"
             text += f"; calibrated: {_bins(after)}"
         svg = plots.reliability_plot(
             row.reliability,
@@ -143,10 +126,6 @@ def calibration_panels(test: TestMetrics) -> list[Panel]:
         )
         panels.append(Panel(title, remark, svg))
     return panels
-
-
-def _calibration_error(metrics: CalibrationMetrics) -> str:
-    return f"ECE {decimal(metrics.expected_calibration_error)}"
 
 
 def _bins(metrics: CalibrationMetrics) -> str:
@@ -166,7 +145,7 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
             f"n = {group.images}",
             group.flagged,
         )
-        for group in test.subgroups or ()
+        for group in test.subgroups
         if group.auroc_macro is not None
     ]
     if not rows:
@@ -188,31 +167,21 @@ def _label(group: Subgroup) -> str:
 
 def grouped(groups: Sequence[Subgroup]) -> list[tuple[str, list[Subgroup]]]:
     """The groups by what they are formed by, under its heading."""
-    return [
-        (BY.get(by, by), list(together)) for by, together in groupby(groups, key=lambda g: g.by)
-    ]
+    return [(BY[by], list(together)) for by, together in groupby(groups, key=lambda g: g.by)]
 
 
 def training_panels(run: Run) -> list[Panel]:
     """Loss, learning rate and validation AUROC by epoch, as far as they were recorded."""
     best = run.best_epoch
     panels: list[Panel] = []
-    losses = [
-        line
-        for line in (
-            line_of(run, lambda e: e.train_loss, number=0),
-            line_of(run, lambda e: e.val_loss, number=1),
-        )
-        if line.values
-    ]
-    rate = line_of(run, lambda e: e.lr, number=0)
-    auroc = line_of(run, lambda e: e.val_auroc_macro, number=1)
-    for title, lines in (
-        ("Loss", losses),
-        ("Validation macro AUROC", [auroc]),
-        ("Learning rate", [rate]),
+    for title, keys in (
+        ("Loss", {"train_loss": 0, "val_loss": 1}),
+        ("Validation macro AUROC", {"val_auroc_macro": 1}),
+        ("Learning rate", {"lr": 0}),
     ):
-        if not any(line.values for line in lines):
+        lines = [line_of(run, key, number=number) for key, number in keys.items()]
+        lines = [line for line in lines if line.values]
+        if not lines:
             continue
         ends = [f"{line.values[0]:.4g} to {line.values[-1]:.4g}" for line in lines]
         text = f"{title} by epoch, first to last: {'; '.join(ends)}"
@@ -224,9 +193,9 @@ def training_panels(run: Run) -> list[Panel]:
     return panels
 
 
-def line_of(run: Run, value: Callable[..., float | None], *, number: int) -> plots.Line:
-    """The known values of a run's history by epoch, counted from 1."""
-    known = [(e.epoch + 1, v) for e in run.history if (v := value(e)) is not None]
+def line_of(run: Run, key: str, *, number: int) -> plots.Line:
+    """The known values of a column of a run's history by epoch, counted from 1."""
+    known = [(e.epoch + 1, v) for e in run.history if (v := getattr(e, key)) is not None]
     return plots.Line(number, [epoch for epoch, _ in known], [v for _, v in known])
 
 
@@ -313,23 +282,19 @@ def most_confident(
             score, times = float(scores[wrong[place]]), float(np.exp(sure[place]))
             found.append(Mistake(image, finding, score, float(cut), times))
     found.sort(key=lambda mistake: (-mistake.times, mistake.image, mistake.finding))
-    return _varied(found)
+    kept: list[Mistake] = []
+    for mistake in found:
+        of_finding = sum(other.finding == mistake.finding for other in kept)
+        taken = any(other.image == mistake.image for other in kept)
+        if of_finding < MOST_PER_FINDING and not taken and len(kept) < MOST:
+            kept.append(mistake)
+    return kept
 
 
 def _log_odds(probability: np.ndarray) -> np.ndarray:
     inside = np.clip(probability, _LEAST, 1 - _LEAST)
     odds: np.ndarray = np.log(inside / (1 - inside))
     return odds
-
-
-def _varied(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    kept: list[Mistake] = []
-    for mistake in mistakes:
-        of_finding = sum(other.finding == mistake.finding for other in kept)
-        taken = any(other.image == mistake.image for other in kept)
-        if of_finding < MOST_PER_FINDING and not taken and len(kept) < MOST:
-            kept.append(mistake)
-    return kept
 
 
 def with_pictures(
@@ -342,11 +307,12 @@ def with_pictures(
         run_folder: a relative root is looked for here and in the folders above, too: a run lies
             below the folder that it was started in.
     """
-    folder = _folder(root, run_folder)
-    if folder is None:
-        reason = f"{root or 'the folder of its images'} is not there"
-        return [replace(mistake, reason=reason) for mistake in mistakes]
+    above = [run_folder.resolve(), *run_folder.resolve().parents][: _ANCESTORS + 1]
+    places = (Path(root), *(folder / root for folder in above)) if root else ()
     try:
+        folder = next((place for place in places if os.path.isdir(place)), None)
+        if folder is None:
+            raise UserError(f"{root or 'the folder of its images'} is not there")
         paths, _ = find_named(folder, frozenset(filter(_inside, (m.image for m in mistakes))))
     except UserError as error:
         return [replace(mistake, reason=str(error)) for mistake in mistakes]
@@ -359,25 +325,14 @@ def _inside(image: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def _folder(root: str | None, run_folder: Path) -> Path | None:
-    if not root:
-        return None
-    above = [run_folder.resolve(), *run_folder.resolve().parents][: _ANCESTORS + 1]
-    return next((p for p in (Path(root), *(a / root for a in above)) if os.path.isdir(p)), None)
-
-
 def _pictured(mistake: Mistake, path: str | None, folder: Path) -> Mistake:
     if path is None:
         return replace(mistake, reason=f"no file of this name in {folder}")
     try:
-        return replace(mistake, picture=_data_uri(path))
+        picture = Image.fromarray(decode_gray(path))
     except UserError as error:
         return replace(mistake, reason=str(error))
-
-
-def _data_uri(path: str) -> str:
-    picture = Image.fromarray(decode_gray(path))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_QUALITY)
-    return data_uri(buffer.getvalue(), kind="image/jpeg")
+    return replace(mistake, picture=data_uri(buffer.getvalue(), kind="image/jpeg"))

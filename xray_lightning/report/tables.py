@@ -28,13 +28,15 @@ from xray_lightning.report.wording import (
     data_notes,
     grouped,
     on_published_split,
+    precision_cell,
+    source_notes,
     state,
     state_notes,
 )
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions
 from xray_lightning.runs.record import predictions_name
-from xray_lightning.runs.schema import TestMetrics
+from xray_lightning.runs.schema import Interval, TestMetrics
 from xray_lightning.terminal import (
     NONE,
     Cell,
@@ -51,20 +53,17 @@ from xray_lightning.terminal import (
 )
 
 
-def auroc_cell(test: TestMetrics | None) -> Cell:
-    if test is None or test.auroc_macro is None:
-        return (NONE,)
-    if test.auroc_macro_ci95 is None:
-        return (decimal(test.auroc_macro), "no interval")
-    return (decimal(test.auroc_macro), interval(test.auroc_macro_ci95))
+def _auroc(test: TestMetrics | None) -> Cell:
+    return _estimate(test.auroc_macro, test.auroc_macro_ci95) if test else (NONE,)
 
 
-def precision_cell(run: Run | None) -> Cell:
-    if run is None or run.precision_used is None:
+def _estimate(
+    value: float | None, ends: Interval | None, number: Number = decimal, *, joint: str = "-"
+) -> Cell:
+    """A figure and beneath it its interval."""
+    if value is None:
         return (NONE,)
-    if run.precision_asked in (None, run.precision_used):
-        return (run.precision_used,)
-    return (run.precision_used, f"asked {run.precision_asked}")
+    return number(value), "no interval" if ends is None else interval(ends, number, joint=joint)
 
 
 def of_paper(run: Run) -> bool:
@@ -78,27 +77,30 @@ def paper_tables(runs: Sequence[Run]) -> list[Table]:
     return [_accuracy_table(runs), _time_table(runs)]
 
 
+_PAPER_COLUMNS = (Column("#", number=True), Column("Model, strategy"))
+
+
 def _accuracy_table(runs: Sequence[Run]) -> Table:
     columns = (
-        Column("#", number=True),
-        Column("Model, strategy"),
+        *_PAPER_COLUMNS,
         *numbers("Paper", "Ours", "Always negative", "AUROC\n(95 % CI)"),
     )
-    rows = []
-    for paper, run in _beside(runs):
-        test = run.test if run else None
-        rows.append(
-            (
-                *_paper_cells(paper),
-                percent(paper.accuracy),
-                _ours(paper, run, percent(test.label_accuracy) if test else NONE),
-                percent(test.always_negative_accuracy) if test else NONE,
-                auroc_cell(test),
-            )
+    rows = [
+        (
+            str(paper.row),
+            (paper.model, paper.strategy),
+            percent(paper.accuracy),
+            _ours(paper, run, percent(test.label_accuracy) if test else NONE),
+            percent(test.always_negative_accuracy) if test else NONE,
+            _auroc(test),
         )
+        for paper, run in _beside(runs)
+        for test in [run.test if run else None]
+    ]
     notes = [
         f"Paper: {PAPER_CONDITIONS}; always answering 'no finding' scores "
         f"{percent(PAPER_ALWAYS_NEGATIVE)} on its test set.",
+        *source_notes(runs),
         *data_notes(runs),
         *baseline_note(runs),
         *state_notes(runs),
@@ -109,25 +111,24 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
 
 def _time_table(runs: Sequence[Run]) -> Table:
     columns = (
-        Column("#", number=True),
-        Column("Model, strategy"),
+        *_PAPER_COLUMNS,
         *numbers("Paper", "Ours"),
         Column("Our machine"),
         Column("Images x epochs", number=True),
         Column("Precision"),
     )
-    rows = []
-    for paper, run in _beside(runs):
-        rows.append(
-            (
-                *_paper_cells(paper),
-                f"{paper.minutes:.2f} min",
-                _ours(paper, run, duration(run.timing.fit) if run else NONE),
-                _machine(run),
-                _trained(run),
-                precision_cell(run),
-            )
+    rows = [
+        (
+            str(paper.row),
+            (paper.model, paper.strategy),
+            f"{paper.minutes:.2f} min",
+            _ours(paper, run, duration(run.timing.fit) if run else NONE),
+            _machine(run),
+            _trained(run),
+            precision_cell(run),
         )
+        for paper, run in _beside(runs)
+    ]
     notes = (
         f"Paper: {PAPER_CONDITIONS}. Ours: fit, with validation. Images x epochs: those trained on "
         "in an epoch, epochs done.",
@@ -143,10 +144,6 @@ def _beside(runs: Sequence[Run]) -> list[tuple[PaperRow, Run | None]]:
         ours = [run for run in runs if run.paper_row == paper.row]
         pairs += [(paper, run) for run in ours] or [(paper, None)]
     return pairs
-
-
-def _paper_cells(paper: PaperRow) -> tuple[str, Cell]:
-    return str(paper.row), (paper.model, paper.strategy)
 
 
 def _ours(paper: PaperRow, run: Run | None, value: str) -> Cell:
@@ -204,14 +201,19 @@ def _summary_table(runs: Sequence[Run]) -> Table:
             (run.name, *([] if run.status == "finished" else [state(run)])),
             (run.data or NONE, run.split, (run.split_sha256 or "")[:7]),
             (run.model or NONE, run.strategy or NONE, *precision_cell(run)),
-            (*auroc_cell(run.test), *_precision_and_images(run.test)),
-            _accuracy_and_baseline(run.test),
+            (*_auroc(test), f"AP {decimal(test.average_precision_macro)}", f"n = {test.images}")
+            if test
+            else (NONE,),
+            (percent(test.label_accuracy), f"neg {percent(test.always_negative_accuracy)}")
+            if test
+            else (NONE,),
             _fit(run),
         )
         for run in runs
+        for test in [run.test]
     ]
     notes = ["AUROC and AP (average precision) are macro. n: test images. neg: always negative."]
-    notes += [*data_notes(runs, beside_paper=False), *baseline_note(runs), *state_notes(runs)]
+    notes += [*data_notes(runs), *baseline_note(runs), *state_notes(runs)]
     return Table.of("Runs", columns, rows, notes)
 
 
@@ -277,16 +279,6 @@ def published_table(runs: Sequence[Run]) -> Table:
     return Table.of("Macro AUROC on the official split", columns, rows)
 
 
-def _precision_and_images(test: TestMetrics | None) -> Cell:
-    return (f"AP {decimal(test.average_precision_macro)}", f"n = {test.images}") if test else ()
-
-
-def _accuracy_and_baseline(test: TestMetrics | None) -> Cell:
-    if test is None:
-        return (NONE,)
-    return (percent(test.label_accuracy), f"neg {percent(test.always_negative_accuracy)}")
-
-
 PREDICTIONS = predictions_name("test")
 
 Row = tuple[str | Cell, ...]
@@ -349,7 +341,7 @@ def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]
     return rows, left_out
 
 
-def _differences(compared: Comparison) -> tuple[str | Cell, ...]:
+def _differences(compared: Comparison) -> Row:
     return (
         _difference(compared.auroc_macro, signed),
         _difference(compared.average_precision_macro, signed),
@@ -361,6 +353,4 @@ def _differences(compared: Comparison) -> tuple[str | Cell, ...]:
 def _difference(difference: Estimate, number: Number) -> Cell:
     if difference.value is None:
         return NONE, difference.reason or ""
-    if difference.ci95 is None:
-        return number(difference.value), "no interval"
-    return number(difference.value), interval(difference.ci95, number, joint=" to ")
+    return _estimate(difference.value, difference.ci95, number, joint=" to ")

@@ -6,7 +6,7 @@ from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
-from xray_lightning.terminal import by_reason, counted, decimal, readable
+from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
 
@@ -22,8 +22,11 @@ def state(run: Run) -> str:
 
 
 def _state_and_reason(run: Run) -> str:
-    reason = (run.reason or "").removeprefix(f"{run.status}: ").rstrip(".")
-    return f"{run.status}: {reason}" if reason else run.status
+    return f"{run.status}: {reason}" if (reason := _reason(run)) else run.status
+
+
+def _reason(run: Run) -> str:
+    return (run.reason or "").removeprefix(f"{run.status}: ").rstrip(".")
 
 
 def state_notes(runs: Sequence[Run]) -> list[str]:
@@ -45,9 +48,9 @@ def beats_baseline(test: TestMetrics) -> bool:
     return test.label_accuracy > test.always_negative_accuracy + 1e-12
 
 
-def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
-    """What to know of the data before comparing: another source, several splits, leaks, drops."""
-    notes = _source_notes(runs) if beside_paper else []
+def data_notes(runs: Sequence[Run]) -> list[str]:
+    """What to know of the data before comparing: several splits, leaks, drops."""
+    notes = []
     if len({r.split_sha256 for r in runs if r.split_sha256}) > 1:
         notes.append(
             "These runs do not share one split (split_sha256 differs): compare only within a split."
@@ -66,7 +69,8 @@ def data_notes(runs: Sequence[Run], *, beside_paper: bool = True) -> list[str]:
     return notes + grouped(said)
 
 
-def _source_notes(runs: Sequence[Run]) -> list[str]:
+def source_notes(runs: Sequence[Run]) -> list[str]:
+    """What data the runs are of, and whether these are the paper's."""
     sources = sorted({f"{run.data}, split {run.split}" for run in runs if run.data})
     images = sorted({run.test.images for run in runs if run.test})
     tested = f", {' / '.join(map(str, images))} test images" if images else ""
@@ -78,14 +82,11 @@ def _source_notes(runs: Sequence[Run]) -> list[str]:
 
 def grouped(said: Sequence[tuple[Run, str]]) -> list[str]:
     """One sentence for all runs of which the same is said: "Row 2 and Row 3 skipped: ..."."""
-    labels: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
-    for run, sentence in said:
-        labels.setdefault(sentence, {})[label_of(run)] = None
-    return [_listed(list(names)) + sentence for sentence, names in labels.items()]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    labels = said_alike((label_of(run), sentence) for run, sentence in said)
+    return [
+        " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) + sentence
+        for sentence, names in labels.items()
+    ]
 
 
 def on_published_split(run: Run) -> bool:
@@ -124,25 +125,31 @@ def facts(run: Run) -> list[tuple[str, str]]:
     size = run.settings.get("data.image_size")
     normalised = run.settings.get("data.normalize")
     return [
-        ("Model", run.model or "-"),
-        ("Data", run.data or "-"),
-        ("Split", run.split or "-"),
-        ("Split hash", (run.split_sha256 or "-")[:12]),
-        ("Input", f"{size} x {size} px, {normalised}" if size else "-"),
+        ("Model", run.model or NONE),
+        ("Data", run.data or NONE),
+        ("Split", run.split or NONE),
+        ("Split hash", (run.split_sha256 or NONE)[:12]),
+        ("Input", f"{size} x {size} px, {normalised}" if size else NONE),
         ("Device", f"{run.device or 'none was chosen'}{accelerator}{ranks}"),
-        ("Strategy", run.strategy or "-"),
+        ("Strategy", run.strategy or NONE),
         ("Precision", precision_of(run)),
-        ("Seed", "-" if run.seed is None else str(run.seed)),
+        ("Seed", NONE if run.seed is None else str(run.seed)),
     ]
 
 
-def precision_of(run: Run) -> str:
-    """What it ran in, and what it was asked to where that differs."""
-    if run.precision_used is None:
-        return "-"
+def precision_cell(run: Run | None) -> Cell:
+    """What it ran in, and below it what it was asked to where that differs."""
+    if run is None or run.precision_used is None:
+        return (NONE,)
     if run.precision_asked in (None, run.precision_used):
-        return run.precision_used
-    return f"{run.precision_used} (asked {run.precision_asked})"
+        return (run.precision_used,)
+    return (run.precision_used, f"asked {run.precision_asked}")
+
+
+def precision_of(run: Run) -> str:
+    """The same in one line."""
+    used, *asked = precision_cell(run)
+    return f"{used} ({asked[0]})" if asked else used
 
 
 def verdict(test: TestMetrics) -> str | None:
@@ -181,17 +188,14 @@ def notes(run: Run) -> list[str]:
 
 def no_test(run: Run) -> str:
     """Why a run has no test figures."""
-    reason = (run.reason or "").removeprefix(f"{run.status}: ").rstrip(".")
+    reason = _reason(run)
+    ended = "was interrupted" if run.status == "interrupted" else run.status
     return {
         "finished": "This run was not tested: its stages were "
         f"{run.settings.get('stages', 'others')}.",
         "running": "This run has not come to its test yet.",
         "skipped": f"This run was skipped: {reason}.",
-    }.get(run.status, f"This run {_ended(run.status)} before its test: {reason}.")
-
-
-def _ended(status: str) -> str:
-    return "was interrupted" if status == "interrupted" else status
+    }.get(run.status, f"This run {ended} before its test: {reason}.")
 
 
 def operating_point(test: TestMetrics) -> str:
@@ -199,7 +203,7 @@ def operating_point(test: TestMetrics) -> str:
     point = test.operating_point
     if point is None:
         return "No operating point was fitted: each finding is called present from 0.5 on."
-    rule = RULES.get(point.rule, point.rule).format(target=decimal(point.target))
+    rule = RULES[point.rule].format(target=decimal(point.target))
     return (
         f"A finding is called present from its threshold on, chosen as {rule} on "
         f"{counted(point.images, 'validation image')}; no test image had a say in it."
@@ -210,7 +214,7 @@ def calibrated_label(test: TestMetrics) -> str | None:
     """What the calibrated probabilities are, in a few words; None where there are none."""
     if test.calibrated is None:
         return None
-    method = METHODS.get(test.calibrated.method, test.calibrated.method)
+    method = METHODS[test.calibrated.method]
     return f"calibrated ({method}, fitted on {counted(test.calibrated.images, 'validation image')})"
 
 
@@ -262,10 +266,7 @@ def speed(timing: Timing) -> str | None:
         parts.append(f"{timing.steady_images_per_second:.0f} in its steps once warm")
     if timing.data_wait_fraction is not None:
         parts.append(f"{100 * timing.data_wait_fraction:.1f} % of that time waiting for data")
-    for name, size in (
-        ("host", timing.peak_memory_bytes.host),
-        ("device", timing.peak_memory_bytes.device),
-    ):
+    for name, size in timing.peak_memory_bytes:
         if size is not None:
             parts.append(f"at most {size / 2**30:.2f} GiB of {name} memory")
     return f"{'; '.join(parts)}." if parts else None

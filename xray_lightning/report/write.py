@@ -57,7 +57,10 @@ def build_report(paths: Sequence[Path]) -> Report:
             damaged.append(printable(f"{folder / RESULTS}: {error}"))
     if not runs:
         raise UserError(f"no results left to report: {'; '.join(_first(damaged))}")
-    runs = _told_apart(runs)
+    # Several of one name go by their folders.
+    shared = Counter(run.name for run in runs)
+    names = [run.name if shared[run.name] == 1 else run.folder.resolve().name for run in runs]
+    runs = [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
     return Report(tuple(runs), tuple(tables_of(runs)), tuple(damaged))
 
 
@@ -71,13 +74,6 @@ def damaged_line(report: Report) -> str:
 def _first(lines: Sequence[str]) -> list[str]:
     more = len(lines) - _NAMED
     return [*lines[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-
-
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs with names of their own: that of its folder where several share a name."""
-    shared = Counter(run.name for run in runs)
-    names = [run.name if shared[run.name] == 1 else run.folder.resolve().name for run in runs]
-    return [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
 
 
 def unique(names: Sequence[str]) -> list[str]:
@@ -153,14 +149,18 @@ def write_report(report: Report, out: Path | None = None) -> Path:
     from xray_lightning.report.pages import run_page, runs_page
     from xray_lightning.report.tables import paired_tables
 
-    out = out or _default_folder(report.runs)
+    above = os.path.commonpath([run.folder.resolve() for run in report.runs])
+    one = len(report.runs) == 1
+    out = out or (report.runs[0].folder if one else Path(above) / "report")
     paired = paired_tables(report.runs)
     with _told(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
         text = markdown(report, figures=_write_figures(report, out / "figures"), further=paired)
         write_atomically(out / "report.md", text)
-        one = len(report.runs) == 1 and not report.damaged
-        html = run_page(report.runs[0]) if one else runs_page(report, paired=paired, out=out)
+        if one and not report.damaged:
+            html = run_page(report.runs[0])
+        else:
+            html = runs_page(report, paired=paired, out=out)
         write_atomically(out / PAGE, html)
     return out / PAGE
 
@@ -170,7 +170,10 @@ def _write_figures(report: Report, folder: Path) -> list[tuple[str, str]]:
     from xray_lightning.report.plots import has_losses, loss_curve, loss_overview
 
     drawn = [run for run in report.runs if has_losses(run)]
-    labels = [_figure_label(run) for run in drawn]
+    labels = [
+        printable(f"Row {run.paper_row}: {run.name}" if run.paper_row else run.name)
+        for run in drawn
+    ]
     names = ["loss"] if len(drawn) == 1 else unique([f"loss_{_slug(label)}" for label in labels])
     figures = []
     if len(drawn) > 1:
@@ -188,16 +191,6 @@ def _told(out: Path) -> AbstractContextManager[None]:
     return told_if_unwritable(
         f"cannot write the report to {out}", advice="give another folder with --out"
     )
-
-
-def _default_folder(runs: Sequence[Run]) -> Path:
-    if len(runs) == 1:
-        return runs[0].folder
-    return Path(os.path.commonpath([run.folder.resolve() for run in runs])) / "report"
-
-
-def _figure_label(run: Run) -> str:
-    return printable(f"Row {run.paper_row}: {run.name}" if run.paper_row else run.name)
 
 
 def _slug(label: str) -> str:
