@@ -22,7 +22,7 @@ from xray_lightning.evaluation.calibration import (
     temperature,
 )
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
+from xray_lightning.runs.predictions import SAME_SCORE
 
 SLOPES = np.linspace(0.4, 2.5, 14)
 INTERCEPTS = np.linspace(-2.0, 2.0, 14)
@@ -164,7 +164,12 @@ def test_hard_data_are_fitted_to_the_least_log_loss(case: str) -> None:
 def test_hernia_with_few_positives_is_fitted_with_care_or_left_alone() -> None:
     scores = sigmoid(np.random.default_rng(0).normal(-3, 1, size=300))
     scores[:3] = 0.9, 0.95, 0.3
-    for positives, undefined in ((0, {"Hernia": NO_POSITIVES}), (1, {}), (2, {}), (3, {})):
+    for positives, undefined in (
+        (0, {"Hernia": "no validation image has the finding"}),
+        (1, {}),
+        (2, {}),
+        (3, {}),
+    ):
         labels = np.arange(300) < positives
         fitted = Calibrator().fit(column(small(), "Hernia", scores, labels))
         assert fitted.undefined == undefined
@@ -177,7 +182,7 @@ def test_hernia_with_few_positives_is_fitted_with_care_or_left_alone() -> None:
         else:
             assert (calibrated == scores).all()
     everyone = Calibrator().fit(column(small(), "Hernia", scores, np.ones(300, dtype=int)))
-    assert everyone.undefined == {"Hernia": NO_NEGATIVES}
+    assert everyone.undefined == {"Hernia": "every validation image has the finding"}
 
 
 def test_scores_that_fall_with_the_finding_are_not_turned_round() -> None:

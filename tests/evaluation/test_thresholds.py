@@ -18,7 +18,7 @@ from xray_lightning.evaluation.thresholds import (
     OperatingRule,
 )
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import NO_NEGATIVES, NO_POSITIVES, SAME_SCORE
+from xray_lightning.runs.predictions import SAME_SCORE
 
 ALL_RULES = [("youden", None), ("f1", None), ("sensitivity", 0.9), ("specificity", 0.9)]
 
@@ -130,8 +130,8 @@ def test_scores_that_only_rounding_tells_apart_are_not_cut_between() -> None:
 @pytest.mark.parametrize(
     "rule, target, scores, labels, reason",
     [
-        ("youden", None, [0.1, 0.2, 0.3], [0, 0, 0], NO_POSITIVES),
-        ("youden", None, [0.1, 0.2, 0.3], [1, 1, 1], NO_NEGATIVES),
+        ("youden", None, [0.1, 0.2, 0.3], [0, 0, 0], "no validation image has the finding"),
+        ("youden", None, [0.1, 0.2, 0.3], [1, 1, 1], "every validation image has the finding"),
         ("f1", None, [0.3, 0.3, 0.3], [0, 1, 1], SAME_SCORE),
         ("youden", None, [0.1, 0.2, 0.3], [1, 0, 0], NO_CUT_TELLS),
         ("youden", None, [0.1, 0.2, 0.1, 0.2], [1, 0, 0, 1], NO_CUT_TELLS),

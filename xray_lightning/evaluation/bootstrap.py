@@ -27,8 +27,6 @@ from xray_lightning.runs.predictions import Bools, Floats, Integers
 NAN = float("nan")
 
 # Why a score, or only its interval, does not exist.
-NO_POSITIVES = "no image has the finding"
-NO_NEGATIVES = "every image has the finding"
 NO_FINDINGS = "no finding has both images with it and images without it"
 ALL_THE_SAME = "all labels are the same"
 FEW_PATIENTS = "needs at least ten patients with the finding and ten without"

@@ -14,7 +14,7 @@ import pandas as pd
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
+from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
 
 METHODS = ("platt", "temperature")
 
@@ -117,31 +117,21 @@ class Calibrator:
             )
 
     def fit(self, predictions: pd.DataFrame) -> Calibration:
-        """Fit on a table of validation predictions; see `Validation.of`."""
-        table = Validation.of(predictions, purpose="calibration")
-        logits = np.clip(logit(table.scores), -FARTHEST, FARTHEST)
-        slope = dict.fromkeys(table.findings, 1.0)
-        intercept = dict.fromkeys(table.findings, 0.0)
-        undefined: dict[str, str] = {}
+        """Fit on a table of validation predictions; see `validation_arrays`."""
+        findings, scores, labels = validation_arrays(predictions, purpose="calibration")
+        logits = np.clip(logit(scores), -FARTHEST, FARTHEST)
         if self.method == "temperature":
-            shared = temperature(logits, table.labels)
-            if isinstance(shared, str):
-                undefined = dict.fromkeys(table.findings, shared)
-            else:
-                slope = dict.fromkeys(table.findings, shared)
+            shared = temperature(logits, labels)
+            lines = dict.fromkeys(findings, shared if isinstance(shared, str) else (shared, 0.0))
         else:
-            for column, finding in enumerate(table.findings):
-                line = platt(logits[:, column], table.labels[:, column])
-                if isinstance(line, str):
-                    undefined[finding] = line
-                else:
-                    slope[finding], intercept[finding] = line
+            lines = dict(zip(findings, map(platt, logits.T, labels.T), strict=True))
+        fitted = {f: (1.0, 0.0) if isinstance(line, str) else line for f, line in lines.items()}
         return Calibration(
             method=self.method,
-            images=len(table.labels),
-            slope=slope,
-            intercept=intercept,
-            undefined=undefined,
+            images=len(labels),
+            slope={finding: slope for finding, (slope, _) in fitted.items()},
+            intercept={finding: intercept for finding, (_, intercept) in fitted.items()},
+            undefined={f: line for f, line in lines.items() if isinstance(line, str)},
         )
 
 
@@ -160,7 +150,7 @@ def sigmoid(logits: Floats) -> Floats:
 
 def platt(logits: Floats, labels: Bools) -> tuple[float, float] | str:
     """Slope and intercept for logits and labels (N,), or why there are none."""
-    reason = one_sided(labels)
+    reason = one_class(labels, "validation image")
     if reason is not None:
         return reason
     if np.ptp(logits) < SAME_LOGIT:

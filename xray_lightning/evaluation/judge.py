@@ -101,22 +101,11 @@ class Judge:
         self, checkpoint: Path, points: OperatingPoints | None, calibration: Calibration | None
     ) -> None:
         """Say where a checkpoint was fitted by another rule or method than this run names."""
-        rule = self.operating_point
+        rule, wanted = self.operating_point, self.calibration
         if points is not None and (points.rule, points.target) != (rule.rule, rule.target):
-            log.warning(
-                "%s keeps its own operating points (rule %s, target %s), not those that this run "
-                "names (rule %s, target %s)",
-                checkpoint,
-                points.rule,
-                points.target,
-                rule.rule,
-                rule.target,
-            )
-        wanted = self.calibration
+            own, named = (f"rule {one.rule}, target {one.target}" for one in (points, rule))
+            what = "operating points (%s), not those that this run names (%s)"
+            log.warning("%s keeps its own " + what, checkpoint, own, named)
         if calibration is not None and wanted is not None and calibration.method != wanted.method:
-            log.warning(
-                "%s keeps its own calibration (%s), not the one that this run names (%s)",
-                checkpoint,
-                calibration.method,
-                wanted.method,
-            )
+            what = "calibration (%s), not the one that this run names (%s)"
+            log.warning("%s keeps its own " + what, checkpoint, calibration.method, wanted.method)

@@ -13,15 +13,19 @@ from xray_lightning.evaluation.bootstrap import (
     FEW_WITH,
     FEW_WITHOUT,
     NO_FINDINGS,
-    NO_NEGATIVES,
-    NO_POSITIVES,
     ONE_PATIENT,
     Ranking,
     Statistic,
     mean_of_defined,
     resampled,
 )
-from xray_lightning.runs.predictions import SEVERAL_PATIENTS, Bools, Floats, Integers, ScoredImages
+from xray_lightning.runs.predictions import (
+    SEVERAL_PATIENTS,
+    Floats,
+    Integers,
+    ScoredImages,
+    one_class,
+)
 
 # The paper's decision threshold, of label accuracy and of findings without one of their own.
 THRESHOLD = 0.5
@@ -120,13 +124,6 @@ def _share(part: Integers, whole: Integers) -> Floats:
     shares: Floats = np.full(part.shape, np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
-
-
-def one_class(labels: Bools) -> str | None:
-    """Why labels (N,) rank nothing: all are of one class; None where both classes are there."""
-    if not labels.any():
-        return NO_POSITIVES
-    return NO_NEGATIVES if labels.all() else None
 
 
 def too_few(images: ScoredImages) -> dict[str, list[str | None]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, Validation, one_sided
+from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
 
 UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
 
@@ -117,91 +117,49 @@ class OperatingRule:
             )
 
     def fit(self, predictions: pd.DataFrame) -> OperatingPoints:
-        """Choose the cuts on a table of validation predictions; see `Validation.of`."""
-        table = Validation.of(predictions, purpose="operating points")
-        cuts, undefined = dict.fromkeys(table.findings, UNFITTED), {}
-        for column, finding in enumerate(table.findings):
-            found = self._cut(table.scores[:, column], table.labels[:, column])
-            if isinstance(found, str):
-                undefined[finding] = found
-            else:
-                cuts[finding] = found
+        """Choose the cuts on a table of validation predictions; see `validation_arrays`."""
+        findings, scores, labels = validation_arrays(predictions, purpose="operating points")
+        found = dict(zip(findings, map(self._cut, scores.T, labels.T), strict=True))
+        undefined = {finding: cut for finding, cut in found.items() if isinstance(cut, str)}
         return OperatingPoints(
             rule=self.rule,
             target=None if self.target is None else float(self.target),
-            images=len(table.labels),
-            cuts=cuts,
+            images=len(labels),
+            cuts={f: UNFITTED if isinstance(cut, str) else cut for f, cut in found.items()},
             undefined=undefined,
         )
 
     def _cut(self, scores: Floats, labels: Bools) -> float | str:
         """The cut for scores and labels (N,), or why there is none."""
-        reason = one_sided(labels)
+        reason = one_class(labels, "validation image")
         if reason is not None:
             return reason
-        cuts = _Cuts.of(scores, labels)
-        if not len(cuts.at):
-            return SAME_SCORE
-        if self.rule == "youden":
-            return cuts.best(cuts.youden(), least=0, reason=NO_CUT_TELLS)
-        if self.rule == "f1":
-            return cuts.best(cuts.f1(), least=cuts.f1_of_all(), reason=F1_OF_ALL)
-        return self._aimed(cuts, target=self.target or 0.0)
-
-    def _aimed(self, cuts: "_Cuts", *, target: float) -> float | str:
-        """The cut furthest towards the other rate among those that reach the target."""
-        sensitive = self.rule == "sensitivity"
-        rates = cuts.sensitivity() if sensitive else cuts.specificity()
-        reached = np.flatnonzero(rates >= target)
-        if not len(reached):
-            way = "positive" if sensitive else "negative"
-            return f"validation {self.rule} {target:g} is reached only by calling every image {way}"
-        return float(cuts.at[reached[-1 if sensitive else 0]])
-
-
-@dataclass(frozen=True)
-class _Cuts:
-    """Every cut that has images on both sides, from the lowest, and what it calls present."""
-
-    at: Floats  # (C,)
-    hits: Floats  # (C,), true positives
-    alarms: Floats  # (C,), false positives
-    positives: int
-    negatives: int
-
-    @classmethod
-    def of(cls, scores: Floats, labels: Bools) -> "_Cuts":
         order = np.argsort(scores)
         rising, present = scores[order], labels[order]
         gaps = np.flatnonzero(np.diff(rising) > CLOSEST * rising[1:])
-        missed = np.cumsum(present)[gaps]
+        if not len(gaps):
+            return SAME_SCORE
+        cuts = (rising[gaps] + rising[gaps + 1]) / 2  # (C,), each with images on both sides
         positives = int(labels.sum())
-        hits = positives - missed
-        return cls(
-            at=(rising[gaps] + rising[gaps + 1]) / 2,
-            hits=hits.astype(np.float64),
-            alarms=(len(labels) - (gaps + 1) - hits).astype(np.float64),
-            positives=positives,
-            negatives=len(labels) - positives,
-        )
-
-    def sensitivity(self) -> Floats:
-        return self.hits / self.positives
-
-    def specificity(self) -> Floats:
-        return (self.negatives - self.alarms) / self.negatives
-
-    def youden(self) -> Floats:
-        """Youden's J times positives and negatives: whole numbers, so that ties are exact."""
-        return self.hits * self.negatives - self.alarms * self.positives
-
-    def f1(self) -> Floats:
-        return 2 * self.hits / (self.hits + self.alarms + self.positives)
-
-    def f1_of_all(self) -> float:
-        return 2 * self.positives / (2 * self.positives + self.negatives)
-
-    def best(self, values: Floats, *, least: float, reason: str) -> float | str:
-        """The lowest cut of the largest value, or the reason where none is above the least."""
-        chosen = int(np.argmax(values))  # the first of equals
-        return float(self.at[chosen]) if values[chosen] > least else reason
+        negatives = len(labels) - positives
+        hits = (positives - np.cumsum(present)[gaps]).astype(np.float64)
+        alarms = len(labels) - (gaps + 1) - hits
+        if self.rule in AIMED:
+            sensitive = self.rule == "sensitivity"
+            rates = hits / positives if sensitive else (negatives - alarms) / negatives
+            reached = np.flatnonzero(rates >= (self.target or 0.0))
+            if len(reached):
+                return float(cuts[reached[-1 if sensitive else 0]])  # furthest to the other rate
+            way = "positive" if sensitive else "negative"
+            return (
+                f"validation {self.rule} {self.target:g} is reached only by calling every image "
+                f"{way}"
+            )
+        if self.rule == "youden":
+            # J times positives and negatives: whole numbers, so that ties are exact.
+            values, least, reason = hits * negatives - alarms * positives, 0.0, NO_CUT_TELLS
+        else:
+            values = 2 * hits / (hits + alarms + positives)
+            least, reason = 2 * positives / (2 * positives + negatives), F1_OF_ALL
+        chosen = int(np.argmax(values))  # the first of equals, which is the lowest
+        return float(cuts[chosen]) if values[chosen] > least else reason

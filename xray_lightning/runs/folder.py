@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.runs.record import FILE_NAME as RESULTS
@@ -147,50 +147,36 @@ def run_of(folder: Path, results: object) -> Run:
     except ValidationError as error:
         raise DamagedResultsError(_first_fault(error)) from error
     data, environment = content.data or _NO_DATA, content.environment
+    model = _mapping(content.config.get("model"))
     return Run(
         folder=folder,
-        name=content.name,
-        status=content.status,
-        reason=content.reason,
-        command=content.command,
-        seed=content.seed,
-        git_commit=content.git_commit,
+        **_values(content, "name", "status", "reason", "command", "seed", "git_commit"),
+        **_values(content, "timing", "history"),
+        **_values(data, "root", "split", "split_sha256", "dropped"),
+        **_values(environment, "device", "accelerator", "world_size", "strategy"),
+        **_values(environment, "precision_asked", "precision_used"),
         settings=flat(content.config),
         paper_row=content.config.get("paper_row"),
-        model=_model(content.config),
+        model=f"{model.get('arch', '')}{' + FC layers' if model.get('hidden') else ''}",
         data=data.name,
-        root=data.root,
-        split=data.split,
-        split_sha256=data.split_sha256,
         sides=tuple(
             Side(name, images, data.patients.get(name), data.positives.get(name, {}))
             for name, images in data.images.items()
         ),
         overlap={pair: both.patients for pair, both in data.patient_overlap.items()},
-        dropped=data.dropped,
-        device=environment.device,
-        accelerator=environment.accelerator,
-        world_size=environment.world_size,
-        strategy=environment.strategy,
-        precision_asked=environment.precision_asked,
-        precision_used=environment.precision_used,
         versions={
             key: value
             for key in ("python", "torch", "lightning", "xray_lightning", "mpi")
             if (value := getattr(environment, key)) is not None
         },
-        timing=content.timing,
         test=content.metrics.test,
-        history=content.history,
         warnings=content.training.warnings,
         skipped_steps=content.training.skipped_steps,
     )
 
 
-def _model(config: Mapping[str, Any]) -> str:
-    """The backbone's name, and whether further fully connected layers follow it."""
-    model = _mapping(config.get("model"))
-    return f"{model.get('arch', '')}{' + FC layers' if model.get('hidden') else ''}"
+def _values(part: BaseModel, *keys: str) -> dict[str, Any]:
+    return {key: getattr(part, key) for key in keys}
 
 
 def _first_fault(error: ValidationError) -> str:

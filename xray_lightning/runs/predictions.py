@@ -1,6 +1,6 @@
 """Predictions tables: one row an image, as written, read and validated."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,21 @@ class ScoredImages:
             RunFailedError: a probability that is not a number in 0..1, or an image twice.
         """
         findings = findings_of(predictions.columns, what="predictions")
-        _check_rows(predictions)
+        missing = [column for column in REQUIRED if column not in predictions]
+        if missing:
+            raise UserError(f"predictions: no column {missing[0]} ({len(missing)} missing in all)")
+        if predictions.empty:
+            raise UserError("predictions: no rows, nothing to evaluate")
+        if predictions["patient_id"].isna().any():
+            count = int(predictions["patient_id"].isna().sum())
+            raise UserError(f"predictions: {count} rows without patient_id, which intervals need")
+        twice = predictions["image"].duplicated()
+        if twice.any():
+            first = predictions.loc[twice, "image"].iloc[0]
+            raise RunFailedError(
+                f"predictions: {int(twice.sum())} images are there twice, such as {first}; "
+                "each must count once"
+            )
         names = np.array([str(name) for name in predictions["image"]], dtype=object)
         table = predictions.iloc[np.argsort(names, kind="stable")].reset_index(drop=True)
         ids = np.array([str(patient) for patient in table["patient_id"]], dtype=object)
@@ -200,24 +214,6 @@ def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
     return tuple(probabilities)
 
 
-def _check_rows(predictions: pd.DataFrame) -> None:
-    missing = [column for column in REQUIRED if column not in predictions]
-    if missing:
-        raise UserError(f"predictions: no column {missing[0]} ({len(missing)} missing in all)")
-    if predictions.empty:
-        raise UserError("predictions: no rows, nothing to evaluate")
-    if predictions["patient_id"].isna().any():
-        count = int(predictions["patient_id"].isna().sum())
-        raise UserError(f"predictions: {count} rows without patient_id, which intervals need")
-    twice = predictions["image"].duplicated()
-    if twice.any():
-        first = predictions.loc[twice, "image"].iloc[0]
-        raise RunFailedError(
-            f"predictions: {int(twice.sum())} images are there twice, such as {first}; "
-            "each must count once"
-        )
-
-
 def _probabilities_and_labels(
     table: pd.DataFrame, findings: Sequence[str], *, what: str, outcome: str
 ) -> tuple[Floats, Bools]:
@@ -231,9 +227,14 @@ def _probabilities_and_labels(
         UserError: text for a number, or a label other than 0 and 1.
         RunFailedError: a probability that is not a number in 0..1.
     """
-    scores, labels = (
-        _numbers_of(table, kind, findings, what=what) for kind in (PROBABILITY, LABEL)
-    )
+    arrays = []
+    for kind in (PROBABILITY, LABEL):
+        columns = table[[f"{kind}{finding}" for finding in findings]]
+        try:
+            arrays.append(columns.to_numpy(dtype=np.float64, na_value=np.nan))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{what}: a {kind} column holds text for a number: {error}") from error
+    scores, labels = arrays
     bad = ~((scores >= 0) & (scores <= 1))  # NaN is bad, too
     if bad.any():
         raise RunFailedError(
@@ -245,15 +246,6 @@ def _probabilities_and_labels(
         column = f"{LABEL}{findings[int(np.argmin(right))]}"
         raise UserError(f"{what}: column {column} holds a value other than 0 and 1")
     return scores, labels == 1
-
-
-def _numbers_of(table: pd.DataFrame, kind: str, findings: Sequence[str], *, what: str) -> Floats:
-    """The columns of one kind, shape (N, findings)."""
-    columns = table[[f"{kind}{finding}" for finding in findings]]
-    try:
-        return columns.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: a {kind} column holds text for a number: {error}") from error
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -269,147 +261,135 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; give a predictions CSV of a run folder")
-    findings = _findings(path)
+    titles = header_of(path)
+    kinds = (PROBABILITY, LABEL)
+    named = [t.removeprefix(kind) for kind in kinds for t in titles if t.startswith(kind)]
+    findings: tuple[str, ...] = ()
+    if named:
+        findings = check_findings(list(dict.fromkeys(named)), what=f"{path}, line 1: findings")
     probabilities = [f"{PROBABILITY}{finding}" for finding in findings]
     labels = [f"{LABEL}{finding}" for finding in findings]
     required = (*REQUIRED, *probabilities, *labels)
-    titles: Titles = {name: (name,) for name in (*required, *OPTIONAL)}
-    cells = read_cells(path, titles, required=required)
+    wanted: Titles = {name: (name,) for name in (*required, *OPTIONAL)}
+    cells = read_cells(path, wanted, required=required)
     if not findings:
         raise UserError(f"{path}, line 1: no column {PROBABILITY}<Finding>, one of each finding")
     for name in REQUIRED:
-        _refuse(cells, name, (cells[name] == "").to_numpy(), "is empty")
+        _refuse(cells, name, cells[name] == "", "is empty")
     _refuse_repeats(cells)
     columns = {name: cells[name] for name in (*REQUIRED, "split") if name in cells}
     for name in probabilities:
-        values = _numbers(cells, name)
-        bad = ~((values >= 0) & (values <= 1))
-        _refuse(cells, name, bad.to_numpy(), "is not a probability from 0 to 1")
-        columns[name] = values.astype(np.float32)
+        fault = "is not a probability from 0 to 1"
+        columns[name] = _numbers(cells, name, lambda n: n.between(0, 1), fault).astype(np.float32)
     for name in labels:
-        values = _numbers(cells, name)
-        _refuse(cells, name, ~values.isin((0, 1)).to_numpy(), "is neither 0 nor 1")
-        columns[name] = values.astype(np.uint8)
-    return pd.DataFrame(columns | _persons(cells))
-
-
-def _findings(path: Path) -> tuple[str, ...]:
-    """Those that the file has columns of, in their order; none where it has no such column."""
-    titles = header_of(path)
-    kinds = (PROBABILITY, LABEL)
-    found = [t.removeprefix(kind) for kind in kinds for t in titles if t.startswith(kind)]
-    unique = list(dict.fromkeys(found))
-    return check_findings(unique, what=f"{path}, line 1: findings") if unique else ()
-
-
-def _persons(cells: pd.DataFrame) -> dict[str, pd.Series]:
-    """What the file says of who was X-rayed and how."""
-    columns = {}
+        fault = "is neither 0 nor 1"
+        columns[name] = _numbers(cells, name, lambda n: n.isin((0, 1)), fault).astype(np.uint8)
     if "age" in cells:
-        ages = _numbers(cells, "age")
-        known = (cells["age"] != "").to_numpy()
-        bad = known & ~((ages >= 0) & (ages < np.inf)).to_numpy()
-        _refuse(cells, "age", bad, "is no age in years")
+        ages = _numbers(
+            cells, "age", lambda n: (n >= 0) & (n < np.inf), "is no age in years", optional=True
+        )
         columns["age"] = ages
     for name, allowed in TEXTS.items():
         if name in cells:
-            bad = ~cells[name].isin(allowed).to_numpy()
-            _refuse(cells, name, bad, f"is none of {', '.join(filter(None, allowed))}, or nothing")
+            fault = f"is none of {', '.join(filter(None, allowed))}, or nothing"
+            _refuse(cells, name, ~cells[name].isin(allowed), fault)
             columns[name] = cells[name]
     if "follow_up" in cells:
-        numbers = _numbers(cells, "follow_up")
-        known = (cells["follow_up"] != "").to_numpy()
-        whole = ((numbers >= 0) & (numbers % 1 == 0) & (numbers < 2**31)).to_numpy()
-        _refuse(cells, "follow_up", known & ~whole, "is no whole number from 0")
+        numbers = _numbers(
+            cells,
+            "follow_up",
+            lambda n: (n >= 0) & (n % 1 == 0) & (n < 2**31),
+            "is no whole number from 0",
+            optional=True,
+        )
         columns["follow_up"] = numbers.astype("Int64")
-    return columns
+    return pd.DataFrame(columns)
 
 
-def _numbers(cells: pd.DataFrame, name: str) -> pd.Series:
-    """Text as float64, NaN where it is none. Underscores and hexadecimals are no numbers here."""
-    return pd.to_numeric(cells[name], errors="coerce").astype(np.float64)
+def _numbers(
+    cells: pd.DataFrame,
+    name: str,
+    allowed: Callable[[pd.Series], pd.Series],
+    fault: str,
+    *,
+    optional: bool = False,
+) -> pd.Series:
+    """Text as float64, once all of it is allowed; NaN where an `optional` cell is empty.
+
+    Underscores and hexadecimals are no numbers here.
+    """
+    numbers = pd.to_numeric(cells[name], errors="coerce").astype(np.float64)
+    bad = ~allowed(numbers)  # NaN is
+    _refuse(cells, name, bad & (cells[name] != "") if optional else bad, fault)
+    return numbers
 
 
-def _refuse(cells: pd.DataFrame, name: str, bad: np.ndarray, fault: str) -> None:
+def _refuse(cells: pd.DataFrame, name: str, bad: pd.Series, fault: str) -> None:
     """Refuse a column of which some cells are bad, by the first of them."""
-    found = np.flatnonzero(bad)
-    if not len(found):
-        return
-    first = int(found[0])
-    more = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
-    raise fail_at(cells, first, f"{name} {shown(cells[name].iloc[first])} {fault}{more}")
+    if bad.any():
+        first, more = int(np.argmax(bad)), int(bad.sum()) - 1
+        further = f" (and {more:,} more)" if more else ""
+        raise fail_at(cells, first, f"{name} {shown(cells[name].iloc[first])} {fault}{further}")
 
 
 def _refuse_repeats(cells: pd.DataFrame) -> None:
-    twice = np.flatnonzero(cells["image"].duplicated())
-    if not len(twice):
+    twice = cells["image"].duplicated()
+    if not twice.any():
         return
-    second = int(twice[0])
+    second = int(np.argmax(twice))
     image = cells["image"].iloc[second]
-    first = int(np.flatnonzero(cells["image"] == image)[0])
+    first = int(np.argmax(cells["image"] == image))
     raise fail_at(
         cells,
         second,
         f"image {shown(image)} is in line {cells['line'].iloc[first]} already "
-        f"({len(twice):,} repeated in all); each image counts once",
+        f"({int(twice.sum()):,} repeated in all); each image counts once",
     )
 
 
-SIDE = "val"
-
-NO_POSITIVES = "no validation image has the finding"
-NO_NEGATIVES = "every validation image has the finding"
+VALIDATION = "val"
 SAME_SCORE = "all validation images have the same score"
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Probabilities and labels of the validation images.
+def validation_arrays(
+    predictions: pd.DataFrame, *, purpose: str
+) -> tuple[tuple[str, ...], Floats, Bools]:
+    """Arrays of a table whose `split` is "val" in every row, and of no other.
 
-    Attributes:
-        findings: in the order of the columns.
-        scores: probabilities, shape (N, findings).
-        labels: whether the finding is there, shape (N, findings).
+    What is fitted must not have seen the test images, and was not trained on these.
+
+    Args:
+        predictions: one row per image with columns `split`, and for each finding
+            `prob_<Finding>` in 0..1 and `label_<Finding>` of 0 or 1.
+        purpose: what is fitted, for messages.
+
+    Returns:
+        The findings in the order of the columns, probabilities (N, findings), and whether the
+        finding is there (N, findings).
+
+    Raises:
+        UserError: another split, a missing column, no rows, a label other than 0 and 1.
+        RunFailedError: a probability that is not a number in 0..1.
     """
-
-    findings: tuple[str, ...]
-    scores: Floats
-    labels: Bools
-
-    @classmethod
-    def of(cls, predictions: pd.DataFrame, *, purpose: str) -> "Validation":
-        """Take the arrays of a table whose `split` is "val" in every row, and of no other.
-
-        What is fitted must not have seen the test images, and was not trained on these.
-
-        Args:
-            predictions: one row per image with columns `split`, and for each finding
-                `prob_<Finding>` in 0..1 and `label_<Finding>` of 0 or 1.
-            purpose: what is fitted, for messages.
-
-        Raises:
-            UserError: another split, a missing column, no rows, a label other than 0 and 1.
-            RunFailedError: a probability that is not a number in 0..1.
-        """
-        findings = findings_of(predictions.columns, what=f"{purpose}: the predictions")
-        if "split" not in predictions:
-            raise UserError(f"{purpose}: the predictions have no column split")
-        if predictions.empty:
-            raise UserError(f"{purpose}: no validation images; choose a split that has some")
-        others = sorted(set(predictions["split"].astype(str)) - {SIDE})
-        if others:
-            raise UserError(
-                f"{purpose}: fitted on the split {SIDE!r} alone, and the predictions hold "
-                f"{', '.join(map(repr, others))}"
-            )
-        scores, labels = _probabilities_and_labels(
-            predictions, findings, what=purpose, outcome="nothing fitted"
+    findings = findings_of(predictions.columns, what=f"{purpose}: the predictions")
+    if "split" not in predictions:
+        raise UserError(f"{purpose}: the predictions have no column split")
+    if predictions.empty:
+        raise UserError(f"{purpose}: no validation images; choose a split that has some")
+    others = sorted(set(predictions["split"].astype(str)) - {VALIDATION})
+    if others:
+        raise UserError(
+            f"{purpose}: fitted on the split {VALIDATION!r} alone, and the predictions hold "
+            f"{', '.join(map(repr, others))}"
         )
-        return cls(findings=findings, scores=scores, labels=labels)
+    scores, labels = _probabilities_and_labels(
+        predictions, findings, what=purpose, outcome="nothing fitted"
+    )
+    return findings, scores, labels
 
 
-def one_sided(labels: Bools) -> str | None:
-    """Why nothing can be fitted to labels (N,), or None where both classes are there."""
+def one_class(labels: Bools, what: str = "image") -> str | None:
+    """Why labels (N,) tell nothing: all are of one class; None where both classes are there."""
     if not labels.any():
-        return NO_POSITIVES
-    return NO_NEGATIVES if labels.all() else None
+        return f"no {what} has the finding"
+    return f"every {what} has the finding" if labels.all() else None

@@ -12,7 +12,6 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,10 @@ FILE_NAME = "results.json"
 RUNNING = "running"
 MOST_WARNINGS = 100
 
-EMPTY_TIMING: dict[str, Any] = {
-    "startup": None,
-    "cache": None,
-    "fit": None,
-    "test": None,
-    "total": None,
-    "fit_images_per_second": None,
-    "steady_images_per_second": None,
-    "step_seconds": None,
-    "data_wait_fraction": None,
-    "peak_memory_bytes": {"host": None, "device": None},
-}
+_TIMED = (
+    *("startup", "cache", "fit", "test", "total"),
+    *("fit_images_per_second", "steady_images_per_second", "step_seconds", "data_wait_fraction"),
+)
 
 
 def predictions_name(split: str) -> str:
@@ -151,7 +142,10 @@ class RunRecord:
                 "config": config,
                 "data": None,
                 "environment": bare_environment(),
-                "timing": deepcopy(EMPTY_TIMING),
+                "timing": {
+                    **dict.fromkeys(_TIMED),
+                    "peak_memory_bytes": {"host": None, "device": None},
+                },
                 "metrics": {"test": None},
                 "history": [],
                 "training": {"warnings": [], "skipped_steps": 0},
@@ -216,12 +210,7 @@ def bare_environment() -> dict[str, Any]:
         "torch": version("torch"),
         "lightning": version("lightning"),
         "xray_lightning": own,
-        "device": None,
-        "accelerator": None,
-        "world_size": None,
+        **dict.fromkeys(("device", "accelerator", "world_size")),
         "hosts": [socket.gethostname()],
-        "mpi": None,
-        "strategy": None,
-        "precision_asked": None,
-        "precision_used": None,
+        **dict.fromkeys(("mpi", "strategy", "precision_asked", "precision_used")),
     }
