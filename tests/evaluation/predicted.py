@@ -33,6 +33,11 @@ def frame(scores: Any, labels: Any, patients: Any, **further: Any) -> pd.DataFra
     return pd.DataFrame(columns | further)
 
 
+def validation(scores: Any, labels: Any) -> pd.DataFrame:
+    """Scores and labels (N, 14) as predictions of the validation images, each of its patient."""
+    return frame(scores, labels, range(len(scores)), split="val")
+
+
 def arrays(predictions: pd.DataFrame) -> tuple[Any, Any]:
     """Its scores and labels, shape (N, 14)."""
     scores = predictions[[f"prob_{finding}" for finding in FINDINGS]].to_numpy()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from predicted import validation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -28,12 +29,6 @@ SLOPES = np.linspace(0.4, 2.5, 14)
 INTERCEPTS = np.linspace(-2.0, 2.0, 14)
 
 
-def frame(scores: Any, labels: Any, split: str = "val") -> pd.DataFrame:
-    columns = {f"prob_{finding}": scores[:, i] for i, finding in enumerate(FINDINGS)}
-    columns |= {f"label_{finding}": labels[:, i] for i, finding in enumerate(FINDINGS)}
-    return pd.DataFrame({"split": split, **columns})
-
-
 def drawn(*, slope: Any, intercept: Any, images: int, seed: int) -> tuple[Any, Any]:
     """Probabilities (N, 14) that sigmoid(slope * logit + intercept) would make true, and labels."""
     draw = np.random.default_rng(seed)
@@ -47,12 +42,12 @@ def column(table: pd.DataFrame, finding: str, scores: Any, labels: Any) -> pd.Da
 
 
 def small(images: int = 300) -> pd.DataFrame:
-    return frame(*drawn(slope=SLOPES, intercept=INTERCEPTS, images=images, seed=5))
+    return validation(*drawn(slope=SLOPES, intercept=INTERCEPTS, images=images, seed=5))
 
 
 def test_platt_undoes_a_known_distortion_of_each_finding() -> None:
     fitted = Calibrator("platt").fit(
-        frame(*drawn(slope=SLOPES, intercept=INTERCEPTS, images=20_000, seed=0))
+        validation(*drawn(slope=SLOPES, intercept=INTERCEPTS, images=20_000, seed=0))
     )
     assert fitted.undefined == {}
     # The standard errors are up to 0.02 of the slope, and 0.05 of the intercept.
@@ -62,7 +57,7 @@ def test_platt_undoes_a_known_distortion_of_each_finding() -> None:
 
 def test_temperature_finds_the_known_one() -> None:
     fitted = Calibrator("temperature").fit(
-        frame(*drawn(slope=1 / 2.5, intercept=0.0, images=5000, seed=0))
+        validation(*drawn(slope=1 / 2.5, intercept=0.0, images=5000, seed=0))
     )
     assert set(fitted.slope) == set(FINDINGS)
     assert set(fitted.intercept.values()) == {0.0}
@@ -77,7 +72,7 @@ def test_calibrated_probabilities_have_a_lower_log_loss_on_other_images(
     method: str, slope: Any, intercept: Any
 ) -> None:
     fitted = Calibrator(method).fit(
-        frame(*drawn(slope=slope, intercept=intercept, images=2000, seed=1))
+        validation(*drawn(slope=slope, intercept=intercept, images=2000, seed=1))
     )
     raw, labels = drawn(slope=slope, intercept=intercept, images=2000, seed=2)
     calibrated = fitted.apply(raw)
@@ -207,7 +202,7 @@ def test_no_temperature_is_invented_where_none_is_best() -> None:
         (np.where(labels, 0.1, 0.9), FALLING),
         (np.full((50, 14), 0.5), FALLING),
     ):
-        fitted = Calibrator("temperature").fit(frame(scores, labels))
+        fitted = Calibrator("temperature").fit(validation(scores, labels))
         assert fitted.undefined == dict.fromkeys(FINDINGS, reason)
         assert (fitted.apply(scores) == scores).all()
 
@@ -216,7 +211,7 @@ def test_no_temperature_is_invented_where_none_is_best() -> None:
 def test_probabilities_of_exactly_0_and_1_stay_first_and_last(method: str) -> None:
     raw, labels = drawn(slope=SLOPES, intercept=INTERCEPTS, images=300, seed=0)
     raw[0], raw[1], labels[0], labels[1] = 0.0, 1.0, True, False  # and wrong at that
-    fitted = Calibrator(method).fit(frame(raw, labels))
+    fitted = Calibrator(method).fit(validation(raw, labels))
     assert fitted.undefined == {}
     ends = np.array([0.0, 1e-45, 1e-38, 1e-8, 0.5, 1 - 2.0**-24, 1.0])
     calibrated = fitted.apply(np.tile(ends[:, None], 14))
@@ -250,31 +245,3 @@ def test_a_calibration_survives_as_plain_values(method: str) -> None:
     assert Calibration.from_plain(json.loads(json.dumps(fitted.to_plain()))) == fitted
     numbers = [*fitted.slope.values(), *fitted.intercept.values()]
     assert {type(number) for number in numbers} == {float}
-
-
-ONES = dict.fromkeys(FINDINGS, 1.0)
-
-
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"method": "isotonic"}, "no known method"),
-        ({"images": 1.5}, "images is 1.5"),
-        ({"slope": ONES | {"Mass": 0.0}}, "slope of Mass is 0.0"),
-        ({"slope": ONES | {"Mass": -1.0}}, "slope of Mass is -1.0"),
-        ({"slope": ONES | {"Cough": 1.0}}, "14 findings"),
-        ({"intercept": ONES | {"Mass": float("inf")}}, "intercept of Mass is inf"),
-        ({"intercept": [0.0] * 14}, "14 findings"),
-        ({"undefined": ["Mass"]}, "undefined is"),
-        ("slope", "no slope"),
-    ],
-)
-def test_damaged_plain_values_are_refused_in_one_line(change: Any, told: str) -> None:
-    plain = Calibrator().fit(small()).to_plain()
-    if isinstance(change, str):
-        del plain[change]
-    else:
-        plain |= change
-    with pytest.raises(UserError, match=f"calibration.*{told}") as raised:
-        Calibration.from_plain(plain)
-    assert "\n" not in str(raised.value)
