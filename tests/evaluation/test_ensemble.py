@@ -1,5 +1,6 @@
 """Several checkpoints that answer as one: which may, and what they answer."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,11 +90,9 @@ def test_each_member_answers_to_each_image_in_the_order_of_the_table(folder: Pat
 
 
 def test_a_checkpoint_is_known_by_what_it_holds(folder: Path) -> None:
-    import hashlib
-
     member = Member.read(folder / "0.ckpt")
     assert member.sha256 == hashlib.sha256((folder / "0.ckpt").read_bytes()).hexdigest()
-    assert member.split_sha256 == "ab" * 32
+    assert member.described["split_sha256"] == "ab" * 32
 
 
 def test_probabilities_or_logits_are_averaged() -> None:
@@ -123,11 +122,6 @@ def test_probabilities_of_extreme_logits_stay_probabilities() -> None:
     logits = np.array([[[500.0, -500.0]], [[400.0, -1e4]]], dtype=np.float32)
     for of in ("probabilities", "logits"):
         assert average(logits, of=of).tolist() == [[1.0, 0.0]]
-
-
-def test_another_kind_of_average_is_refused() -> None:
-    with pytest.raises(UserError, match="--average votes is unknown"):
-        average(np.zeros((2, 1, COUNT), dtype=np.float32), of="votes")
 
 
 @pytest.mark.parametrize(

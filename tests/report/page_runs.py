@@ -20,6 +20,11 @@ from xray_lightning.runs.predictions import csv_of
 SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_text(encoding="utf-8"))
 IMAGES = 160
 
+SECTIONS = [  # of the page of one run
+    *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
+    *("confusion", "mistakes", "time", "paper", "published", "reproduce"),
+]
+
 Results = dict[str, Any]
 
 
@@ -55,6 +60,13 @@ def scored(table: pd.DataFrame, *, resamples: int = 40) -> Results:
         calibration=Calibrator().fit(validation),
         prevalences=dict.fromkeys(FINDINGS, 0.1),
     )
+
+
+def untested(status: str, reason: str | None, **changes: Any) -> Results:
+    """results.json of a run that has not come to its test, and has no epochs."""
+    results = sample(status=status, reason=reason, **{"history": []} | changes)
+    results["metrics"]["test"] = None
+    return results
 
 
 def sample(table: pd.DataFrame | None = None, **changes: Any) -> Results:

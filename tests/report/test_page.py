@@ -1,7 +1,6 @@
 """report.html of one run: what it says in each state of the run, and that it stands alone."""
 
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,23 +11,23 @@ import pytest
 from conftest import REAL
 from page_runs import (
     IMAGES,
+    SECTIONS,
     Page,
-    Results,
     draw_images,
     predictions,
     sample,
     scored,
+    untested,
     whole_run,
     write_run,
 )
 
 from xray_lightning.data.manifest import read_manifest
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.published import (
     OFFICIAL_TEST_IMAGES,
     PAPER_ALWAYS_NEGATIVE,
-    PUBLISHED_AUROCS,
 )
 from xray_lightning.findings import FINDINGS
 from xray_lightning.html.page import NOTICE
@@ -36,22 +35,12 @@ from xray_lightning.report.sections import Mistake, most_confident, with_picture
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import write_run_report
 
-SECTIONS = [
-    *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
-    *("confusion", "mistakes", "time", "paper", "published", "reproduce"),
-]
 OF_TEST = ("result", "findings", "curves", "calibration", "subgroups", "confusion", "mistakes")
 DEFINED = len(FINDINGS) - 1  # no image has Hernia
 
 
 def page_of(folder: Path) -> Page:
     return Page(write_run_report(folder))
-
-
-def untested(status: str, reason: str | None) -> Results:
-    results = sample(status=status, reason=reason, history=[])
-    results["metrics"]["test"] = None
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -205,20 +194,18 @@ def test_images_that_are_gone_are_named_with_the_reason(tmp_path: Path) -> None:
     assert page.text("mistakes").count(".png") == 12
 
 
-def test_images_are_found_from_the_folder_that_the_run_was_started_in(tmp_path: Path) -> None:
+def test_images_are_found_from_where_the_run_was_started_or_named_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    names = ("a.png", "torn.png", "absent.png")
+    mistakes = [Mistake(name, "Mass", 0.9, 0.5, 9.0) for name in names]
     draw_images(tmp_path / "data" / "here", ["a.png"])
+    (tmp_path / "data" / "here" / "torn.png").write_bytes(b"\x89PNG\r\n")
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     for root in ("data/here", str(tmp_path / "data")):
-        mistakes = [Mistake("a.png", "Mass", 0.9, 0.5, 9.0)]
-        (found,) = with_pictures(mistakes, root=root, run_folder=run)
+        found, torn, absent = with_pictures(mistakes, root=root, run_folder=run)
         assert (found.picture or "").startswith("data:image/jpeg"), root
-
-
-def test_a_picture_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
-    mistakes = [Mistake(name, "Mass", 0.9, 0.5, 9.0) for name in ("torn.png", "absent.png")]
-    draw_images(tmp_path / "images", []).joinpath("torn.png").write_bytes(b"\x89PNG\r\n")
-    torn, absent = with_pictures(mistakes, root=str(tmp_path / "images"), run_folder=tmp_path)
     assert torn.picture is absent.picture is None
     assert "torn.png" in (torn.reason or "")
     assert "no file of this name" in (absent.reason or "")
@@ -350,9 +337,6 @@ def test_published_figures_stand_only_beside_a_result_on_their_split(
     text = page_of(write_run(tmp_path, results)).text("published")
     assert ("AE-CNN" in text) is shown
     assert ("No published figure is shown" in text) is not shown
-    for figure in PUBLISHED_AUROCS:
-        if figure.split != "official":
-            assert f"{figure.auroc:.3f}" not in text
 
 
 def test_a_row_of_the_paper_stands_beside_its_tables(tmp_path: Path, whole: Page) -> None:
@@ -427,33 +411,12 @@ def test_damaged_results_are_one_line(tmp_path: Path) -> None:
         write_run_report(run)
     with pytest.raises(UserError, match=r"results\.json"):
         write_run_report(tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [("subgroups", [{"by": "sex"}]), ("calibrated", {"images": 1}), ("operating_point", 3)],
-)
-def test_damaged_metrics_are_one_line(tmp_path: Path, key: str, value: object) -> None:
-    results = sample()
-    results["metrics"]["test"][key] = value
-    with pytest.raises(UserError, match=r"results\.json: ") as caught:
-        write_run_report(write_run(tmp_path, results))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_disk_that_is_full_leaves_the_former_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = write_run(tmp_path, sample())
-    before = write_run_report(run).read_bytes()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunFailedError, match="No space left"):
-        write_run_report(run)
-    assert (run / "report.html").read_bytes() == before
+    for key, value in (("subgroups", [{"by": "sex"}]), ("calibrated", {"images": 1})):
+        results = sample()
+        results["metrics"]["test"][key] = value
+        with pytest.raises(UserError, match=r"results\.json: ") as caught:
+            write_run_report(write_run(tmp_path, results))
+        assert "\n" not in str(caught.value)
 
 
 def test_the_page_of_all_official_images_stays_small(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from page_runs import Page, predictions, sample, write_run
+from page_runs import Page, predictions, sample, untested, write_run
 
 from xray_lightning.errors import printable
 from xray_lightning.html.page import NOTICE
@@ -34,8 +34,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     write_run_report(add_run(folder / "runs", name="first"))
     add_run(folder / "runs", name="second", seed=1, skill=3.0)
     add_run(folder / "runs", name="third", split_sha256=OTHER_SPLIT)
-    failed = sample(name="failed", status="failed", reason="the disk is full", history=[])
-    failed["metrics"]["test"] = None
+    failed = untested("failed", "the disk is full", name="failed")
     write_run(folder / "runs" / "failed", failed)
     return folder, page_of(folder / "runs", folder / "out")
 

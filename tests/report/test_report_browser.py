@@ -9,16 +9,12 @@ from typing import Any
 import pytest
 from browsing import CONTRASTS, LEAST_CONTRAST
 from conftest import Train
-from page_runs import predictions, sample, whole_run, write_run
+from page_runs import SECTIONS, predictions, sample, whole_run, write_run
 
 from xray_lightning.report.write import build_report, write_report, write_run_report
 
 WIDTHS = (1280, 360)
 SCHEMES = ("light", "dark")
-SECTIONS = (
-    *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
-    *("confusion", "mistakes", "time", "paper", "published", "reproduce"),
-)
 
 # Text of a plot that reaches out of it.
 CLIPPED = """() => [...document.querySelectorAll("svg")].flatMap((svg) => {

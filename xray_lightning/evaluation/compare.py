@@ -51,14 +51,6 @@ class Comparison:
         }
 
 
-@dataclass(frozen=True)
-class Gain:
-    """An ensemble's macro AUROC minus the mean of its members', and itself against each member."""
-
-    over_mean: Estimate
-    over_each: tuple[Comparison, ...]
-
-
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> Comparison:
@@ -79,8 +71,11 @@ def compare(
 
 def gain(
     members: Sequence[pd.DataFrame], ensemble: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
-) -> Gain:
+) -> tuple[Estimate, list[Comparison]]:
     """What the ensemble's predictions gain over its members', paired as in `compare`.
+
+    Returns:
+        Its macro AUROC minus the mean of theirs, and itself against each of them.
 
     Raises:
         UserError: as `compare`.
@@ -94,7 +89,7 @@ def gain(
         undefined=after.undefined["auroc_macro"],
         few=after.few["auroc_macro"],
     )
-    return Gain(over_mean, tuple(_between(one, after) for one in before))
+    return over_mean, [_between(one, after) for one in before]
 
 
 def comparable(first: Run, second: Run) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.loader import Batch
-from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.model_entry import AVERAGES, check_alike
+from xray_lightning.errors import RunFailedError
+from xray_lightning.evaluation.model_entry import check_alike
 from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
 from xray_lightning.models.classifier import Outputs
 from xray_lightning.progress import Advance, Display
@@ -46,11 +46,6 @@ class Member:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(path, digest, dict(checkpoint["xray"]), model)
-
-    @property
-    def split_sha256(self) -> str | None:
-        digest = self.described.get("split_sha256")
-        return None if digest is None else str(digest)
 
 
 def read_members(paths: Sequence[Path]) -> list[Member]:
@@ -117,12 +112,7 @@ def average(logits: Array, *, of: str) -> Array:
     Args:
         logits: the members', float32 (members, N, findings).
         of: `probabilities` (arithmetic mean) or `logits` (the geometric mean of the odds).
-
-    Raises:
-        UserError: another word.
     """
-    if of not in AVERAGES:
-        raise UserError(f"--average {of} is unknown; choose one of {', '.join(AVERAGES)}")
     if len(logits) == 1:
         return probabilities_of(logits[0])
     if of == "logits":

@@ -106,7 +106,7 @@ def seen_before(
     member: Member, trained: Provenance, data: XrayDataModule, *, side: str
 ) -> str | None:
     """One line on what the model has been trained on of this side; None where it saw none of it."""
-    split, own = data.usable.split.sha256, member.split_sha256
+    split, own = data.usable.split.sha256, member.described.get("split_sha256")
     if side == "train" and split == own:
         return "these are the images that it was trained on: the scores say nothing of new ones"
     if split == own:
@@ -274,16 +274,16 @@ def score(
         "ensemble": None,
     }
     if len(members) > 1:
-        found = gain(each, whole, resamples=resamples, seed=seed)
+        over_mean, over_each = gain(each, whole, resamples=resamples, seed=seed)
         content["ensemble"] = {
-            "gain_over_mean": found.over_mean.to_plain(),
+            "gain_over_mean": over_mean.to_plain(),
             "members": [
                 {
                     "path": str(member.path),
                     **{name: getattr(one.first, name) for name in SCORES},
                     "gain": one.to_plain(),
                 }
-                for member, one in zip(members, found.over_each, strict=True)
+                for member, one in zip(members, over_each, strict=True)
             ],
         }
     return Scored(answers.given, content, out)

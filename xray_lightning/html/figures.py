@@ -126,7 +126,9 @@ def _themed(element: ElementTree.Element, name: str, used: set[str]) -> ElementT
         elif key == "clip-path":
             value = value.replace("#", f"#{name}-")
         elif key == "style":
-            value = _style(value)
+            for marker, variable in _VARIABLES.items():
+                value = value.replace(marker, f"var({variable})")
+            value = _FONT_FAMILY.sub("", value)
         elif key != "class":
             value = _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", value)
             value = " ".join(value.split())
@@ -135,12 +137,6 @@ def _themed(element: ElementTree.Element, name: str, used: set[str]) -> ElementT
     copy.text = element.text if element.text and element.text.strip() else None
     copy.extend(_themed(child, name, used) for child in element)
     return copy
-
-
-def _style(style: str) -> str:
-    for marker, variable in _VARIABLES.items():
-        style = style.replace(marker, f"var({variable})")
-    return _FONT_FAMILY.sub("", style)
 
 
 def _tag(element: ElementTree.Element) -> str:

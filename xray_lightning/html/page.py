@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,31 @@ import jinja2
 from markupsafe import Markup
 
 from xray_lightning.errors import printable
-from xray_lightning.terminal import NONE, count, decimal, percent, probability, readable, signed
+from xray_lightning.terminal import (
+    NONE,
+    count,
+    decimal,
+    duration,
+    interval,
+    percent,
+    probability,
+    readable,
+    signed,
+)
 
 TEMPLATES = [Path(__file__).parent / "templates"]
 NOTICE = "Research software, not a medical device."
 
 
-def rendered(
-    template: str,
-    *,
-    filters: Mapping[str, Callable[..., Any]] | None = None,
-    script: str | None = None,
-    **content: Any,
-) -> str:
+def rendered(template: str, *, script: str | None = None, **content: Any) -> str:
     """A page as HTML.
 
     Args:
         template: its name in `templates` beside this file; it extends page.html.jinja, and may
             import parts.html.jinja.
-        filters: more of the templates' filters; those of figures and names in `terminal` are
-            always there.
         script: the one script that may run in it; none by default.
         content: what the template shows; all text is escaped, markupsafe.Markup is not.
     """
-    return (
-        _environment(filters or {})
-        .get_template(template)
-        .render(notice=NOTICE, script=script, script_hash=_script_hash(script), **content)
-    )
-
-
-def data_uri(content: bytes, *, kind: str) -> str:
-    """A file as an address that a page shows without fetching it; `kind` as in image/png."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _script_hash(script: str | None) -> str | None:
-    """The hash that a Content-Security-Policy names a script by, in base64."""
-    if script is None:
-        return None
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def _environment(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -65,14 +47,29 @@ def _environment(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environmen
     environment.filters.update(
         count=count,
         decimal=decimal,
+        duration=duration,
+        interval=_interval,
+        json=_json,
         percent=percent,
         probability=probability,
         readable=readable,
-        signed=printed_signed,
+        setting=lambda v: v if isinstance(v, str) else json.dumps(v, default=str),
+        signed=_signed,
+        times=lambda value: f"{value:.1f}" if value < 10 else f"{value:,.0f}",
     )
-    environment.filters.update(filters)
-    environment.filters["json"] = _json
-    return environment
+    # A Content-Security-Policy names a script by it, in base64.
+    digest = None if script is None else hashlib.sha256(script.encode()).digest()
+    return environment.get_template(template).render(
+        notice=NOTICE,
+        script=script,
+        script_hash=None if digest is None else base64.b64encode(digest).decode("ascii"),
+        **content,
+    )
+
+
+def data_uri(content: bytes, *, kind: str) -> str:
+    """A file as an address that a page shows without fetching it; `kind` as in image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _printable(value: Any) -> Any:
@@ -88,6 +85,12 @@ def _json(value: Any) -> Markup:
     return Markup(text)
 
 
-def printed_signed(value: float | None) -> str:
+def _interval(value: Sequence[float] | None, form: str = "decimal") -> str:
+    """An interval as "0.812 to 0.850", as percentages or with signs; nothing for none."""
+    number = {"decimal": decimal, "percent": percent, "signed": _signed}[form]
+    return "" if value is None else interval(value, number, joint=" to ")
+
+
+def _signed(value: float | None) -> str:
     """-0.0126 with the minus sign of print, not a hyphen."""
     return NONE if value is None else signed(value).replace("-", "\N{MINUS SIGN}")

@@ -1,6 +1,5 @@
 """Pages of the report: report.html of one run and of several."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
-from xray_lightning.html import page
+from xray_lightning.html.page import rendered
 from xray_lightning.report import plots, sections, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
@@ -27,32 +26,7 @@ from xray_lightning.report.write import PAGE, Report, damaged_line
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import PROBABILITY, read_predictions
 from xray_lightning.runs.record import predictions_name
-from xray_lightning.runs.schema import Interval
-from xray_lightning.terminal import Table, counted, decimal, duration, interval, percent
-
-
-def rendered(template: str, **content: Any) -> str:
-    """A page from its template."""
-    return page.rendered(
-        template,
-        filters={
-            "duration": duration,
-            "interval": _interval,
-            "times": lambda value: f"{value:.1f}" if value < 10 else f"{value:,.0f}",
-            # As a command line takes it.
-            "setting": lambda v: v if isinstance(v, str) else json.dumps(v, default=str),
-        },
-        **content,
-    )
-
-
-def _interval(value: Interval | None, form: str = "decimal") -> str:
-    """An interval as "0.812 to 0.850", as percentages or with signs; nothing for none."""
-    if value is None:
-        return ""
-    number = {"decimal": decimal, "percent": percent, "signed": page.printed_signed}[form]
-    return interval(value, number, joint=" to ")
-
+from xray_lightning.terminal import Table, counted
 
 PREDICTIONS = predictions_name("test")
 
