@@ -1,5 +1,6 @@
 """Tables of predictions that tests of the metrics draw, and what was fitted to others."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,18 @@ def arrays(predictions: pd.DataFrame) -> tuple[Any, Any]:
     """Its scores and labels, shape (N, 14)."""
     scores = predictions[[f"prob_{finding}" for finding in FINDINGS]].to_numpy()
     return scores, predictions[[f"label_{finding}" for finding in FINDINGS]].to_numpy()
+
+
+def redrawn(predictions: pd.DataFrame, *, resamples: int, seed: int) -> Iterator[pd.DataFrame]:
+    """The rows of the drawn patients, each copied as often as it was drawn, of every resample."""
+    ids = predictions["patient_id"].astype(str)
+    names = sorted(set(ids))
+    random = np.random.default_rng(seed)
+    for _ in range(resamples):
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)))
+        times = ids.map(dict(zip(names, drawn, strict=True)))
+        rows = predictions.loc[predictions.index.repeat(times)]
+        yield rows.assign(image=[f"{row}.png" for row in range(len(rows))])
 
 
 def points(**cuts: float) -> OperatingPoints:

@@ -93,21 +93,6 @@ def test_sums_before_are_exact() -> None:
     assert sums_before(np.array([], dtype=np.int64)).tolist() == [0]
 
 
-def test_resamples_draw_whole_patients() -> None:
-    draw = np.random.default_rng(1)
-    scores, labels = draw.random(40).round(1), draw.random(40) < 0.4
-    patients = draw.integers(0, 8, 40)
-    ranking = Ranking.of(scores, labels)
-    for drawn in patient_draws(8, resamples=5, seed=7):
-        assert drawn.sum() == 8
-        rows = np.concatenate(
-            [np.flatnonzero(patients == patient) for patient in np.repeat(range(8), drawn)]
-        )
-        assert ranking.auroc(drawn[patients]) == pytest.approx(
-            roc_auc_score(labels[rows], scores[rows])
-        )
-
-
 def test_draws_follow_from_seed_and_number_of_patients_alone() -> None:
     first, again = (list(patient_draws(20, resamples=6, seed=3)) for _ in range(2))
     np.testing.assert_array_equal(first, again)

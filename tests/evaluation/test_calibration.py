@@ -10,7 +10,7 @@ from predicted import validation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import (
     FALLING,
     METHODS,
@@ -220,16 +220,6 @@ def test_probabilities_of_exactly_0_and_1_stay_first_and_last(method: str) -> No
     assert (np.diff(calibrated, axis=0) > 0).all()
     # A certainty that is wrong counts, but does not undo what the other labels say.
     assert min(fitted.slope.values()) > 0.1
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_only_validation_rows_are_fitted_on(method: str) -> None:
-    table = small()
-    table.loc[table.index[0], "split"] = "test"
-    with pytest.raises(UserError, match="split 'val' alone, and the predictions hold 'test'"):
-        Calibrator(method).fit(table)
-    with pytest.raises(RunFailedError, match=r"^calibration: .* NaN or outside"):
-        Calibrator(method).fit(small().assign(prob_Mass=np.nan))
 
 
 def test_an_unknown_method_is_refused_by_its_key() -> None:

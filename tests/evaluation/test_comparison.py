@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import all_or_a_tenth, frame
+from predicted import all_or_a_tenth, frame, redrawn
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import NO_SPREAD
@@ -98,23 +98,14 @@ def test_the_same_difference_is_found_without_weights() -> None:
     """Against copies of the drawn patients' rows, scored by themselves."""
     first, second = predictions(0, images=40), predictions(1, images=40)
     comparison = compare(first, second, resamples=2, seed=9)
-    ids = np.sort(first["patient_id"].unique())
-    random = np.random.default_rng(9)
-    draws = [random.multinomial(len(ids), np.full(len(ids), 1 / len(ids))) for _ in range(2)]
     one, other = (
-        [copied_patients(table, ids.repeat(times)) for times in draws] for table in (first, second)
+        [Evaluator(resamples=0)(rows) for rows in redrawn(table, resamples=2, seed=9)]
+        for table in (first, second)
     )
     for name in SCORES:
         apart = [after[name] - before[name] for before, after in zip(one, other, strict=True)]
         expected = np.quantile(apart, [0.025, 0.975])
         assert getattr(comparison, name).ci95 == pytest.approx(tuple(expected))
-
-
-def copied_patients(table: pd.DataFrame, drawn: Any) -> dict[str, Any]:
-    """The scores of the drawn patients' rows, each copied as often as it was drawn."""
-    rows = pd.concat([table[table["patient_id"] == patient] for patient in drawn])
-    rows["image"] = [f"{row}.png" for row in range(len(rows))]
-    return Evaluator(resamples=0)(rows)
 
 
 def test_a_better_model_is_found_better() -> None:
@@ -295,22 +286,20 @@ def test_seeds_of_one_recipe_are_summarised() -> None:
     assert (found.lowest, found.highest) == (0.80, 0.87)
     assert summary.label_accuracy is not None
     assert summary.label_accuracy.spread == 0
-
-
-def test_one_run_has_no_spread() -> None:
-    (summary,) = summarise_seeds([run(4)])
-    assert summary.auroc_macro is not None
-    assert (summary.seeds, summary.auroc_macro.spread) == ((4,), None)
+    (alone,) = summarise_seeds(runs[:1])
+    assert alone.auroc_macro is not None
+    assert (alone.seeds, alone.auroc_macro.spread) == ((0,), None)
 
 
 SAME_RECIPE: list[dict[str, Any]] = [
     {"trainer": {"accelerator": "cuda"}},
     {"strategy": {"_target_": "Mpirun", "processes": 2}},
-    {"data": {"root": "elsewhere"}},
+    {"settings": {"data.root": "elsewhere"}},
     {"speed": {"compile": True}},
     {"callbacks": {"best": {"dirpath": "runs/other"}}},
 ]
 ANOTHER: list[dict[str, Any]] = [
+    {"data": {"split_sha256": "ef" * 32}},
     {"trainer": {"max_epochs": 9}},
     {"trainer": {"precision": "bf16-mixed"}},
     {"optimizer": {"lr": 0.1}},
@@ -321,10 +310,9 @@ ANOTHER: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", SAME_RECIPE, ids=str)
 def test_where_a_run_ran_is_no_part_of_its_recipe(changes: dict[str, Any]) -> None:
-    settings = changes.pop("data", None)
-    second = run(1, **changes)
-    if settings:
-        second.settings["data.root"] = settings["root"]
+    settings = changes.get("settings", {})
+    second = run(1, **{key: value for key, value in changes.items() if key != "settings"})
+    second.settings.update(settings)
     assert [summary.seeds for summary in summarise_seeds([run(0), second])] == [(0, 1)]
 
 
@@ -332,11 +320,6 @@ def test_where_a_run_ran_is_no_part_of_its_recipe(changes: dict[str, Any]) -> No
 def test_another_recipe_is_another_group(changes: dict[str, Any]) -> None:
     groups = summarise_seeds([run(0), run(1, **changes), run(2)])
     assert [group.seeds for group in groups] == [(0, 2), (1,)]
-
-
-def test_another_split_is_another_group() -> None:
-    groups = summarise_seeds([run(0), run(1, data={"split_sha256": "ef" * 32})])
-    assert [group.seeds for group in groups] == [(0,), (1,)]
 
 
 def test_what_is_no_finished_training_is_no_seed() -> None:

@@ -60,7 +60,7 @@ def assert_same(found: Any, expected: Any) -> None:
     """Every number of both, to 1e-9, and everything else exactly."""
     one, other = dict(leaves(found)), dict(leaves(expected))
     assert len(one) > 200
-    assert one == pytest.approx(other, rel=0, abs=1e-9)
+    assert one == pytest.approx(other, abs=1e-9)
 
 
 def metrics_of(run: Path) -> dict[str, Any]:

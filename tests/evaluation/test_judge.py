@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from predicted import table
 
-from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.judge import Judge
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
@@ -79,9 +78,3 @@ def test_a_checkpoint_that_was_never_fitted_is_judged_at_points_of_this_validati
     assert cuts(metrics) == YOUDEN.fit(VAL).cuts
     assert metrics["calibrated"] is None
     assert checkpoint.read_bytes() == before
-
-
-def test_what_is_fitted_on_the_test_side_is_refused(checkpoint: Path) -> None:
-    judge = Judge(operating_point=YOUDEN, resamples=0)
-    with pytest.raises(UserError, match="split"):
-        judge(val=TEST, test=TEST, checkpoint=checkpoint, fit=True, prevalences=PREVALENCES)

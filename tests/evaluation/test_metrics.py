@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import arrays, calibration, points, table
+from predicted import arrays, calibration, points, redrawn, table
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -66,28 +66,15 @@ def test_each_interval_lies_around_its_score() -> None:
 
 def test_macro_and_micro_intervals_are_of_the_scores_of_resampled_rows() -> None:
     predictions = table(patients=40)
-    scores, labels = arrays(predictions)
     result = Evaluator(resamples=100, seed=5)(predictions)
-    patients = np.arange(300) % 40
-    random = np.random.default_rng(5)
-    auroc_macro, ap_macro, micro, accuracy = [], [], [], []
-    order = {int(name): code for code, name in enumerate(sorted(map(str, range(40))))}
-    numbers = np.array([order[patient] for patient in patients])
-    for _ in range(100):
-        drawn = random.multinomial(40, np.full(40, 1 / 40))
-        rows = np.repeat(np.arange(300), drawn[numbers])
-        y, p = labels[rows], scores[rows]
-        auroc_macro.append(roc_auc_score(y, p, average="macro"))
-        ap_macro.append(average_precision_score(y, p, average="macro"))
-        micro.append(roc_auc_score(y, p, average="micro"))
-        accuracy.append(((p >= 0.5) == y).mean())
-    for name, values in {
-        "auroc_macro": auroc_macro,
-        "average_precision_macro": ap_macro,
-        "auroc_micro": micro,
-        "label_accuracy": accuracy,
+    drawn = [arrays(rows) for rows in redrawn(predictions, resamples=100, seed=5)]
+    for name, score in {
+        "auroc_macro": lambda p, y: roc_auc_score(y, p, average="macro"),
+        "average_precision_macro": lambda p, y: average_precision_score(y, p, average="macro"),
+        "auroc_micro": lambda p, y: roc_auc_score(y, p, average="micro"),
+        "label_accuracy": lambda p, y: ((p >= 0.5) == y).mean(),
     }.items():
-        expected = np.quantile(values, [0.025, 0.975])
+        expected = np.quantile([score(*one) for one in drawn], [0.025, 0.975])
         assert result[f"{name}_ci95"] == pytest.approx(expected, abs=1e-9), name
 
 

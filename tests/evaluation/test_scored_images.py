@@ -1,6 +1,7 @@
 """The table of predictions: its order is of no matter, and its faults are told."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from predicted import calibration, points, table
 
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import csv_of, read_predictions
 
@@ -50,34 +52,60 @@ def test_a_table_read_back_from_its_file_gives_the_same_figures(tmp_path: Path) 
     assert QUICK(read_predictions(tmp_path / "predictions_test.csv")) == QUICK(predictions)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5])
-def test_fault_55_probabilities_that_are_no_numbers_end_the_run(value: float) -> None:
-    predictions = table()
-    predictions.loc[[3, 7], "prob_Mass"] = value
-    with pytest.raises(RunFailedError, match=r"2 of 4200 probabilities.* 2 of 300 images"):
-        QUICK(predictions)
-
-
 def test_fault_57_an_image_counted_twice_ends_the_run() -> None:
     predictions = pd.concat([table(), table().iloc[:1]], ignore_index=True)
     with pytest.raises(RunFailedError, match="1 images are there twice, such as 00000000_000"):
         QUICK(predictions)
 
 
+USES: dict[str, Callable[[pd.DataFrame], object]] = {
+    "predictions": QUICK,
+    "operating points": OperatingRule().fit,
+    "calibration": Calibrator().fit,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5])
+def test_fault_55_probabilities_that_are_no_numbers_end_the_run(use: str, value: float) -> None:
+    predictions = table().assign(split="val")
+    predictions.loc[[3, 7], "prob_Mass"] = value
+    with pytest.raises(RunFailedError, match=f"^{use}: 2 of 4200 probabilities.* 2 of 300 images"):
+        USES[use](predictions)
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
     "spoil, says",
     [
         (lambda t: t.drop(columns="prob_Hernia"), "no column prob_Hernia"),
-        (lambda t: t.iloc[:0], "no rows"),
-        (lambda t: t.assign(label_Mass=2), "label_Mass"),
-        (lambda t: t.assign(label_Mass=np.nan), "label_Mass"),
-        (lambda t: t.assign(prob_Mass="high"), "prob_ column holds text"),
-        (lambda t: t.assign(patient_id=None), "300 rows without patient_id"),
+        (lambda t: t.drop(columns="label_Mass"), "no column label_Mass"),
+        (lambda t: t.iloc[:0], "no rows|no validation images"),
+        (lambda t: t.assign(label_Mass=2), "label_Mass .* other than 0 and 1"),
+        (lambda t: t.assign(label_Mass=np.nan), "label_Mass .* other than 0 and 1"),
+        (lambda t: t.assign(prob_Mass="high"), "prob_ column holds text for a number"),
     ],
 )
-def test_a_wrong_table_is_told_in_one_line(spoil: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        QUICK(spoil(table()))
+def test_a_wrong_table_is_told_in_one_line(use: str, spoil: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^{use}: .*({says})") as told:
+        USES[use](spoil(table().assign(split="val")))
+    assert "\n" not in str(told.value)
+
+
+def test_rows_without_a_patient_are_counted() -> None:
+    with pytest.raises(UserError, match="300 rows without patient_id"):
+        QUICK(table().assign(patient_id=None))
+
+
+@pytest.mark.parametrize("use", ["operating points", "calibration"])
+@pytest.mark.parametrize("split", ["test", "train", ""])
+def test_only_validation_rows_are_fitted_on(use: str, split: str) -> None:
+    predictions = table().assign(split="val")
+    predictions.loc[299, "split"] = split
+    with pytest.raises(UserError, match=f"split 'val' alone, and the predictions hold '{split}'"):
+        USES[use](predictions)
+    with pytest.raises(UserError, match="no column split"):
+        USES[use](predictions.drop(columns="split"))
 
 
 def test_resamples_below_zero_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from predicted import validation
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.thresholds import (
     F1_OF_ALL,
     NO_CUT_TELLS,
@@ -171,33 +171,6 @@ def test_saturated_scores_are_told_apart(scores: list[float]) -> None:
     column = np.array(scores).repeat(10)
     points = OperatingRule().fit(one(column, column == scores[1]))
     assert ((column >= points.cuts[FINDINGS[0]]) == (column == scores[1])).all()
-
-
-@pytest.mark.parametrize("split", ["test", "train", ""])
-def test_only_validation_rows_are_fitted_on(split: str) -> None:
-    table = drawn()
-    table.loc[table.index[-1], "split"] = split
-    with pytest.raises(UserError, match=f"split 'val' alone, and the predictions hold '{split}'"):
-        OperatingRule().fit(table)
-
-
-@pytest.mark.parametrize(
-    "change, told, error",
-    [
-        (lambda t: t.drop(columns=["split"]), "no column split", UserError),
-        (lambda t: t.drop(columns=["label_Mass"]), "no column label_Mass", UserError),
-        (lambda t: t.iloc[:0], "no validation images", UserError),
-        (lambda t: t.assign(label_Mass=2), "other than 0 and 1", UserError),
-        (lambda t: t.assign(prob_Mass="high"), "text for a number", UserError),
-        (lambda t: t.assign(prob_Mass=np.nan), "NaN or outside", RunFailedError),
-        (lambda t: t.assign(prob_Mass=1.1), "NaN or outside", RunFailedError),
-    ],
-)
-def test_a_table_that_cannot_be_fitted_on_is_refused(
-    change: Any, told: str, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=f"^operating points: .*{told}"):
-        OperatingRule().fit(change(drawn()))
 
 
 @pytest.mark.parametrize(

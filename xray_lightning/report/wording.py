@@ -292,6 +292,6 @@ def published(run: Run) -> str | None:
     ours = f"{images} of {run.data or 'no data'}, split {run.split or 'none'}"
     return (
         f"No published figure is shown: the {len(PUBLISHED_AUROCS)} that the project knows for an "
-        f"official split are of all {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list, and "
-        f"this run is of {ours}. Figures of different splits do not compare."
+        f"official split are of all {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list, "
+        f"and this run is of {ours}. Figures of different splits do not compare."
     )
