@@ -118,6 +118,11 @@ class Column:
     number: bool = False
 
 
+def texts(*headings: str) -> tuple[Column, ...]:
+    """Columns of text."""
+    return tuple(map(Column, headings))
+
+
 def numbers(*headings: str) -> tuple[Column, ...]:
     """Columns of numbers."""
     return tuple(Column(heading, number=True) for heading in headings)
@@ -179,7 +184,10 @@ def _rich_table(table: Table, *, narrow: bool = False) -> RichTable:
     )
     for column in table.columns:
         rich.add_column(
-            _folded(column.heading) if narrow and column.number else column.heading,
+            # "AUROC (95 % CI)" on lines of its own: "AUROC" and "(95 % CI)".
+            re.sub(r"(?<=\w) (?=[\w(])", "\n", column.heading)
+            if narrow and column.number
+            else column.heading,
             justify="right" if column.number else "left",
             overflow="fold",
             no_wrap=column.number,
@@ -187,11 +195,6 @@ def _rich_table(table: Table, *, narrow: bool = False) -> RichTable:
     for row in table.rows:
         rich.add_row(*(Text("\n").join(_styled(line) for line in cell if line) for cell in row))
     return rich
-
-
-def _folded(heading: str) -> str:
-    """ "AUROC (95 % CI)" on lines of its own: "AUROC" and "(95 % CI)"."""
-    return re.sub(r"(?<=\w) (?=[\w(])", "\n", heading)
 
 
 def _styled(line: str) -> Text:

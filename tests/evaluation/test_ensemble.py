@@ -104,13 +104,6 @@ def test_probabilities_or_logits_are_averaged() -> None:
     assert average(logits, of="logits").dtype == np.float32
 
 
-def test_averages_of_two_that_disagree_differ() -> None:
-    logits = np.array([[[6.0]], [[-2.0]]], dtype=np.float32)
-    sure = 1 / (1 + math.exp(-6)), 1 / (1 + math.exp(2))
-    assert average(logits, of="probabilities").item() == pytest.approx(sum(sure) / 2)
-    assert average(logits, of="logits").item() == pytest.approx(1 / (1 + math.exp(-2)))
-
-
 def test_one_checkpoint_alone_is_not_changed_by_averaging() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (1, 9, COUNT)).astype(np.float32)
     for of in ("probabilities", "logits"):

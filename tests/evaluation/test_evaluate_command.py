@@ -101,29 +101,30 @@ def test_a_checkpoint_scores_what_its_run_has_recorded(here: Path, xray: Xray) -
     assert "Operating points: stored in the checkpoint" in out
     assert "calibrated by platt" in out
     assert f"{content['metrics']['auroc_macro']:.3f}" in out
+    # The predictions are the run's to the last bit.
+    found = read_predictions(here / "runs/0/evaluation/predictions_test.csv")
+    pd.testing.assert_frame_equal(found, read_predictions(here / TEST), check_exact=True)
 
 
-def test_its_predictions_are_those_of_its_run_to_the_last_bit(here: Path, xray: Xray) -> None:
-    xray("evaluate", best(0), "--out", "bits")
-    found = read_predictions(here / "bits/predictions_test.csv")
-    expected = read_predictions(here / "runs/0/predictions_test.csv")
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
-
-
-def test_a_runs_own_folder_is_never_written_to(here: Path, xray: Xray) -> None:
-    before = (here / "runs/0/predictions_test.csv").read_bytes()
-    code, out, err = xray("evaluate", best(0), "--out", "runs/0")
-    assert (code, out) == (2, "")
-    assert "is a run folder" in err
-    assert (here / "runs/0/predictions_test.csv").read_bytes() == before
-
-
-def test_training_images_are_scored_with_a_warning(here: Path, xray: Xray) -> None:
-    code, out, _ = xray("evaluate", best(0), "--side", "train", "--out", "seen")
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        ("train", "Note: these are the images that it was trained on"),
+        ("val", "fitted to the validation images"),
+    ],
+)
+def test_images_that_the_model_has_seen_are_scored_with_a_warning(
+    side: str, said: str, here: Path, xray: Xray
+) -> None:
+    code, out, _ = xray("evaluate", best(0), "--side", side, "--out", "seen")
     assert code == 0
-    assert "Note: these are the images that it was trained on" in out
-    found = read_predictions(here / "seen/predictions_train.csv")
-    assert found["image"].is_monotonic_increasing  # the table's order, not the epoch's
+    assert said in " ".join(out.split())
+    # Nothing of an earlier evaluation stays.
+    names = sorted(path.name for path in (here / "seen").iterdir())
+    assert names == ["evaluation.json", f"predictions_{side}.csv"]
+    found = read_predictions(here / "seen" / names[1])
+    if side == "train":
+        assert found["image"].is_monotonic_increasing  # the table's order, not the epoch's
     assert len(found) == evaluation(here / "seen")["metrics"]["images"]
 
 
@@ -138,21 +139,6 @@ def test_another_split_says_how_many_patients_were_trained_on(here: Path, xray: 
     assert f"{both} of the {len(scored)} patients scored were trained on" in out
     assert "split patient_random" in out
     assert evaluation(here / "random")["note"] in out
-
-
-def test_validation_is_scored_with_a_word_on_what_was_fitted_to_it(here: Path, xray: Xray) -> None:
-    code, out, _ = xray("evaluate", best(0), "--side", "val", "--out", "val")
-    assert code == 0
-    assert "fitted to the validation images" in " ".join(out.split())
-
-
-def test_a_folder_of_an_earlier_evaluation_keeps_nothing_of_it(here: Path, xray: Xray) -> None:
-    xray("evaluate", best(0), "--side", "val", "--out", "again")
-    xray("evaluate", best(0), "--out", "again")
-    assert sorted(path.name for path in (here / "again").iterdir()) == [
-        "evaluation.json",
-        "predictions_test.csv",
-    ]
 
 
 def test_an_ensemble_of_others_is_not_written_over(here: Path, xray: Xray, tmp_path: Path) -> None:
@@ -445,6 +431,7 @@ def test_a_run_that_is_not_comparable_is_refused(
         (("evaluate", best(0), "--resamples", "-5"), "--resamples=-5 must be"),
         (("evaluate", best(0), "--seed", "-5"), "--seed=-5 must be"),
         (("evaluate", best(0), "--out", "phantoms/phantom.json"), "is a file"),
+        (("evaluate", best(0), "--out", "runs/0"), "is a run folder"),
         (("evaluate", "--predictions", TEST, "--json", "a/b"), "there is no folder a"),
         (("evaluate", "--predictions", TEST, "--val", TEST), "is the file that is scored"),
         (
@@ -454,12 +441,13 @@ def test_a_run_that_is_not_comparable_is_refused(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-@pytest.mark.usefixtures("here")
 def test_a_callers_mistake_is_one_line(
-    arguments: tuple[str | Path, ...], fault: str, xray: Xray
+    arguments: tuple[str | Path, ...], fault: str, here: Path, xray: Xray
 ) -> None:
+    before = (here / TEST).read_bytes()
     code, _, err = xray(*arguments)
     assert code == 2
+    assert (here / TEST).read_bytes() == before
     assert fault in err
     assert err.startswith("xray: error: ")
     assert err.count("\n") == 1

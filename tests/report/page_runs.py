@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from predicted import frame
 
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
@@ -35,20 +36,16 @@ def predictions(*, images: int = IMAGES, skill: float = 1.5, seed: int = 0) -> p
     labels[:, FINDINGS.index("Hernia")] = False
     logits = skill * labels + rng.normal(-2.0, 1.0, labels.shape)
     scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    columns: dict[str, Any] = {
-        "image": [f"{number // 2:08d}_{number % 2:03d}.png" for number in range(images)],
-        "patient_id": [str(number // 2) for number in range(images)],
-        "split": "test",
-    }
-    columns |= {f"prob_{name}": scores[:, i] for i, name in enumerate(FINDINGS)}
-    columns |= {f"label_{name}": labels[:, i].astype(np.uint8) for i, name in enumerate(FINDINGS)}
-    columns |= {
-        "age": rng.integers(1, 95, images).astype(float),
-        "sex": rng.choice(["M", "F"], images),
-        "view": rng.choice(["PA", "AP"], images),
-        "follow_up": np.arange(images) % 2,
-    }
-    return pd.DataFrame(columns)
+    return frame(
+        scores,
+        labels.astype(np.uint8),
+        [str(number // 2) for number in range(images)],
+        image=[f"{number // 2:08d}_{number % 2:03d}.png" for number in range(images)],
+        age=rng.integers(1, 95, images).astype(float),
+        sex=rng.choice(["M", "F"], images),
+        view=rng.choice(["PA", "AP"], images),
+        follow_up=np.arange(images) % 2,
+    )
 
 
 def scored(table: pd.DataFrame, *, resamples: int = 40) -> Results:

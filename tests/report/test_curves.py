@@ -35,18 +35,12 @@ def distances(curve: Curve, kept: Curve) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_area_below_the_roc_curve_is_the_auroc(ties: bool) -> None:
+def test_the_areas_below_the_curves_are_auroc_and_average_precision(ties: bool) -> None:
     scores, labels = drawn(500, prevalence=0.2, seed=1, ties=ties)
-    curve = roc_curve(scores, labels)
-    assert auc(curve.x, curve.y) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (0, 0, 1, 1)
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_area_below_the_precision_recall_curve_is_the_average_precision(ties: bool) -> None:
-    scores, labels = drawn(500, prevalence=0.2, seed=2, ties=ties)
-    curve = precision_recall_curve(scores, labels)
-    area = np.sum(np.diff(curve.x) * curve.y[1:])
+    roc, recall = roc_curve(scores, labels), precision_recall_curve(scores, labels)
+    assert auc(roc.x, roc.y) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert (roc.x[0], roc.y[0], roc.x[-1], roc.y[-1]) == (0, 0, 1, 1)
+    area = np.sum(np.diff(recall.x) * recall.y[1:])
     assert area == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
 
 
@@ -75,12 +69,9 @@ def test_a_curve_of_two_points_stays() -> None:
     assert thinned(curve).x.tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("labels", [[True, True], [False, False]])
-def test_a_roc_curve_of_one_class_is_refused(labels: list[bool]) -> None:
+@pytest.mark.parametrize(
+    "make, label", [(roc_curve, True), (roc_curve, False), (precision_recall_curve, False)]
+)
+def test_a_curve_of_one_class_is_refused(make, label: bool) -> None:
     with pytest.raises(ValueError, match="needs images"):
-        roc_curve(np.array([0.1, 0.2]), np.array(labels))
-
-
-def test_a_precision_recall_curve_without_positives_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs images"):
-        precision_recall_curve(np.array([0.1, 0.2]), np.array([False, False]))
+        make(np.array([0.1, 0.2]), np.array([label, label]))

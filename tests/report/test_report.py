@@ -28,14 +28,6 @@ def paper_sample(row: int, **changes: Any) -> Results:
     return results
 
 
-def skipped(row: int) -> Results:
-    results = untested("skipped", "needs CUDA", name=f"paper_{row}", data=None)
-    results["config"]["paper_row"] = row
-    results["timing"]["fit"] = None
-    results["environment"]["accelerator"] = None
-    return results
-
-
 def printed(paths: list[Path], *, width: int = 120) -> str:
     out = io.StringIO()
     print_report(build_report(paths), Console(file=out, width=width))
@@ -101,24 +93,20 @@ def test_other_images_than_the_papers_are_said_to_be_not_comparable(study: Path)
     assert "do not compare the accuracies" in text
 
 
-def test_a_skipped_row_says_what_it_needs(tmp_path: Path) -> None:
+def test_a_row_of_the_paper_without_a_test_says_why(tmp_path: Path) -> None:
     write_run(tmp_path / "0", paper_sample(1))
-    write_run(tmp_path / "1", skipped(2))
+    skipped = untested("skipped", "needs CUDA", name="paper_2", data=None)
+    skipped["config"]["paper_row"] = 2
+    skipped["timing"]["fit"] = skipped["environment"]["accelerator"] = None
+    write_run(tmp_path / "1", skipped)
     text = printed([tmp_path])
     assert text.count("skipped: needs CUDA") >= 2  # in the table, and beneath it by name
     assert "Row 2 skipped: needs CUDA." in text
     assert "run on" not in text
-
-
-def test_a_row_of_the_paper_without_a_run_is_shown_as_not_run(tmp_path: Path) -> None:
-    write_run(tmp_path, paper_sample(3))
-    assert printed([tmp_path]).count("not run") == 8  # four rows in each of two tables
-
-
-def test_a_failed_row_gives_its_reason(tmp_path: Path) -> None:
+    assert text.count("not run") == 6  # three rows in each of two tables
     failed = paper_sample(4, status="failed", reason="rank 1 on host a: loss is NaN")
     failed["metrics"]["test"] = None
-    write_run(tmp_path, failed)
+    write_run(tmp_path / "3", failed)
     assert "Row 4 failed: rank 1 on host a: loss is NaN." in printed([tmp_path])
 
 
@@ -235,12 +223,6 @@ def test_runs_are_found_at_any_depth_each_once_and_in_order(tmp_path: Path) -> N
     assert [run.name for run in report.runs] == ["job 1", "job 2", "job 10"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    for folder in ("0_job", "1_job"):
-        write_run(tmp_path / folder, sample(name="job"))
-    assert [run.name for run in build_report([tmp_path]).runs] == ["0_job", "1_job"]
-
-
 def test_without_a_run_the_newest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run in runs/"):
@@ -337,14 +319,12 @@ def test_a_hostile_name_is_shown_as_it_is_written(tmp_path: Path, name: str) -> 
     assert all(path.is_relative_to(tmp_path / "out") for path in written)
 
 
-def test_a_folder_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
-    for folder in (b"\xff1", b"\xff2"):
-        os.mkdir(os.path.join(os.fsencode(tmp_path), folder))
-        write_run(
-            Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder))), sample(name="same")
-        )
-    text = printed([tmp_path])
-    assert "\\udcff1" in text
+def test_runs_of_one_name_are_told_apart_by_their_folders_utf8_or_not(tmp_path: Path) -> None:
+    for folder in (b"0_job", b"\xff1"):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder)))
+        write_run(path, sample(name="same"))
+    assert [run.name for run in build_report([tmp_path]).runs] == ["0_job", "\udcff1"]
+    assert "\\udcff1" in printed([tmp_path])
     assert "\\udcff1" in markdown([tmp_path], tmp_path / "out")
 
 

@@ -79,15 +79,16 @@ def data_for(
             f"{member.path} does not lie in a run folder whose {RESULTS} names its data; "
             "give --data DIR"
         )
+    spec = None
     if isinstance(phantom, Mapping):
-        phantom = PhantomSpec(**{k: v for k, v in phantom.items() if not k.startswith("_")})
+        spec = PhantomSpec(**{k: v for k, v in phantom.items() if not k.startswith("_")})
     findings = {"findings": member.described["findings"]}
     return XrayDataModule(
         **({"cache_dir": "data/cache"} | given | chosen | findings),
         image_size=member.described["image_size"],
         normalize=member.described["normalize"],
         allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
-        phantom=phantom,
+        phantom=spec,
         progress=progress,
     )
 

@@ -8,7 +8,6 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import Estimate
 from xray_lightning.evaluation.compare import (
-    Comparison,
     SeedSummary,
     Spread,
     compare,
@@ -40,7 +39,6 @@ from xray_lightning.runs.schema import Interval, TestMetrics
 from xray_lightning.terminal import (
     NONE,
     Cell,
-    Column,
     Number,
     Table,
     decimal,
@@ -50,6 +48,7 @@ from xray_lightning.terminal import (
     percent,
     percentage_points,
     signed,
+    texts,
 )
 
 
@@ -72,19 +71,16 @@ def of_paper(run: Run) -> bool:
     return run.paper_row in {row.row for row in PAPER_ROWS} and of_its_findings
 
 
+_PAPER_COLUMNS = (*numbers("#"), *texts("Model, strategy"))
+
+
 def paper_tables(runs: Sequence[Run]) -> list[Table]:
     """The paper's Tables 1 and 2 with ours beside; each run is a row of its study."""
     return [_accuracy_table(runs), _time_table(runs)]
 
 
-_PAPER_COLUMNS = (Column("#", number=True), Column("Model, strategy"))
-
-
 def _accuracy_table(runs: Sequence[Run]) -> Table:
-    columns = (
-        *_PAPER_COLUMNS,
-        *numbers("Paper", "Ours", "Always negative", "AUROC\n(95 % CI)"),
-    )
+    figures = numbers("Paper", "Ours", "Always negative", "AUROC\n(95 % CI)")
     rows = [
         (
             str(paper.row),
@@ -106,17 +102,11 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
         *state_notes(runs),
     ]
     title = "Table 1. Test label accuracy by strategy"
-    return Table.of(title, columns, rows, notes)
+    return Table.of(title, (*_PAPER_COLUMNS, *figures), rows, notes)
 
 
 def _time_table(runs: Sequence[Run]) -> Table:
-    columns = (
-        *_PAPER_COLUMNS,
-        *numbers("Paper", "Ours"),
-        Column("Our machine"),
-        Column("Images x epochs", number=True),
-        Column("Precision"),
-    )
+    figures = (*numbers("Paper", "Ours"), *texts("Our machine"), *numbers("Images x epochs"))
     rows = [
         (
             str(paper.row),
@@ -134,6 +124,7 @@ def _time_table(runs: Sequence[Run]) -> Table:
         "in an epoch, epochs done.",
         "The times were measured on different machines and data: they do not give a speed-up.",
     )
+    columns = (*_PAPER_COLUMNS, *figures, *texts("Precision"))
     return Table.of("Table 2. Training time by strategy", columns, rows, notes)
 
 
@@ -191,9 +182,7 @@ def tables_of(runs: Sequence[Run]) -> list[Table]:
 
 def _summary_table(runs: Sequence[Run]) -> Table:
     columns = (
-        Column("Run"),
-        Column("Data"),
-        Column("Model"),
+        *texts("Run", "Data", "Model"),
         *numbers("AUROC\n(95 % CI)", "Label accuracy", "Fit"),
     )
     rows = [
@@ -218,13 +207,7 @@ def _summary_table(runs: Sequence[Run]) -> Table:
 
 
 def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
-    columns = (
-        Column("Recipe"),
-        Column("Seeds"),
-        *numbers(
-            "AUROC\n(lowest-highest)", "AP\n(lowest-highest)", "Label accuracy\n(lowest-highest)"
-        ),
-    )
+    scores = (f"{name}\n(lowest-highest)" for name in ("AUROC", "AP", "Label accuracy"))
     rows = [
         (
             seeds.name,
@@ -239,7 +222,7 @@ def _seeds_table(summaries: Sequence[SeedSummary]) -> Table:
         "Runs of one recipe that differ in the seed alone: mean, and after ± the sample standard "
         "deviation, which is of the training and not of the test images."
     )
-    return Table.of("Seeds", columns, rows, (note,))
+    return Table.of("Seeds", (*texts("Recipe", "Seeds"), *numbers(*scores)), rows, (note,))
 
 
 def _fit(run: Run) -> Cell:
@@ -261,11 +244,7 @@ def _spread(spread: Spread | None, number: Number) -> Cell:
 
 def published_table(runs: Sequence[Run]) -> Table:
     """Published figures of NIH's official split beside runs that are `on_published_split`."""
-    columns = (
-        Column("System"),
-        *numbers("Macro AUROC", "Test images"),
-        Column("Seen in"),
-    )
+    columns = (*texts("System"), *numbers("Macro AUROC", "Test images"), *texts("Seen in"))
     rows = [
         (p.system, decimal(p.auroc), str(OFFICIAL_TEST_IMAGES), p.source) for p in PUBLISHED_AUROCS
     ]
@@ -284,12 +263,6 @@ Row = tuple[str | Cell, ...]
 _NOTE = (
     "Differences of macro figures on the same test images, from the same resamples of patients. An "
     "interval that holds 0 shows no difference; it does not show that there is none."
-)
-_COLUMNS = (
-    Column("Run"),
-    Column("Against"),
-    *numbers("AUROC\n(95 % CI)", "AP\n(95 % CI)", "Label accuracy\n(95 % CI)"),
-    Column("AUROC differs"),
 )
 
 
@@ -313,8 +286,9 @@ def paired_tables(runs: Sequence[Run]) -> list[Table]:
         left_out += not_compared
     if not rows:
         return []
-    notes = (_NOTE, *grouped(left_out))
-    return [Table.of("Paired differences", _COLUMNS, rows, notes)]
+    scores = numbers(*(f"{name}\n(95 % CI)" for name in ("AUROC", "AP", "Label accuracy")))
+    columns = (*texts("Run", "Against"), *scores, *texts("AUROC differs"))
+    return [Table.of("Paired differences", columns, rows, (_NOTE, *grouped(left_out)))]
 
 
 def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]]]:
@@ -330,22 +304,19 @@ def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]
         try:
             predictions = read_predictions(path)
             if first is not None:
-                differences = _differences(compare(first[1], predictions))
-                rows.append((run.name, first[0].name, *differences))
+                found = compare(first[1], predictions)
+                cells = (
+                    _difference(found.auroc_macro, signed),
+                    _difference(found.average_precision_macro, signed),
+                    _difference(found.label_accuracy, percentage_points),
+                    "yes" if found.auroc_macro.excludes_zero else "not shown",
+                )
+                rows.append((run.name, first[0].name, *cells))
         except UserError as error:
             left_out.append((run, f": not compared: {error}."))
             continue
         first = first or (run, predictions)
     return rows, left_out
-
-
-def _differences(compared: Comparison) -> Row:
-    return (
-        _difference(compared.auroc_macro, signed),
-        _difference(compared.average_precision_macro, signed),
-        _difference(compared.label_accuracy, percentage_points),
-        "yes" if compared.auroc_macro.excludes_zero else "not shown",
-    )
 
 
 def _difference(difference: Estimate, number: Number) -> Cell:

@@ -252,11 +252,6 @@ def precision(row: FindingMetrics) -> str:
     return f"{hits / (hits + alarms):.1%}".replace("%", " %") if hits + alarms else "none called"
 
 
-def mined_labels(run: Run) -> bool:
-    """Whether the labels come from ChestX-ray14, which a program has read from reports."""
-    return run.data in ("nih", "ai4m")
-
-
 def speed(timing: Timing) -> str | None:
     """Images a second, wait for data and memory, as far as they were measured."""
     parts = []

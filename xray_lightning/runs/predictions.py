@@ -182,13 +182,11 @@ class ScoredImages:
         """
         kept = np.ones(len(self.patients), dtype=bool) if images is None else images
         labels, patients = self.labels[kept], self.patients[kept]
-        return self._held(labels, patients) >= least, self._held(~labels, patients) >= least
-
-    def _held(self, flags: Bools, patients: Integers) -> Integers:
-        """How many patients have images with each flag, shape (findings,)."""
-        held = [np.bincount(patients[column], minlength=self.count) for column in flags.T]
-        counts: Integers = np.count_nonzero(held, axis=1)
-        return counts
+        having, lacking = (
+            np.array([len(np.unique(patients[column])) for column in flags.T]) >= least
+            for flags in (labels, ~labels)
+        )
+        return having, lacking
 
 
 def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
