@@ -104,8 +104,8 @@ class Judge:
         rule, wanted = self.operating_point, self.calibration
         if points is not None and (points.rule, points.target) != (rule.rule, rule.target):
             own, named = (f"rule {one.rule}, target {one.target}" for one in (points, rule))
-            what = "operating points (%s), not those that this run names (%s)"
-            log.warning("%s keeps its own " + what, checkpoint, own, named)
+            told = "%s keeps its own operating points (%s), not those that this run names (%s)"
+            log.warning(told, checkpoint, own, named)
         if calibration is not None and wanted is not None and calibration.method != wanted.method:
-            what = "calibration (%s), not the one that this run names (%s)"
-            log.warning("%s keeps its own " + what, checkpoint, calibration.method, wanted.method)
+            told = "%s keeps its own calibration (%s), not the one that this run names (%s)"
+            log.warning(told, checkpoint, calibration.method, wanted.method)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,12 @@ def refuse_other_configuration(
         )
 
 
+@dataclass
 class RunRecord:
     """results.json of one run folder, rewritten at each `write`."""
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
-        self.folder = folder
-        self.content = content
+    folder: Path
+    content: dict[str, Any]
 
     @classmethod
     def start(
