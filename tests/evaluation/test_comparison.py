@@ -186,24 +186,15 @@ def test_a_comparison_is_plain_json() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
+        (lambda t: t[10:], "images: 110 in both, 10 in the first alone, 0 in the second alone"),
         (
-            lambda table: table.iloc[10:],
-            "different images: 110 in both, 10 in the first alone, 0 in the second",
+            lambda t: t.assign(image=["new.png", *t["image"][1:]]),
+            "images: 119 in both, 1 in the first alone, 1 in the second alone",
         ),
+        (lambda t: t.assign(label_Mass=[1] * 3 + [0] * 117), "labels of 3 of 120 images"),
+        (lambda t: pd.concat([t, t[:4]]), "4 of 124 images are there twice in predictions 2"),
         (
-            lambda table: table.assign(image=["new.png", *table["image"][1:]]),
-            "different images: 119 in both, 1 in the first alone, 1 in the second alone",
-        ),
-        (
-            lambda table: table.assign(label_Mass=[1] * 3 + [0] * 117),
-            "labels of 3 of 120 images",
-        ),
-        (
-            lambda table: pd.concat([table, table.iloc[:4]]),
-            "4 of 124 images are there twice in predictions 2",
-        ),
-        (
-            lambda table: table.assign(patient_id=["9999", *table["patient_id"][1:]]),
+            lambda t: t.assign(patient_id=["9999", *t["patient_id"][1:]]),
             "patients of 1 of 120 images",
         ),
     ],

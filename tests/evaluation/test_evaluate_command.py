@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def table(here: Path) -> pd.DataFrame:
     return pd.read_csv(here / "runs/0/predictions_test.csv", dtype=str, keep_default_na=False)
 
 
-Spoil = Callable[[pd.DataFrame], pd.DataFrame]
+Spoil = Callable[[pd.DataFrame], pd.DataFrame | bytes | None]
 
 
 def cell(row: int, column: str, value: str) -> Spoil:
@@ -303,9 +304,14 @@ SPOILED: list[tuple[Spoil, str]] = [
     (cell(2, "age", "old"), "line 4: age 'old' is no age in years"),
     (cell(2, "age", "inf"), "line 4: age 'inf' is no age in years"),
     (cell(2, "follow_up", "0.5"), "line 4: follow_up '0.5' is no whole number from 0"),
-    (lambda t: pd.concat([t, t.iloc[[1]]]), " is in line 3 already (1 repeated in all)"),
+    (lambda t: pd.concat([t[:3], t[1:2]]), "line 5: image '.*png' is in line 3 already"),
     (lambda t: t.drop(columns="label_Edema"), "line 1: no column 'label_Edema'"),
     (lambda t: t.iloc[:0], " has a header but no rows"),
+    (lambda t: b"", "is empty"),
+    (lambda t: b"\x89PNG\r\n\x1a\n\0\0", "NUL byte"),
+    (lambda t: b"\xff\xfe\xfd,\n", "not UTF-8"),
+    (lambda t: b"<html></html>\n", "no column 'image'"),
+    (lambda t: None, "is no file"),
 ]
 
 
@@ -314,33 +320,15 @@ def test_a_fault_in_predictions_is_named_by_file_line_and_column(
     spoil: Spoil, fault: str, table: pd.DataFrame, xray: Xray, tmp_path: Path
 ) -> None:
     path = tmp_path / "spoiled.csv"
-    spoil(table).to_csv(path, index=False)
+    spoiled = spoil(table)
+    if isinstance(spoiled, pd.DataFrame):
+        spoiled.to_csv(path, index=False)
+    elif spoiled is not None:
+        path.write_bytes(spoiled)
     code, out, err = xray("evaluate", "--predictions", path)
     assert (code, out) == (2, "")
     assert err.startswith(f"xray: error: {path}")
-    assert fault in err
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        (b"", "is empty"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "NUL byte"),
-        (b"\xff\xfe\xfd,\n", "not UTF-8"),
-        (b"<html></html>\n", "no column 'image'"),
-        (None, "is no file"),
-    ],
-)
-def test_what_is_no_predictions_file_is_refused_in_one_line(
-    content: bytes | None, fault: str, xray: Xray, tmp_path: Path
-) -> None:
-    path = tmp_path / "strange.csv"
-    if content is not None:
-        path.write_bytes(content)
-    code, out, err = xray("evaluate", "--predictions", path)
-    assert (code, out) == (2, "")
-    assert fault in err
+    assert re.search(fault, err)
     assert err.count("\n") == 1
 
 

@@ -122,6 +122,9 @@ def test_scores_that_only_rounding_tells_apart_are_not_cut_between() -> None:
     assert points.undefined == {FINDINGS[0]: SAME_SCORE}
 
 
+ALL_CALLED = "validation RULE is reached only by calling every image {}"
+
+
 @pytest.mark.parametrize(
     "rule, target, scores, labels, reason",
     [
@@ -131,20 +134,8 @@ def test_scores_that_only_rounding_tells_apart_are_not_cut_between() -> None:
         ("youden", None, [0.1, 0.2, 0.3], [1, 0, 0], NO_CUT_TELLS),
         ("youden", None, [0.1, 0.2, 0.1, 0.2], [1, 0, 0, 1], NO_CUT_TELLS),
         ("f1", None, [0.1, 0.2, 0.3], [1, 0, 1], F1_OF_ALL),
-        (
-            "sensitivity",
-            0.9,
-            [0.1, 0.2, 0.3],
-            [1, 0, 1],
-            "validation sensitivity 0.9 is reached only by calling every image positive",
-        ),
-        (
-            "specificity",
-            0.9,
-            [0.1, 0.2, 0.3],
-            [0, 1, 0],
-            "validation specificity 0.9 is reached only by calling every image negative",
-        ),
+        ("sensitivity", 0.9, [0.1, 0.2, 0.3], [1, 0, 1], ALL_CALLED.format("positive")),
+        ("specificity", 0.9, [0.1, 0.2, 0.3], [0, 1, 0], ALL_CALLED.format("negative")),
     ],
 )
 def test_a_finding_without_a_cut_of_its_own_keeps_a_half_and_says_why(
@@ -152,7 +143,7 @@ def test_a_finding_without_a_cut_of_its_own_keeps_a_half_and_says_why(
 ) -> None:
     table = one(np.array(scores).repeat(10), np.array(labels).repeat(10))
     points = OperatingRule(rule, target).fit(table)
-    assert points.undefined[FINDINGS[0]] == reason
+    assert points.undefined[FINDINGS[0]] == reason.replace("RULE", f"{rule} {target}")
     assert points.cuts[FINDINGS[0]] == 0.5
     assert FINDINGS[9] not in points.undefined
     assert points.cuts[FINDINGS[9]] != 0.5

@@ -323,7 +323,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_utf8_or_not(tmp_path: 
     for folder in (b"0_job", b"\xff1"):
         path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder)))
         write_run(path, sample(name="same"))
-    assert [run.name for run in build_report([tmp_path]).runs] == ["0_job", "\udcff1"]
+    assert [run.name for run in build_report([tmp_path]).runs] == ["\udcff1", "0_job"]
     assert "\\udcff1" in printed([tmp_path])
     assert "\\udcff1" in markdown([tmp_path], tmp_path / "out")
 

@@ -19,12 +19,7 @@ from xray_lightning.html.page import data_uri
 from xray_lightning.report import plots
 from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
 from xray_lightning.runs.folder import Run
-from xray_lightning.runs.schema import (
-    CalibrationMetrics,
-    Subgroup,
-    TestMetrics,
-    Timing,
-)
+from xray_lightning.runs.schema import CalibrationMetrics, Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import decimal, duration, readable
 
 

@@ -7,12 +7,7 @@ import pandas as pd
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import Estimate
-from xray_lightning.evaluation.compare import (
-    SeedSummary,
-    Spread,
-    compare,
-    summarise_seeds,
-)
+from xray_lightning.evaluation.compare import SeedSummary, Spread, compare, summarise_seeds
 from xray_lightning.evaluation.published import (
     OFFICIAL_TEST_IMAGES,
     PAPER_ALWAYS_NEGATIVE,

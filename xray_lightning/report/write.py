@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from rich.console import Console
@@ -78,15 +79,10 @@ def _first(lines: Sequence[str]) -> list[str]:
 
 def unique(names: Sequence[str]) -> list[str]:
     """Number the repeats: a, a_2, b."""
-    taken: set[str] = set()
-    numbered = []
+    numbered: list[str] = []
     for name in names:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate)
-        numbered.append(candidate)
+        candidates = chain([name], (f"{name}_{number}" for number in count(2)))
+        numbered.append(next(one for one in candidates if one not in numbered))
     return numbered
 
 

@@ -44,11 +44,8 @@ def prediction_table(
         raise RuntimeError("the predictions are not one an image")
     rows = table.iloc[outputs.rows.numpy()]
     probabilities = outputs.probabilities.numpy()
-    columns: dict[str, Any] = {
-        "image": rows["image"].to_numpy(),
-        "patient_id": rows["patient_id"].to_numpy(),
-        "split": side,
-    }
+    columns: dict[str, Any] = {name: rows[name].to_numpy() for name in REQUIRED}
+    columns["split"] = side
     columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(findings)}
     columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in findings}
     columns |= {name: rows[name].to_numpy() for name in ("age", "sex", "view", "follow_up")}
