@@ -22,6 +22,18 @@ def table(
     return frame((1 / (1 + np.exp(-logits))).round(2), labels, np.arange(images) % patients)
 
 
+def grouped(*, images: int = 600, patients: int = 200) -> pd.DataFrame:
+    """Predictions with age, sex, view and follow-up, drawn apart from all else."""
+    draw = np.random.default_rng([0, 1])
+    of = np.arange(images) % patients
+    return table(images=images, patients=patients).assign(
+        age=draw.integers(1, 95, patients).astype(float)[of],
+        sex=draw.choice(["M", "F"], patients)[of],
+        view=draw.choice(["PA", "AP"], images),
+        follow_up=np.arange(images) // patients,
+    )
+
+
 def frame(scores: Any, labels: Any, patients: Any, **further: Any) -> pd.DataFrame:
     """Scores and labels (N, 14) as a table, with further columns such as `age`."""
     columns: dict[str, Any] = {
@@ -37,6 +49,11 @@ def frame(scores: Any, labels: Any, patients: Any, **further: Any) -> pd.DataFra
 def validation(scores: Any, labels: Any) -> pd.DataFrame:
     """Scores and labels (N, 14) as predictions of the validation images, each of its patient."""
     return frame(scores, labels, range(len(scores)), split="val")
+
+
+def column(table: pd.DataFrame, finding: str, scores: Any, labels: Any) -> pd.DataFrame:
+    """The table with other scores and labels (N,) of a finding."""
+    return table.assign(**{f"prob_{finding}": scores, f"label_{finding}": labels})
 
 
 def arrays(predictions: pd.DataFrame) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import validation
+from predicted import column, validation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -35,10 +35,6 @@ def drawn(*, slope: Any, intercept: Any, images: int, seed: int) -> tuple[Any, A
     true = draw.normal(-1.5, 1.5, size=(images, 14))
     labels = draw.random((images, 14)) < sigmoid(true)
     return sigmoid((true - intercept) / slope), labels
-
-
-def column(table: pd.DataFrame, finding: str, scores: Any, labels: Any) -> pd.DataFrame:
-    return table.assign(**{f"prob_{finding}": scores, f"label_{finding}": labels})
 
 
 def small(images: int = 300) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import calibration, points, table
+from predicted import calibration, grouped, points, table
 
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibrator
@@ -21,10 +21,7 @@ QUICK = Evaluator(resamples=50)
 
 
 def test_the_order_of_rows_changes_no_digit() -> None:
-    draw = np.random.default_rng(0)
-    predictions = table(patients=60).assign(
-        age=draw.integers(0, 90, 300), sex=draw.choice(["M", "F"], 300), view="PA", follow_up=0
-    )
+    predictions = grouped(images=300, patients=60)
     given = {"operating_points": points(Mass=0.4), "calibration": calibration()}
     expected = json.dumps(QUICK(predictions, **given))  # type: ignore[arg-type]
     for seed in range(3):
@@ -39,15 +36,10 @@ def test_ids_as_numbers_and_as_text_give_the_same_figures() -> None:
 
 
 def test_a_table_read_back_from_its_file_gives_the_same_figures(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    predictions = table().assign(
-        age=draw.choice([5.0, 50.0, np.nan], 300),
-        sex=draw.choice(["M", "F", ""], 300),
-        view="AP",
-        follow_up=pd.array(draw.integers(0, 3, 300), dtype="Int64"),
-    )
-    for finding in FINDINGS:
-        predictions[f"prob_{finding}"] = draw.random(300).astype(np.float32)
+    predictions = grouped().astype({"follow_up": "Int64"})
+    predictions.loc[:9, "age"], predictions.loc[:9, "sex"] = np.nan, ""
+    scores = [f"prob_{finding}" for finding in FINDINGS]
+    predictions[scores] = np.random.default_rng(0).random((600, 14)).astype(np.float32)
     (tmp_path / "predictions_test.csv").write_text(csv_of(predictions))
     assert QUICK(read_predictions(tmp_path / "predictions_test.csv")) == QUICK(predictions)
 

@@ -6,27 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import arrays, frame, redrawn, table
+from predicted import arrays, frame, grouped, redrawn, table
 from sklearn.metrics import roc_auc_score
 
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
 
 QUICK = Evaluator(resamples=60)
-
-
-def grouped(
-    *, images: int = 600, patients: int = 200, seed: int = 0, **further: Any
-) -> pd.DataFrame:
-    """Predictions with age, sex, view and follow-up, drawn apart from all else."""
-    draw = np.random.default_rng([seed, 1])
-    known = {
-        "age": draw.integers(1, 95, patients).astype(float)[np.arange(images) % patients],
-        "sex": draw.choice(["M", "F"], patients)[np.arange(images) % patients],
-        "view": draw.choice(["PA", "AP"], images),
-        "follow_up": np.arange(images) // patients,
-    }
-    return table(images=images, patients=patients, seed=seed).assign(**known | further)
 
 
 def rows(predictions: pd.DataFrame, evaluator: Evaluator = QUICK) -> dict[tuple[str, str], Any]:

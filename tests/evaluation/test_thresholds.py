@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import validation
+from predicted import column, validation
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from xray_lightning.errors import UserError
@@ -35,9 +35,7 @@ def drawn(*, images: int = 200, decimals: int = 16, seed: int = 0) -> pd.DataFra
 
 def one(scores: Any, labels: Any) -> pd.DataFrame:
     """A table whose first finding has these scores and labels (N,)."""
-    table = drawn(images=len(scores))
-    table[f"prob_{FINDINGS[0]}"], table[f"label_{FINDINGS[0]}"] = scores, labels
-    return table
+    return column(drawn(images=len(scores)), FINDINGS[0], scores, labels)
 
 
 def judged(rule: str, target: float | None, scores: Any, labels: Any) -> Any:

@@ -32,11 +32,15 @@ def dress(axes: Axes, title: str) -> None:
 
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
+    return _saved(figure, format="png", dpi=DOTS_PER_INCH)
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A name may be written in letters that the font lacks: boxes are good enough.
+        # Letters that matplotlib's own font lacks: boxes are good enough, and a page has a font.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 
@@ -55,29 +59,19 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "xray",  # ids that do not change from one drawing to the next
     "font.size": FONT_SIZE,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
     "axes.labelpad": 2.0,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "grid.color": SVG_GRID,
-    "grid.linewidth": 0.8,
     "text.color": SVG_INK,
     "text.parse_math": False,  # a "$" in a name is no formula
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 3.0,
-    "ytick.major.size": 3.0,
-    "xtick.minor.visible": False,
-    "ytick.minor.visible": False,
     "lines.linewidth": 1.6,
     "lines.solid_joinstyle": "round",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.8),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3.0),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.minor.visible", "ytick.minor.visible"), False),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 _NAMESPACE = re.compile(r"^\{.*\}")
@@ -98,13 +92,9 @@ def inline(figure: Figure, *, name: str, text: str) -> Markup:
         name: unique within the page; the ids inside begin with it.
         text: what the figure shows, in words, for who cannot see it.
     """
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks: the page's font has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-    drawn = ElementTree.fromstring(buffer.getvalue())
-    used = set(_REFERENCE.findall(buffer.getvalue().decode()))
+    saved = _saved(figure, format="svg", metadata=_NO_METADATA)
+    drawn = ElementTree.fromstring(saved)
+    used = set(_REFERENCE.findall(saved.decode()))
     box = drawn.attrib["viewBox"]
     svg = ElementTree.Element("svg", {"viewBox": box, "role": "img", "aria-label": printable(text)})
     svg.extend(_themed(child, name, used) for child in drawn if _tag(child) == "g")
