@@ -1,6 +1,6 @@
 """Tables of predictions that tests of the metrics draw, and what was fitted to others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,12 @@ def redrawn(predictions: pd.DataFrame, *, resamples: int, seed: int) -> Iterator
         times = ids.map(dict(zip(names, drawn, strict=True)))
         rows = predictions.loc[predictions.index.repeat(times)]
         yield rows.assign(image=[f"{row}.png" for row in range(len(rows))])
+
+
+def of_model(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A block of metrics without what stands beside the model: metadata, and pairs of one view."""
+    beside = ("metadata_", "gain_over_metadata", "auroc_within_view")
+    return {name: value for name, value in row.items() if not name.startswith(beside)}
 
 
 def points(**cuts: float) -> OperatingPoints:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import REPOSITORY, SMALL, Once, Xray, environment
+from predicted import of_model
 
 from xray_lightning.evaluation.compare import summarise_seeds
 from xray_lightning.findings import FINDINGS
@@ -168,7 +169,9 @@ def test_a_checkpoint_that_left_its_run_needs_data(here: Path, xray: Xray, tmp_p
     code, out, err = xray("evaluate", alone, *options, "--resamples", "20")
     assert (code, err) == (0, "")
     found, expected = evaluation(alone.parent / "evaluation"), metrics_of(here / "runs/0")
-    assert found["metrics"]["per_finding"] == expected["per_finding"]  # the same test images
+    rows, before = found["metrics"]["per_finding"], expected["per_finding"]
+    for finding, row in rows.items():  # the same test images; metadata are fitted to other ones
+        assert of_model(row) == of_model(before[finding])
     assert "whether it was trained on some of these patients cannot be told" in out
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from predicted import calibration, frame, points, table
+from predicted import calibration, frame, of_model, points, table
 
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
@@ -14,7 +14,7 @@ QUICK = Evaluator(resamples=50)
 
 
 def nulls(row: dict[str, Any]) -> set[str]:
-    return {name for name, value in row.items() if value is None}
+    return {name for name, value in of_model(row).items() if value is None}
 
 
 def test_without_prevalences_their_baselines_are_null_with_the_reason() -> None:
@@ -23,7 +23,7 @@ def test_without_prevalences_their_baselines_are_null_with_the_reason() -> None:
         *("prevalence_accuracy", "prevalence_brier_macro"),
         *("operating_point", "calibrated"),
     }
-    assert result["undefined_reason"] == dict.fromkeys(
+    assert of_model(result["undefined_reason"]) == dict.fromkeys(
         ["prevalence_accuracy", "prevalence_brier_macro"],
         "no prevalences of the training images were given",
     )
@@ -46,11 +46,11 @@ def test_fault_56_a_finding_of_one_class_is_null_with_its_reason_and_not_in_the_
     ranks = {"auroc", "auroc_ci95", "average_precision", "average_precision_ci95"}
     empty = ranks | {"sensitivity", "sensitivity_ci95"}
     assert nulls(hernia) == empty
-    assert hernia["undefined_reason"] == dict.fromkeys(empty, "no image has the finding")
+    assert of_model(hernia["undefined_reason"]) == dict.fromkeys(empty, "no image has the finding")
     mass = result["per_finding"]["Mass"]
     empty = ranks | {"specificity", "specificity_ci95"}
     assert nulls(mass) == empty
-    assert mass["undefined_reason"] == dict.fromkeys(empty, "every image has the finding")
+    assert of_model(mass["undefined_reason"]) == dict.fromkeys(empty, "every image has the finding")
 
 
 def test_without_any_positive_every_score_is_null_with_a_reason() -> None:
@@ -63,7 +63,7 @@ def test_without_any_positive_every_score_is_null_with_a_reason() -> None:
     scores = {"average_precision_micro", "prevalence_accuracy", "prevalence_brier_macro"}
     for name in ("auroc_macro", "auroc_micro", "average_precision_macro"):
         scores |= {name, f"{name}_ci95"}
-    assert nulls(result) == scores == result["undefined_reason"].keys()
+    assert nulls(result) == scores == of_model(result["undefined_reason"]).keys()
     assert result["undefined_reason"]["auroc_micro_ci95"] == "all labels are the same"
 
 
@@ -82,7 +82,7 @@ def intervals(result: dict[str, Any]) -> dict[str, Any]:
     return {
         f"{place} {name}": (value, block["undefined_reason"].get(name))
         for place, block in blocks.items()
-        for name, value in block.items()
+        for name, value in of_model(block).items()
         if name.endswith("_ci95")
     }
 
@@ -135,5 +135,5 @@ def test_an_interval_without_width_is_null_since_it_would_claim_certainty() -> N
     flat = {"auroc_ci95", "average_precision_ci95", "sensitivity_ci95", "specificity_ci95"}
     assert nulls(mass) == flat
     why = "every resample gives the same, which does not tell how sure that is"
-    assert mass["undefined_reason"] == dict.fromkeys(flat, why)
+    assert of_model(mass["undefined_reason"]) == dict.fromkeys(flat, why)
     assert not nulls(result["per_finding"]["Edema"])

@@ -23,6 +23,7 @@ from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, Comparison, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.judge import training_prevalences
+from xray_lightning.evaluation.metadata import MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
@@ -245,6 +246,8 @@ def score(
         operating_points=points,
         calibration=calibration,
         prevalences=trained.prevalences or training_prevalences(data),
+        metadata=MetadataModel.from_plain(trained.metadata_model)
+        or MetadataModel.fit(data.table("train"), data.findings),
     )
     note = seen_before(first, trained, data, side=options.side)
     if options.side == "val" and source["operating_points"] == FROM_CHECKPOINT:
@@ -439,6 +442,7 @@ def recompute(
         operating_points=points,
         calibration=calibration,
         prevalences=trained.prevalences,
+        metadata=MetadataModel.from_plain(trained.metadata_model),
     )
     return Recomputed(predictions, val, metrics, tuple(notes))
 

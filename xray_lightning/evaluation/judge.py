@@ -10,6 +10,7 @@ import pandas as pd
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.metadata import MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
 from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
@@ -71,6 +72,7 @@ class Judge:
         checkpoint: Path,
         fit: bool,
         prevalences: Mapping[str, float],
+        metadata: MetadataModel | None = None,
     ) -> dict[str, Any]:
         """The `metrics.test` part of results.json.
 
@@ -80,6 +82,7 @@ class Judge:
                 holds is used, and only what it lacks is fitted, for these figures alone.
             fit: whether the checkpoint is the run's own.
             prevalences: share of training images with each finding.
+            metadata: the baseline that sees no image, fitted on training images.
 
         Raises:
             XrayError: what cannot be scored, or a checkpoint that cannot be read or written.
@@ -94,7 +97,11 @@ class Judge:
         if fit:
             describe_best(checkpoint, operating_points=points, calibration=calibration)
         return self.evaluator(
-            test, operating_points=points, calibration=calibration, prevalences=prevalences
+            test,
+            operating_points=points,
+            calibration=calibration,
+            prevalences=prevalences,
+            metadata=metadata,
         )
 
     def _tell_what_differs(

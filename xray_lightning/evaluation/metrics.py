@@ -21,6 +21,7 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.metadata import MetadataModel, MetadataScores
 from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.evaluation.thresholds import OperatingPoints
@@ -73,21 +74,44 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
 
 
 _OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
+_BESIDE = ("metadata_auroc", "gain_over_metadata", "auroc_within_view")
+
+# Macro averages of what stands beside AUROC, by name; what metadata alone reach, what the images
+# have added to that, and what is left where the view cannot help.
+_MACRO_BESIDE = {
+    "metadata_auroc_macro": "metadata_auroc",
+    "gain_over_metadata_macro": "gain_over_metadata",
+    "auroc_within_view_macro": "auroc_within_view",
+}
+NO_VIEW = "no two images of the same known view, one with the finding and one without"
 
 Draws = Mapping[str, Floats]  # by score
 Estimates = Mapping[str, Sequence[Estimate]]  # of each finding, or the one over all of them
 Rows = Mapping[str, Mapping[str, Any]]  # by finding
 
 
-def _estimates(images: ScoredImages, plain: Draws, draws: Draws) -> Estimates:
+def _estimates(
+    images: ScoredImages, plain: Draws, draws: Draws, *, metadata: MetadataScores
+) -> Estimates:
     """Every score with its interval.
 
     Args:
         images: the predictions.
         plain: what `Scores` gives of the table itself.
         draws: what it gives of each resample, with a first axis of the resamples.
+        metadata: what gave the scores of the metadata baseline.
     """
     few = too_few(images)
+    beside = {
+        "metadata_auroc": metadata.undefined,
+        "gain_over_metadata": metadata.undefined,
+        "auroc_within_view": [NO_VIEW] * len(images.findings),
+    }
+    plain, draws = (
+        {**one, "gain_over_metadata": one["auroc"] - one["metadata_auroc"]}
+        for one in (plain, draws)
+    )
+    few |= dict.fromkeys(beside, few["auroc"]) | dict.fromkeys(_MACRO_BESIDE, few["auroc_macro"])
     sides = [one_class(labels) for labels in images.labels.T]
     found = {
         name: [
@@ -95,19 +119,21 @@ def _estimates(images: ScoredImages, plain: Draws, draws: Draws) -> Estimates:
             for value, drawn, why, reason in zip(
                 plain[name],
                 draws[name].T,
-                sides if name in _OF_FINDING else [ALL_THE_SAME],
+                beside.get(name, sides if name in _OF_FINDING else [ALL_THE_SAME]),
                 few[name],
                 strict=True,
             )
         ]
         for name in plain.keys() & few.keys()
     }
-    defined = ~np.isnan(plain["auroc"])
-    for macro, name in MACRO.items():  # in each draw over the findings that have the score in it
+    # In each draw over the findings that have the score in it.
+    for macro, name in (MACRO | _MACRO_BESIDE).items():
+        defined = ~np.isnan(plain[name if name in beside else "auroc"])
         values = plain[name][defined]
         value = float(values.mean()) if len(values) else NAN
         drawn = mean_of_defined(draws[name][:, defined])
-        found[macro] = [Estimate.of(value, drawn, undefined=NO_FINDINGS, few=few[macro][0])]
+        why = next(filter(None, beside.get(name, ())), NO_FINDINGS)
+        found[macro] = [Estimate.of(value, drawn, undefined=why, few=few[macro][0])]
     return found
 
 
@@ -119,10 +145,11 @@ def _per_finding(
     rows = {}
     for column, finding in enumerate(images.findings):
         labels = images.labels[:, column]
-        found = {name: estimates[name][column] for name in _OF_FINDING}
+        found = {name: estimates[name][column] for name in (*_OF_FINDING, *_BESIDE)}
         row = {
             **found["auroc"].figures("auroc"),
             **found["average_precision"].figures("average_precision"),
+            **{key: value for name in _BESIDE for key, value in found[name].figures(name).items()},
             "positives": int(labels.sum()),
             "prevalence": float(labels.mean()),
             "threshold": float(cuts[column]),
@@ -156,7 +183,7 @@ def _overall(
         accuracy = float(np.mean((prevalences >= THRESHOLD) == labels))
         brier = float(np.mean((prevalences - labels) ** 2))
     names = ("label_accuracy", "auroc_macro", "auroc_micro", "average_precision_macro")
-    found = {name: estimates[name][0] for name in (*names, "brier_macro")}
+    found = {name: estimates[name][0] for name in (*names, *_MACRO_BESIDE, "brier_macro")}
     once = np.ones(len(labels), dtype=np.int64)
     precision_micro = scores.micro.scores(once).average_precision
     figures = {
@@ -170,6 +197,7 @@ def _overall(
         **found["auroc_micro"].figures("auroc_micro"),
         **found["average_precision_macro"].figures("average_precision_macro"),
         "average_precision_micro": None if np.isnan(precision_micro) else precision_micro,
+        **{k: v for name in _MACRO_BESIDE for k, v in found[name].figures(name).items()},
         **found["brier_macro"].figures("brier_macro"),
         "prevalence_brier_macro": brier,
         "expected_calibration_error_macro": _mean_error(rows),
@@ -232,6 +260,7 @@ class Evaluator:
         operating_points: OperatingPoints | None = None,
         calibration: Calibration | None = None,
         prevalences: Mapping[str, float] | None = None,
+        metadata: MetadataModel | None = None,
     ) -> dict[str, Any]:
         """Compute every metric.
 
@@ -247,6 +276,7 @@ class Evaluator:
                 else is of the probabilities as they are.
             prevalences: share of the training images with each finding, for the
                 baseline that gives each image the same probabilities; None for no such baseline.
+            metadata: the baseline that sees no image, fitted on training images; None for none.
 
         Returns:
             Plain floats, ints, lists and None, ready for JSON. None stands for a number that does
@@ -272,13 +302,14 @@ class Evaluator:
             calibrated = calibration.apply(images.scores, findings=images.findings)
         scores = Scores.of(images, cuts=cuts, calibrated=calibrated)
         subgroups = Subgroups.of(images)
+        baseline = MetadataScores.of(images, metadata)
         plain, draws = resampled(
-            lambda drawn: scores(drawn) | subgroups(drawn),
+            lambda drawn: scores(drawn) | subgroups(drawn) | baseline(drawn),
             patients=images.count,
             resamples=self.resamples,
             seed=self.seed,
         )
-        estimates = _estimates(images, plain, draws)
+        estimates = _estimates(images, plain, draws, metadata=baseline)
         rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
         figures, missing = _overall(images, estimates, rows, scores=scores, prevalences=shares)
         return {
@@ -297,6 +328,7 @@ class Evaluator:
             if calibration is None or calibrated is None
             else _calibrated(images, estimates, calibration, calibrated),
             "subgroups": subgroups.rows(plain, draws),
+            "metadata_model": None if metadata is None else metadata.to_plain(),
             "per_finding": rows,
         }
 

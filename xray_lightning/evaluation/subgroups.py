@@ -176,6 +176,15 @@ def _aurocs(wins: Integers) -> Floats:
     return values
 
 
+def _auroc_within(wins: Integers) -> Floats:
+    """AUROC of each finding over the pairs of images of the same group, (findings,)."""
+    own = np.diagonal(wins[:, :-2], axis1=1, axis2=2).sum(axis=1)
+    pairs = (wins[:, -2] * wins[:, -1]).sum(axis=1)
+    values: Floats = np.full(len(pairs), np.nan)
+    np.divide(own, 2 * pairs, out=values, where=pairs > 0)
+    return values
+
+
 @dataclass(frozen=True)
 class Subgroups:
     """The AUROC of every group of a table as a function of how often each patient counts."""
@@ -196,12 +205,19 @@ class Subgroups:
         return cls(images, attributes, rankings)
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
-        """By attribute, AUROC of each finding in each group and its rest: (findings, G, 2)."""
+        """AUROC of each finding: in each group and its rest, and over pairs of the same view.
+
+        Returns:
+            By attribute, shape (findings, G, 2); `auroc_within_view`, shape (findings,).
+        """
         weights = drawn[self.images.patients]
-        return {
-            attribute.by: _aurocs(np.array([ranking.wins(weights) for ranking in rankings]))
-            for attribute, rankings in zip(self.attributes, self.rankings, strict=True)
-        }
+        found = {"auroc_within_view": np.full(len(self.images.findings), np.nan)}
+        for attribute, rankings in zip(self.attributes, self.rankings, strict=True):
+            wins = np.array([ranking.wins(weights) for ranking in rankings])
+            found[attribute.by] = _aurocs(wins)
+            if attribute.by == "view":
+                found["auroc_within_view"] = _auroc_within(wins)
+        return found
 
     def rows(self, plain: Draws, resampled: Draws) -> list[dict[str, Any]]:
         """The `subgroups` of the metrics: each group that has images, then the unknown ones.

@@ -94,6 +94,7 @@ def _accuracy_table(runs: Sequence[Run]) -> Table:
         *source_notes(runs),
         *data_notes(runs),
         *baseline_note(runs),
+        *metadata_note(runs),
         *state_notes(runs),
     ]
     title = "Table 1. Test label accuracy by strategy"
@@ -197,7 +198,8 @@ def _summary_table(runs: Sequence[Run]) -> Table:
         for test in [run.test]
     ]
     notes = ["AUROC and AP (average precision) are macro. n: test images. neg: always negative."]
-    notes += [*data_notes(runs), *baseline_note(runs), *state_notes(runs)]
+    notes += [*data_notes(runs), *baseline_note(runs), *metadata_note(runs)]
+    notes += state_notes(runs)
     return Table.of("Runs", columns, rows, notes)
 
 

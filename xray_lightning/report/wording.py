@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
+from xray_lightning.runs.predictions import images_add
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
@@ -38,6 +39,12 @@ def baseline_note(runs: Sequence[Run]) -> list[str]:
     """The sentence for runs whose label accuracy says nothing, or no sentence."""
     said = f": {NO_BETTER}."
     return grouped([(run, said) for run in runs if run.test and not beats_baseline(run.test)])
+
+
+def metadata_note(runs: Sequence[Run]) -> list[str]:
+    """The sentence for runs whose images have added nothing to metadata, or no sentence."""
+    said = ": that its images add anything to view, age, sex and follow-up cannot be shown."
+    return grouped([(run, said) for run in runs if run.test and not beats_metadata(run.test)])
 
 
 def beats_baseline(test: TestMetrics) -> bool:
@@ -152,9 +159,22 @@ def precision_of(run: Run) -> str:
     return f"{used} ({asked[0]})" if asked else used
 
 
-def verdict(test: TestMetrics) -> str | None:
-    """The sentence for a label accuracy that says nothing; None where it says something."""
-    return None if beats_baseline(test) else f"Its {NO_BETTER}."
+def verdicts(test: TestMetrics) -> list[str]:
+    """The sentences for a label accuracy that says nothing, and for images that add nothing."""
+    said = [] if beats_baseline(test) else [f"Its {NO_BETTER}."]
+    return said if beats_metadata(test) else [*said, metadata(test)]
+
+
+def metadata(test: TestMetrics) -> str:
+    """What the images have added to metadata; empty where it is not known."""
+    gain, ends = test.gain_over_metadata_macro, test.gain_over_metadata_macro_ci95
+    return images_add(test.metadata_auroc_macro, gain, ends) or ""
+
+
+def beats_metadata(test: TestMetrics) -> bool:
+    """Whether the images have shown to add to metadata, if that is known."""
+    ends = test.gain_over_metadata_macro_ci95
+    return ends is None or ends[0] > 0
 
 
 def notes(run: Run) -> list[str]:

@@ -306,6 +306,12 @@ class Provenance:
         return {finding: count / images for finding, count in positives.items()}
 
     @property
+    def metadata_model(self) -> Mapping[str, Any]:
+        """The metadata baseline that its test was set beside."""
+        test = _mapping(self.results.get("metrics")).get("test")
+        return _mapping(_mapping(test).get("metadata_model"))
+
+    @property
     def findings(self) -> tuple[str, ...] | None:
         """Those of its data, in their order."""
         positives = _mapping(_mapping(self.results.get("data")).get("positives"))

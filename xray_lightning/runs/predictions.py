@@ -13,7 +13,14 @@ from rich.table import Table
 from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells, shown
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.findings import FINDINGS, check_findings
-from xray_lightning.terminal import decimal, interval, percent, readable
+from xray_lightning.terminal import (
+    decimal,
+    interval,
+    percent,
+    readable,
+    signed,
+    with_interval,
+)
 
 if TYPE_CHECKING:  # `xray info` should not wait for lightning
     from xray_lightning.models.classifier import Outputs
@@ -60,14 +67,34 @@ def csv_of(predictions: pd.DataFrame) -> str:
     return predictions.to_csv(index=False, float_format="%.9g")
 
 
+def images_add(
+    metadata: float | None, gain: float | None, gain_ci95: Sequence[float] | None
+) -> str | None:
+    """What the images have added to metadata in macro AUROC; None where it is not known."""
+    if metadata is None or gain is None:
+        return None
+    said = (
+        f"View, age, sex and follow-up alone reach macro AUROC {decimal(metadata)}; the images add "
+        f"{with_interval(gain, gain_ci95, signed, joint=' to ')}"
+    )
+    if gain_ci95 is None:
+        return f"{said}, without an interval."
+    if gain_ci95[0] > 0:
+        return f"{said}."
+    return f"{said}: that the images add anything cannot be shown."
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """The table that ends a run: the headline, and each finding."""
+    caption = (
+        f"label accuracy {percent(metrics['label_accuracy'])}, and "
+        f"{percent(metrics['always_negative_accuracy'])} for always answering no finding"
+    )
+    names = ("metadata_auroc_macro", "gain_over_metadata_macro", "gain_over_metadata_macro_ci95")
+    if said := images_add(*(metrics[name] for name in names)):
+        caption = f"{caption}\n{said}"
     table = Table(
-        title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
-        caption=(
-            f"label accuracy {percent(metrics['label_accuracy'])}, and "
-            f"{percent(metrics['always_negative_accuracy'])} for always answering no finding"
-        ),
+        title=f"Test: {metrics['images']} images of {metrics['patients']} patients", caption=caption
     )
     table.add_column("finding")
     for heading in ("positives", "AUROC", "95 % interval", "AP"):

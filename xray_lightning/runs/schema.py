@@ -75,6 +75,11 @@ FindingsLeftOut = dict[Finding, Text]
 _REASONS = "Figures beside this that are null, and why"
 _GUESSED = "That of giving each image the share of training images with each finding"
 _FITTED_ON = "Of validation, that it is fitted on"
+_METADATA = (
+    "AUROC of logistic regression on view, age, sex and follow-up, fitted on training images"
+)
+_GAIN = "AUROC minus that of metadata, in the same resamples: what the images have added"
+_WITHIN_VIEW = "AUROC over pairs of images of the same view, PA or AP, which the view cannot help"
 _SECONDS = "Seconds"
 
 
@@ -122,6 +127,12 @@ class FindingMetrics(CalibrationMetrics):
     auroc_ci95: Interval95 | None
     average_precision: Fraction | None
     average_precision_ci95: Interval95 | None
+    metadata_auroc: Fraction | None = Field(default=None, description=_METADATA)
+    metadata_auroc_ci95: Interval95 | None = None
+    gain_over_metadata: Gap | None = Field(default=None, description=_GAIN)
+    gain_over_metadata_ci95: GapInterval95 | None = None
+    auroc_within_view: Fraction | None = Field(default=None, description=_WITHIN_VIEW)
+    auroc_within_view_ci95: Interval95 | None = None
     positives: Count
     prevalence: Fraction | None = Field(description="Share of these images with the finding")
     threshold: Fraction | None = Field(
@@ -191,6 +202,16 @@ class Subgroup(_Part):
     undefined_reason: Reasons = Field(description=_REASONS)
 
 
+class MetadataModel(_Part):
+    """Logistic regressions of the findings on metadata; the follow-up number n is log(1 + n)."""
+
+    images: Count = Field(description="Training images that they are fitted on")
+    log_odds: dict[Finding, dict[AnyText, float]] = Field(
+        description="What a unit of each feature adds to the log odds of each finding"
+    )
+    undefined: FindingsLeftOut = Field(description="Findings without a regression, and why")
+
+
 class TestMetrics(_Part):
     """The metrics of a checkpoint on the test images."""
 
@@ -214,6 +235,12 @@ class TestMetrics(_Part):
     average_precision_macro: Fraction | None
     average_precision_macro_ci95: Interval95 | None
     average_precision_micro: Fraction | None
+    metadata_auroc_macro: Fraction | None = Field(default=None, description=_METADATA)
+    metadata_auroc_macro_ci95: Interval95 | None = None
+    gain_over_metadata_macro: Gap | None = Field(default=None, description=_GAIN)
+    gain_over_metadata_macro_ci95: GapInterval95 | None = None
+    auroc_within_view_macro: Fraction | None = Field(default=None, description=_WITHIN_VIEW)
+    auroc_within_view_macro_ci95: Interval95 | None = None
     brier_macro: Fraction | None = Field(
         description="Mean squared error of the probabilities, over all findings"
     )
@@ -229,6 +256,9 @@ class TestMetrics(_Part):
         description="What calibration would change; all else is of the raw probabilities"
     )
     subgroups: Annotated[tuple[Subgroup, ...], _LISTED]
+    metadata_model: MetadataModel | None = Field(
+        default=None, description="The baseline that sees no image; null where it was not fitted"
+    )
     per_finding: dict[Finding, FindingMetrics] = Field(min_length=1)
 
     @cached_property

@@ -21,6 +21,7 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
+from xray_lightning.evaluation.metadata import MetadataModel
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -218,10 +219,14 @@ def _test(job: Job, trainer: Trainer) -> None:
             checkpoint=ckpt_path,
             fit=job.ckpt_path is None,
             prevalences=training_prevalences(job.data),
+            metadata=MetadataModel.fit(job.data.table("train"), job.data.findings),
         )
         job.record.content["metrics"]["test"] = metrics
         job.record.content["timing"]["test"] = perf_counter() - start
-        headline = ("auroc_macro", "average_precision_macro", "label_accuracy")
+        headline = (
+            *("auroc_macro", "average_precision_macro", "label_accuracy"),
+            *("metadata_auroc_macro", "gain_over_metadata_macro", "auroc_within_view_macro"),
+        )
         log_hyperparameters(
             trainer,
             config=job.hyperparameters,

@@ -417,8 +417,7 @@ def limits(info: ModelInfo, *, of_data: bool = True) -> Iterator[str]:
         if rare := [f"{readable(name)} {count}" for name, count in train.items() if count < FEW]:
             yield f"Findings in fewer than {FEW} training images: {', '.join(rare)}."
     if test is not None:
-        if verdict := wording.verdict(test):
-            yield verdict
+        yield from wording.verdicts(test)
         yield (
             "The test images come from where the training images come from: how it does "
             "elsewhere is not known."

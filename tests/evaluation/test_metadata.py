@@ -1,0 +1,156 @@
+"""The metadata baseline: equal to scikit-learn, and what the images add to it or do not."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from predicted import arrays, frame, redrawn
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from xray_lightning.evaluation.metadata import (
+    NO_METADATA,
+    NO_TRAINING,
+    MetadataModel,
+    features_of,
+)
+from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.findings import FINDINGS
+
+QUICK = Evaluator(resamples=100)
+NAMES = ("metadata_auroc", "gain_over_metadata", "auroc_within_view")
+
+
+def drawn(images: int = 600, *, seed: int = 0, signal: float = 0.0, by_view: float = 2.0) -> Any:
+    """Predictions of images whose findings go with their view, and training rows of the like.
+
+    Args:
+        signal: by how much a finding raises the model's logit.
+        by_view: by how much AP raises it, and the log odds of each finding.
+    """
+    draw = np.random.default_rng([seed, 5])
+    view = draw.choice(["PA", "AP", ""], images, p=[0.5, 0.45, 0.05])
+    known = {
+        "age": np.where(draw.random(images) < 0.1, np.nan, draw.integers(1, 95, images)),
+        "sex": draw.choice(["M", "F", ""], images, p=[0.5, 0.45, 0.05]),
+        "view": view,
+        "follow_up": pd.array(draw.integers(0, 9, images), dtype="Int64"),
+    }
+    odds = by_view * ((view == "AP") - 0.5)[:, None] - 0.5
+    labels = (draw.random((images, 14)) < 1 / (1 + np.exp(-odds))).astype(int)
+    logits = odds + signal * labels + draw.normal(size=labels.shape) / 4
+    predictions = frame(1 / (1 + np.exp(-logits)), labels, np.arange(images) // 2, **known)
+    train = pd.DataFrame(dict(zip(FINDINGS, labels.T, strict=True)) | known)
+    return predictions, train
+
+
+def fitted(train: pd.DataFrame) -> MetadataModel:
+    return MetadataModel.fit(train, FINDINGS)
+
+
+def test_the_baseline_equals_scikit_learns_logistic_regression() -> None:
+    _, train = drawn()
+    model, features = fitted(train), features_of(train)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0).clip(1e-9)
+    for finding in FINDINGS[::4]:
+        judge = LogisticRegression(tol=1e-9, max_iter=1000).fit(scaled, train[finding])
+        np.testing.assert_allclose(
+            model.log_odds(train, finding), judge.decision_function(scaled), atol=1e-4
+        )
+
+
+def test_a_finding_that_images_do_not_show_is_caught_although_the_view_gives_it_away() -> None:
+    predictions, _ = drawn()
+    result = QUICK(predictions, metadata=fitted(drawn(seed=1)[1]))
+    assert result["auroc_macro"] > 0.6
+    low, high = result["gain_over_metadata_macro_ci95"]
+    assert low < 0 < high
+    low, high = result["auroc_within_view_macro_ci95"]
+    assert low < 0.5 < high
+
+
+def test_what_the_images_show_is_a_gain_also_within_a_view() -> None:
+    predictions, _ = drawn(signal=0.5)
+    result = QUICK(predictions, metadata=fitted(drawn(seed=1)[1]))
+    assert result["gain_over_metadata_macro_ci95"][0] > 0
+    assert result["auroc_within_view_macro_ci95"][0] > 0.5
+
+
+def within_view(scores: Any, labels: Any, view: Any) -> float:
+    """By counting pairs."""
+    wins = pairs = 0.0
+    for one in ("PA", "AP"):
+        inside = view == one
+        positive, negative = scores[inside & (labels == 1)], scores[inside & (labels == 0)]
+        above = positive[:, None] > negative
+        wins += above.sum() + (positive[:, None] == negative).sum() / 2
+        pairs += above.size
+    return wins / pairs
+
+
+def test_figures_and_intervals_are_those_of_the_resampled_rows() -> None:
+    predictions, _ = drawn(120, signal=0.3)
+    model = fitted(drawn(seed=1)[1])
+    result = Evaluator(resamples=30, seed=3)(predictions, metadata=model)
+
+    def scored(rows: pd.DataFrame) -> Any:
+        scores, labels = arrays(rows)
+        odds = np.column_stack([model.log_odds(rows, finding) for finding in FINDINGS])
+        of_metadata = roc_auc_score(labels, odds, average=None)
+        view = rows["view"].to_numpy()
+        pairs = [within_view(*columns, view) for columns in zip(scores.T, labels.T, strict=True)]
+        return of_metadata, roc_auc_score(labels, scores, average=None) - of_metadata, pairs
+
+    once = np.array(scored(predictions))  # (3, findings)
+    many = np.array([scored(rows) for rows in redrawn(predictions, resamples=30, seed=3)])
+    for place, name in enumerate(NAMES):
+        assert result[f"{name}_macro"] == pytest.approx(once[place].mean(), abs=1e-9)
+        ends = np.quantile(many[:, place].mean(axis=1), [0.025, 0.975])
+        assert result[f"{name}_macro_ci95"] == pytest.approx(ends, abs=1e-9)
+        for column, finding in enumerate(FINDINGS):
+            row = result["per_finding"][finding]
+            assert row[name] == pytest.approx(once[place, column], abs=1e-9)
+            ends = np.quantile(many[:, place, column], [0.025, 0.975])
+            assert row[f"{name}_ci95"] == pytest.approx(ends, abs=1e-9)
+
+
+def test_a_baseline_read_back_from_json_gives_the_same_figures() -> None:
+    predictions, train = drawn(200)
+    model = fitted(train)
+    again = MetadataModel.from_plain(json.loads(json.dumps(model.to_plain())))
+    assert again == model
+    assert MetadataModel.from_plain({"images": 3}) is None
+    assert QUICK(predictions, metadata=again) == QUICK(predictions, metadata=model)
+
+
+def test_without_metadata_or_training_images_the_figures_are_null_with_the_reason() -> None:
+    predictions, train = drawn(200)
+    nothing = predictions.assign(view="", sex="", age=np.nan, follow_up=pd.NA)
+    unknown = fitted(train.assign(view="", sex="", age=np.nan, follow_up=pd.NA))
+    for table, model, reason in (
+        (predictions, None, NO_TRAINING),
+        (nothing, unknown, NO_METADATA),
+    ):
+        result = QUICK(table, metadata=model)
+        for block in (result, result["per_finding"]["Mass"]):
+            names = [name for name in block if name.startswith(("metadata_auroc", "gain_over"))]
+            assert len(names) == 4
+            for name in names:
+                assert block[name] is None
+                assert block["undefined_reason"][name] == reason
+    assert result["auroc_within_view_macro"] is None
+    assert "of the same known view" in result["undefined_reason"]["auroc_within_view_macro"]
+
+
+def test_a_finding_of_one_class_in_training_has_no_baseline_and_is_left_out() -> None:
+    predictions, train = drawn(200)
+    result = QUICK(predictions, metadata=fitted(train.assign(Hernia=0)))
+    hernia = result["per_finding"]["Hernia"]
+    assert hernia["metadata_auroc"] is None
+    assert hernia["undefined_reason"]["metadata_auroc"] == "no training image has the finding"
+    rest = [
+        row["metadata_auroc"] for name, row in result["per_finding"].items() if name != "Hernia"
+    ]
+    assert result["metadata_auroc_macro"] == pytest.approx(np.mean(rest))
