@@ -292,6 +292,32 @@ def test_the_papers_best_accuracy_is_that_of_always_answering_no_finding(tmp_pat
 
 
 @pytest.mark.parametrize(
+    "gain, ends, shown, nothing",
+    [
+        (0.02, [-0.004, 0.05], "+0.020 (-0.004 to +0.050): that the images add anything", True),
+        (0.06, [0.03, 0.09], "+0.060", False),
+        (0.06, None, "+0.060", False),
+    ],
+)
+def test_the_result_stands_beside_what_metadata_alone_reach(
+    tmp_path: Path, gain: float, ends: list[float] | None, shown: str, nothing: bool
+) -> None:
+    results = sample()
+    results["metrics"]["test"] |= {
+        "metadata_auroc_macro": 0.636,
+        "metadata_auroc_macro_ci95": [0.617, 0.654],
+        "gain_over_metadata_macro": gain,
+        "gain_over_metadata_macro_ci95": ends,
+        "auroc_within_view_macro": 0.612,
+        "auroc_within_view_macro_ci95": [0.58, 0.64],
+    }
+    text = page_of(write_run(tmp_path, results)).text("result")
+    for part in ("0.636", "0.617 to 0.654", shown, "0.612", "0.580 to 0.640"):
+        assert part in text
+    assert ("cannot be shown" in text) is nothing
+
+
+@pytest.mark.parametrize(
     "data, split, images, shown",
     [
         ("nih", "official", OFFICIAL_TEST_IMAGES, True),

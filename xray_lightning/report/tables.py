@@ -21,6 +21,7 @@ from xray_lightning.report.wording import (
     baseline_note,
     data_notes,
     grouped,
+    metadata_note,
     on_published_split,
     precision_cell,
     source_notes,
