@@ -199,13 +199,20 @@ def headline_table(test: TestMetrics) -> Table:
     """The figures over all findings, beside what needs no model."""
 
     def row(name: str, key: str, baseline: str, number: Number = decimal) -> tuple[str, ...]:
-        ends = interval(getattr(test, f"{key}_ci95"), number)
+        ends = getattr(test, f"{key}_ci95")
+        ends = interval(ends, number, joint=" to " if number is signed else "-")
         return name, number(getattr(test, key)), ends, baseline
 
+    alone = f"{decimal(test.metadata_auroc_macro)}, metadata alone"
+    beside = [
+        row("AUROC, gain over metadata", "gain_over_metadata_macro", alone, signed),
+        row("AUROC within a view, macro", "auroc_within_view_macro", "0.500, chance"),
+    ]
     prevalence = f"{decimal(wording.chance_precision(test))}, mean prevalence"
     negative = f"{percent(test.always_negative_accuracy)}, always negative"
     rows = [
         row("AUROC, macro", "auroc_macro", "0.500, chance"),
+        *(one for one in beside if one[1] != NONE),
         row("Average precision, macro", "average_precision_macro", prevalence),
         row("Label accuracy at 0.5", "label_accuracy", negative, percent),
     ]
@@ -214,6 +221,7 @@ def headline_table(test: TestMetrics) -> Table:
         f"{counted(test.images, 'test image')}{patients}; macro AUROC over "
         f"{test.auroc_macro_findings} of {counted(len(test.per_finding), 'finding')}. Intervals by "
         "bootstrap over patients.",
+        *filter(None, [wording.metadata(test)]),
     ]
     if test.prevalence_accuracy is not None:
         guessed = percent(test.prevalence_accuracy)
