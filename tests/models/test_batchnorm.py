@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import Once
-from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xray_lightning.models.sync_batchnorm import (
-    PortableSyncBatchNorm,
-    SyncBatchNorm2d,
-    convert_sync_batchnorm,
-)
+from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm, SyncBatchNorm2d
 
-ROWS = [(4, 4), (5, 3), (7, 1)]  # images on each of two ranks
-OPTIONS: list[dict[str, Any]] = [{}, {"momentum": None}, {"affine": False}]
+CASES: list[tuple[tuple[int, int], dict[str, Any]]] = [  # images on each of two ranks
+    ((4, 4), {}),
+    ((5, 3), {}),
+    ((7, 1), {}),
+    ((5, 3), {"momentum": None}),
+    ((5, 3), {"affine": False}),
+]
 
 
 def network(**options: Any) -> nn.Module:
@@ -60,7 +60,7 @@ def batch() -> Tensor:
 
 
 def share(rank: int, rows: tuple[int, int], options: dict[str, Any]) -> dict[str, Tensor]:
-    model = DistributedDataParallel(convert_sync_batchnorm(network(**options)))
+    model = DistributedDataParallel(PortableSyncBatchNorm().apply(network(**options)))
     # DDP averages gradients over the ranks: times 2, that is their sum.
     return step(model, batch().split(rows)[rank], scale=2.0)
 
@@ -80,7 +80,7 @@ def far_from_zero(rank: int) -> Tensor:
 
 
 def evaluate(rank: int) -> Tensor:
-    output: Tensor = convert_sync_batchnorm(network()).eval()(batch()[: rank + 1])
+    output: Tensor = PortableSyncBatchNorm().apply(network()).eval()(batch()[: rank + 1])
     return output.detach()
 
 
@@ -90,7 +90,7 @@ def on_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     try:
         answers: dict[str, Any] = {
-            f"{rows} {options}": share(rank, rows, options) for rows in ROWS for options in OPTIONS
+            f"{rows} {options}": share(rank, rows, options) for rows, options in CASES
         }
         for task in (low_precision, far_from_zero, evaluate):
             answers[task.__name__] = task(rank)
@@ -106,8 +106,7 @@ def ranks(once: Once) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("rows, options", CASES, ids=str)
 def test_two_ranks_equal_one_process_with_the_joined_batch(
     rows: tuple[int, int], options: dict[str, Any], ranks: list[dict[str, Any]]
 ) -> None:
@@ -145,7 +144,7 @@ def test_evaluation_needs_no_other_rank(ranks: list[dict[str, Any]]) -> None:
 
 def test_without_other_ranks_it_is_plain_batch_norm() -> None:
     plain = network()
-    synced = convert_sync_batchnorm(copy.deepcopy(plain))
+    synced = PortableSyncBatchNorm().apply(copy.deepcopy(plain))
     one, other = step(plain, batch(), 1.0), step(synced, batch(), 1.0)
     for name in one:
         assert torch.equal(one[name], other[name]), name
@@ -154,7 +153,7 @@ def test_without_other_ranks_it_is_plain_batch_norm() -> None:
 def test_conversion_keeps_names_tensors_and_mode_and_can_be_undone() -> None:
     model = nn.ModuleDict({"net": network().eval(), "norm": nn.BatchNorm2d(2)})
     before = dict(model.state_dict(keep_vars=True))
-    sync: LayerSync = PortableSyncBatchNorm()
+    sync = PortableSyncBatchNorm()
 
     converted = sync.apply(model)
     norms = [m for m in converted.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -171,4 +170,4 @@ def test_conversion_keeps_names_tensors_and_mode_and_can_be_undone() -> None:
 
 
 def test_a_lone_batch_norm_is_replaced() -> None:
-    assert type(convert_sync_batchnorm(nn.BatchNorm2d(3))) is SyncBatchNorm2d
+    assert type(PortableSyncBatchNorm().apply(nn.BatchNorm2d(3))) is SyncBatchNorm2d

@@ -25,9 +25,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized()):
-            return super().forward(input)
-        if dist.get_world_size() == 1:
+        grouped = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not (self.training and grouped):
             return super().forward(input)
         self._check_input_dim(input)
         mean, var, count = _global_statistics(input.detach())
@@ -111,53 +110,25 @@ class _Normalise(Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` by a `SyncBatchNorm2d` with the same tensors and names.
-
-    Parameters and buffers are shared, not copied. Returns the module itself, or its replacement
-    if it is a batch norm.
-    """
-    return _replace(module, old=nn.BatchNorm2d, new=SyncBatchNorm2d)
-
-
-def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Undo `convert_sync_batchnorm`."""
-    return _replace(module, old=SyncBatchNorm2d, new=nn.BatchNorm2d)
-
-
-def _replace(
-    module: nn.Module, *, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]
-) -> nn.Module:
-    if type(module) is old:
-        return _twin(module, new)
-    for name, child in module.named_children():
-        setattr(module, name, _replace(child, old=old, new=new))
-    return module
-
-
-def _twin(norm: nn.BatchNorm2d, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
-    twin = kind(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )
-    twin.weight, twin.bias = norm.weight, norm.bias
-    twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-    twin.num_batches_tracked = norm.num_batches_tracked
-    return twin.train(norm.training)
-
-
 class PortableSyncBatchNorm(LayerSync):
     """Lightning's switch for it: `Trainer(plugins=[PortableSyncBatchNorm()])`.
 
-    The DDP strategies apply it before a fit and revert it afterwards. `sync_batchnorm=True` must
-    stay off, as it stands for PyTorch's own.
+    Every `nn.BatchNorm2d` becomes a `SyncBatchNorm2d` where it stands, with its tensors, names
+    and mode. The DDP strategies apply it before a fit and revert it afterwards.
+    `sync_batchnorm=True` must stay off, as it stands for PyTorch's own.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        return convert_sync_batchnorm(model)
+        return _exchange(model, old=nn.BatchNorm2d, new=SyncBatchNorm2d)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        return revert_sync_batchnorm(model)
+        return _exchange(model, old=SyncBatchNorm2d, new=nn.BatchNorm2d)
+
+
+def _exchange(
+    model: nn.Module, *, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]
+) -> nn.Module:
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new  # the two hold the same and differ in `forward` alone
+    return model
