@@ -7,7 +7,6 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlparse
@@ -30,18 +29,8 @@ MOST_NAMED = 3  # keys that an error line names before it only counts
 _OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 
-@dataclass(frozen=True)
-class _Family:
-    """Where a family of torchvision models keeps its first convolution and its classifier."""
-
-    first_conv: str
-    head: str
-
-
-_FAMILIES = {
-    "resnet": _Family(first_conv="conv1", head="fc"),
-    "densenet": _Family(first_conv="features.conv0", head="classifier"),
-}
+# Where a family of torchvision models keeps its first convolution, and its classifier.
+_FAMILIES = {"resnet": ("conv1", "fc"), "densenet": ("features.conv0", "classifier")}
 
 
 def build_backbone(
@@ -78,7 +67,9 @@ def build_backbone(
         UserError: unknown `arch`, an option out of range, or weights that cannot be had or do not
             fit.
     """
-    family = _family_of(arch)
+    known = list_models(module=torchvision.models, include=[f"{name}*" for name in _FAMILIES])
+    if arch not in known:
+        raise UserError(f"model.arch={arch!r} is unknown; known: {', '.join(known)}")
     if pretrained and weights_path is not None:
         raise UserError(
             "model.pretrained=true and model.weights_path are two sources of weights: give one"
@@ -91,34 +82,23 @@ def build_backbone(
         raise UserError(f"model: findings={findings} and hidden={list(hidden)} must be at least 1")
 
     model: nn.Module = get_model(arch, weights=None)
-    _set_input(model, family=family, in_channels=in_channels)
-    in_features = cast(nn.Linear, model.get_submodule(family.head)).in_features
-    head = _build_head(in_features, findings, hidden=hidden, dropout=dropout)
-    setattr(model, family.head, head)
-
-    if pretrained:
-        source = f"ImageNet weights of {arch}"
-        _load(model, _download_imagenet(arch), family=family, source=source)
-    elif weights_path is not None:
-        path = Path(weights_path)
-        source = f"model.weights_path={path} (into {arch})"
-        _load(model, _read_state(path), family=family, source=source)
-    return model
-
-
-def _family_of(arch: str) -> _Family:
-    known = list_models(module=torchvision.models, include=[f"{name}*" for name in _FAMILIES])
-    if arch not in known:
-        raise UserError(f"model.arch={arch!r} is unknown; known: {', '.join(known)}")
-    return next(family for name, family in _FAMILIES.items() if arch.startswith(name))
-
-
-def _set_input(model: nn.Module, *, family: _Family, in_channels: int) -> None:
-    """Make the first convolution of a gray model its own sum over the three channels."""
-    conv = model.get_submodule(family.first_conv)
+    conv_name, head_name = next(parts for name, parts in _FAMILIES.items() if arch.startswith(name))
+    conv = model.get_submodule(conv_name)
     if isinstance(conv, nn.Conv2d) and conv.in_channels != in_channels:
         conv.weight = nn.Parameter(conv.weight.detach().sum(dim=1, keepdim=True))
         conv.in_channels = in_channels
+    in_features = cast(nn.Linear, model.get_submodule(head_name)).in_features
+    head = _build_head(in_features, findings, hidden=hidden, dropout=dropout)
+    setattr(model, head_name, head)
+
+    if pretrained or weights_path is not None:
+        if weights_path is None:
+            source, state = f"ImageNet weights of {arch}", _download_imagenet(arch)
+        else:
+            path = Path(weights_path)
+            source, state = f"model.weights_path={path} (into {arch})", _read_state(path)
+        _load(model, state, conv_key=f"{conv_name}.weight", head=f"{head_name}.", source=source)
+    return model
 
 
 def _build_head(
@@ -192,20 +172,20 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], *, family: _Family, source: str) -> None:
+def _load(
+    model: nn.Module, state: dict[str, Tensor], *, conv_key: str, head: str, source: str
+) -> None:
     """Load a state dict after adapting its prefix, old keys, input channels and head."""
-    conv_key, head_key = f"{family.first_conv}.weight", f"{family.head}.weight"
     state = _without_prefix(state, conv_key)
     state = {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
     own = model.state_dict()
     conv = state.get(conv_key)
     if conv is not None and conv.ndim == 4 and conv.shape[1] == 3 and own[conv_key].shape[1] == 1:
         state[conv_key] = conv.sum(dim=1, keepdim=True)
-    head = state.get(head_key)
     kept_fresh: set[str] = set()
-    if head is not None and len(head) == IMAGENET_CLASSES:
-        kept_fresh = {key for key in own if key.startswith(f"{family.head}.")}
-        state = {key: t for key, t in state.items() if not key.startswith(f"{family.head}.")}
+    if f"{head}weight" in state and len(state[f"{head}weight"]) == IMAGENET_CLASSES:
+        kept_fresh = {key for key in own if key.startswith(head)}
+        state = {key: value for key, value in state.items() if not key.startswith(head)}
         logger.info("%s: head of %d classes left out", source, IMAGENET_CLASSES)
     _check_fit(own, state, optional=kept_fresh, source=source)
     model.load_state_dict(state, strict=False)
@@ -235,14 +215,13 @@ def _check_fit(
             if key in own and tensor.shape != own[key].shape
         ],
     }
-    told = [f"{fault} {_first_few(keys)}" for fault, keys in faults.items() if keys]
+    told = []
+    for fault, keys in faults.items():
+        more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
+        if keys:
+            told.append(f"{fault} {', '.join(keys[:MOST_NAMED])}{more}")
     if told:
         raise UserError(f"{source}: the weights do not fit: {'; '.join(told)}")
-
-
-def _first_few(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first_line(error: BaseException) -> str:

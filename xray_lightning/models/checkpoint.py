@@ -2,7 +2,8 @@
 
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,18 @@ def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dic
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"checkpoint {path} holds no state")
-    try:
+    with _naming(path):
         check_checkpoint(checkpoint, findings=findings)
+    return dict(checkpoint)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its content."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return dict(checkpoint)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -107,21 +115,17 @@ def check_checkpoint(
     described = checkpoint.get("xray")
     if not isinstance(described, Mapping):
         raise UserError("the checkpoint was not written by xray-lightning: it has no `xray` entry")
-    if described.get("schema_version") != CHECKPOINT_SCHEMA:
-        raise UserError(_other_schema(described.get("schema_version")))
+    version = described.get("schema_version")
+    if version != CHECKPOINT_SCHEMA:
+        newer = isinstance(version, int) and version > CHECKPOINT_SCHEMA
+        raise UserError(
+            f"the checkpoint has schema_version {printable(repr(version))[:40]}, and this version "
+            f"reads {CHECKPOINT_SCHEMA}; use "
+            f"{'a newer xray-lightning' if newer else 'one that xray-lightning has written'}"
+        )
     own = check_findings(described.get("findings"), what="the checkpoint's findings")
     if findings is not None and own != tuple(findings):
         raise UserError(f"the checkpoint's findings, {differing(own, findings)}")
-
-
-def _other_schema(version: object) -> str:
-    """What is wrong with a checkpoint of another schema, and what to do."""
-    shown = printable(repr(version))[:40]
-    newer = isinstance(version, int) and version > CHECKPOINT_SCHEMA
-    return (
-        f"the checkpoint has schema_version {shown}, and this version reads {CHECKPOINT_SCHEMA}; "
-        f"use {'a newer xray-lightning' if newer else 'one that xray-lightning has written'}"
-    )
 
 
 # What a recipe may say of the backbone: nothing that would read or download other weights.
@@ -165,7 +169,7 @@ def restore(
     """Build the model that a checkpoint describes, and load its weights, every one.
 
     Args:
-        checkpoint: as `training.checkpoints.read_checkpoint` gives it.
+        checkpoint: as `read_checkpoint` gives it.
         source: its file, for messages.
         channels_last: memory layout of convolutions, as the classifier's.
 
@@ -175,52 +179,46 @@ def restore(
     Raises:
         UserError: a recipe that is incomplete, or weights that are not this recipe's.
     """
-    recipe = checkpoint["xray"]
-    missing = [key for key in ("model", "normalize", "image_size") if key not in recipe]
-    if missing:
-        raise UserError(f"{source}: the checkpoint does not say its {', '.join(missing)}")
-    size = recipe["image_size"]
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"{source}: the checkpoint's image_size, {size}, is no size")
-    try:
+    with _naming(source):
+        recipe = checkpoint["xray"]
+        missing = [key for key in ("model", "normalize", "image_size") if key not in recipe]
+        if missing:
+            raise UserError(f"the checkpoint does not say its {', '.join(missing)}")
+        size = recipe["image_size"]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(f"the checkpoint's image_size, {size}, is no size")
         normalize = Normalize(recipe["normalize"])
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-    backbone = _backbone(recipe["model"], findings=len(recipe["findings"]), source=source)
-    parts = nn.ModuleDict({"backbone": backbone, "normalize": normalize})
-    _load(parts, checkpoint.get("state_dict"), source=source)
+        backbone = _weightless(recipe["model"], findings=len(recipe["findings"]))
+        parts = nn.ModuleDict({"backbone": backbone, "normalize": normalize})
+        _load(parts, checkpoint.get("state_dict"))
     model = RestoredModel(
         backbone=backbone, normalize=normalize, image_size=size, channels_last=channels_last
     )
     return model.float().eval().requires_grad_(False)
 
 
-def _backbone(recipe: Any, *, findings: int, source: Path) -> nn.Module:
+def _weightless(recipe: Any, *, findings: int) -> nn.Module:
     """The backbone without memory for its weights: the checkpoint's take their place."""
     # Reading a checkpoint does without torchvision, which takes a second to import.
     from xray_lightning.models.backbones import build_backbone
 
     if not isinstance(recipe, Mapping) or not recipe.keys() <= MODEL_KEYS:
         known = ", ".join(sorted(MODEL_KEYS))
-        raise UserError(f"{source}: the checkpoint's model is not described by {known}")
+        raise UserError(f"the checkpoint's model is not described by {known}")
     try:
         with torch.device("meta"):
             return build_backbone(**recipe, findings=findings)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source}: no model can be built from {dict(recipe)}: {error}") from error
+        raise UserError(f"no model can be built from {dict(recipe)}: {error}") from error
 
 
-def _load(parts: nn.Module, state: Any, *, source: Path) -> None:
+def _load(parts: nn.Module, state: Any) -> None:
     if not isinstance(state, Mapping):
-        raise UserError(f"{source}: the checkpoint holds no weights")
+        raise UserError("the checkpoint holds no weights")
     kept = {key: value for key, value in state.items() if not str(key).startswith(OF_TRAINING)}
     try:
         parts.load_state_dict(kept, strict=True, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:  # all that torch raises here
         text = one_line(error)
         text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-        raise UserError(
-            f"{source}: the weights do not fit the checkpoint's model: {text}"
-        ) from error
+        raise UserError(f"the weights do not fit the checkpoint's model: {text}") from error
