@@ -6,22 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from xray_lightning.data.loader import Batch
-from xray_lightning.models.cuda_graph import Replayable, StepGraph
-
-
-class Again:
-    """Stands for a CUDA graph: runs the step on the same memory and writes to the same memory."""
-
-    def __init__(self, run: Callable[[], Tensor], parameters: list[Tensor]) -> None:
-        self._run, self._parameters = run, parameters
-        self.loss = run()
-        self._gradients = [parameter.grad for parameter in parameters]
-
-    def replay(self) -> None:
-        self.loss.copy_(self._run())
-        for parameter, fixed in zip(self._parameters, self._gradients, strict=True):
-            if fixed is not None and parameter.grad is not None:
-                fixed.copy_(parameter.grad)
+from xray_lightning.models.cuda_graph import StepGraph
 
 
 class Recorded(StepGraph):
@@ -29,10 +14,18 @@ class Recorded(StepGraph):
 
     records = 0
 
-    def _record(self, inputs: Batch) -> tuple[Replayable, Tensor]:
+    def _record(self, inputs: Batch) -> tuple[Callable[[], None], Tensor]:
         type(self).records += 1
-        again = Again(lambda: self._run(inputs), self._parameters)  # type: ignore[arg-type]
-        return again, again.loss
+        loss = self._run(inputs)
+        gradients = [parameter.grad for parameter in self._parameters]
+
+        def replay() -> None:  # on the same memory, as a CUDA graph does
+            loss.copy_(self._run(inputs))
+            for parameter, fixed in zip(self._parameters, gradients, strict=True):
+                if fixed is not None and parameter.grad is not None:
+                    fixed.copy_(parameter.grad)
+
+        return replay, loss
 
 
 def normalising_backbone() -> nn.Module:

@@ -216,16 +216,12 @@ class Classifier(LightningModule):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: Batch) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.images).float()
         losses = self.loss(logits, batch.targets)
         self._gathered.append((batch.rows, logits.sigmoid(), batch.targets, losses))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         counted = batch.rows >= 0
@@ -239,8 +235,11 @@ class Classifier(LightningModule):
         parts = [torch.cat(part) for part in zip(*self._gathered, strict=True)]
         self._gathered.clear()
         if self.trainer.world_size > 1:
-            # Each rank has equally many rows, repeats among them: see EpochOrder.
-            parts = [self._gather(part) for part in parts]
+            for place, part in enumerate(parts):
+                # Each rank has equally many rows, repeats among them: see EpochOrder.
+                ranks = [torch.empty_like(part) for _ in range(self.trainer.world_size)]
+                torch.distributed.all_gather(ranks, part.contiguous())
+                parts[place] = torch.cat(ranks)
         order = torch.argsort(parts[0])
         order = order[parts[0][order] >= 0]
         outputs = Outputs(*(part[order].cpu() for part in parts))
@@ -252,11 +251,6 @@ class Classifier(LightningModule):
             )
         return outputs
 
-    def _gather(self, part: Tensor) -> Tensor:
-        gathered = [torch.empty_like(part) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(gathered, part.contiguous())
-        return torch.cat(gathered)
-
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
@@ -266,8 +260,7 @@ class Classifier(LightningModule):
     def _log_scores(self, side: str) -> None:
         self.outputs = outputs = self._collect()
         auroc = finding_auroc(outputs)
-        defined = auroc[~auroc.isnan()]
-        macro = defined.mean() if len(defined) else torch.tensor(math.nan)
+        macro = auroc[~auroc.isnan()].mean()  # NaN of none
         scores = {f"{side}/loss": outputs.losses.mean(), f"{side}/auroc_macro": macro}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
         by_finding = zip(self.findings, auroc, strict=True)

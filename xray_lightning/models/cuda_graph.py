@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,11 @@ WARMUP_STEPS = 3  # before a capture: lazy allocations, cuDNN's search (PyTorch'
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
-class Replayable(Protocol):
-    """What is wanted of `torch.cuda.CUDAGraph`."""
-
-    def replay(self) -> None: ...
-
-
 @dataclass
 class _Captured:
     """One batch size's graph, with the memory that it reads and writes."""
 
-    graph: Replayable
+    replay: Callable[[], None]
     inputs: Batch
     scale: Tensor  # ()
     loss: Tensor  # ()
@@ -66,7 +60,7 @@ class StepGraph:
         for fixed, given in zip(captured.inputs[:-1], batch[:-1], strict=True):
             fixed.copy_(given, non_blocking=True)
         captured.scale.fill_(batch.scale)
-        captured.graph.replay()
+        captured.replay()
         for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
             parameter.grad = gradient
         return captured.loss.clone()  # the next replay writes over it
@@ -75,16 +69,16 @@ class StepGraph:
         scale = torch.full((), batch.scale, device=batch.images.device)
         inputs = Batch(*(part.clone() for part in batch[:-1]), scale)  # type: ignore[call-arg, arg-type]
         buffers = [buffer.clone() for buffer in self._buffers]
-        graph, loss = self._record(inputs)
+        replay, loss = self._record(inputs)
         with torch.no_grad():
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(before)
         log.debug("captured the step of %d images as a CUDA graph", len(batch.images))
         gradients = [parameter.grad for parameter in self._parameters]
-        return _Captured(graph, inputs, scale, loss, gradients)
+        return _Captured(replay, inputs, scale, loss, gradients)
 
-    def _record(self, inputs: Batch) -> tuple[Replayable, Tensor]:
-        """The graph of a step on these inputs, and the loss that it writes."""
+    def _record(self, inputs: Batch) -> tuple[Callable[[], None], Tensor]:
+        """What replays the graph of a step on these inputs, and the loss that it writes."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -96,7 +90,7 @@ class StepGraph:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = self._run(inputs)
         self._pool = self._pool or graph.pool()
-        return graph, loss
+        return graph.replay, loss
 
     def _run(self, inputs: Batch) -> Tensor:
         for parameter in self._parameters:  # so that backward makes new gradients, each its own
