@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Event, Timer
 from time import perf_counter
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -44,13 +45,12 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def live_bar(*, shown: bool = True) -> Progress:
-    """A bar of one line that is gone when it stops; its tasks need a field `rate`, a text."""
+def _line(*figures: ProgressColumn, shown: bool) -> Progress:
+    """A bar of one line, these figures behind it, that is gone when it stops."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        *figures,
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=Console(stderr=True),
@@ -58,6 +58,11 @@ def live_bar(*, shown: bool = True) -> Progress:
         refresh_per_second=4,
         disable=not shown,
     )
+
+
+def live_bar(*, shown: bool = True) -> Progress:
+    """The bar of counted work; its tasks need a field `rate`, a text."""
+    return _line(MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), shown=shown)
 
 
 def unseen(title: str, images: int) -> AbstractContextManager[Advance]:
@@ -108,16 +113,6 @@ class StoppedError(Exception):
     """The transfers were stopped from outside."""
 
 
-class Bar(Protocol):
-    """One file on its way: a `fetch.Watch` that also knows what is being done."""
-
-    def begin(self, done: int, total: int | None) -> None: ...
-
-    def advance(self, count: int) -> None: ...
-
-    def doing(self, what: str) -> None: ...
-
-
 class Transfers:
     """The bars of several files at once, each with its speed and the time that is left.
 
@@ -128,35 +123,28 @@ class Transfers:
 
     def __init__(self, *, stop: Event | None = None, shown: bool | None = None) -> None:
         self.stop = stop or Event()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(binary_units=False),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=Console(stderr=True),
-            transient=True,
-            refresh_per_second=4,
-            disable=not (on_terminal() if shown is None else shown),
+        shown = on_terminal() if shown is None else shown
+        self.progress = _line(
+            DownloadColumn(binary_units=False), TransferSpeedColumn(), shown=shown
         )
 
     @contextmanager
-    def bar(self, name: str, *, total: int | None) -> Iterator[Bar]:
+    def bar(self, name: str, *, total: int | None) -> Iterator["Bar"]:
         """The bar of one file, gone at the end."""
-        bar = _Bar(self, name, total)
+        bar = Bar(self, name, total)
         try:
             yield bar
         finally:
             self.progress.remove_task(bar.task)
 
-    @contextmanager
-    def live(self) -> Iterator["Transfers"]:
-        with self.progress:
-            yield self
+    def live(self) -> Progress:
+        """The context in which they are drawn."""
+        return self.progress
 
 
-class _Bar:
+class Bar:
+    """One file on its way: a `data.download.http.Watch` that also knows what is being done."""
+
     def __init__(self, transfers: Transfers, name: str, total: int | None) -> None:
         self._transfers = transfers
         self._name = name
