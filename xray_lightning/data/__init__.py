@@ -1,1 +1,0 @@
-"""From a source to batches: manifest, split, cache, transforms."""

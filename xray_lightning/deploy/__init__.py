@@ -1,1 +1,0 @@
-"""Deployment of a trained model: prediction, export, saliency and model card."""

@@ -1,1 +1,0 @@
-"""Backbones, losses and the one LightningModule."""
