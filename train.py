@@ -12,10 +12,11 @@ import shlex
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -185,12 +186,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def log_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
     """Log a warning as `logging.captureWarnings` does, without its blank line."""
     text = warnings.formatwarning(message, category, filename, lineno, line="")
@@ -273,9 +269,13 @@ def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, star
     if WORLD.rank == 0:
         record.end("finished")
         if record.content["metrics"]["test"] is not None:
-            describe(record.folder)
+            from xray_lightning.deploy.model_card.card import write_card
+
+            describe(record.folder, "model_card.md", write=write_card)
         if cfg.report:
-            draw_report(record.folder)
+            from xray_lightning.report.write import write_run_report
+
+            describe(record.folder, "report.html", write=write_run_report)
 
 
 def name_results(folder: Path) -> None:
@@ -287,24 +287,12 @@ def name_results(folder: Path) -> None:
             log.info("%s %s", kind, folder / name)
 
 
-def describe(folder: Path) -> None:
-    """Write model_card.md; one that cannot be written does not undo a run that is done."""
-    from xray_lightning.deploy.model_card.card import write_card
-
+def describe(folder: Path, name: str, *, write: Callable[[Path], object]) -> None:
+    """Write a page; one that cannot be written does not undo a run that is done."""
     try:
-        write_card(folder)
+        write(folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
-        log.warning("model_card.md could not be written: %s", one_line(error))
-
-
-def draw_report(folder: Path) -> None:
-    """Write report.html; a page that cannot be drawn does not undo a run that is done."""
-    from xray_lightning.report.write import write_run_report
-
-    try:
-        write_run_report(folder)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
-        log.warning("report.html could not be written: %s", one_line(error))
+        log.warning("%s could not be written: %s", name, one_line(error))
 
 
 def settle(
@@ -313,8 +301,9 @@ def settle(
     """Tell and record how a job failed, once for all ranks; a refused resume changes nothing."""
     if "XRAY_DEBUG" in os.environ:
         traceback.print_exception(error)
-    skipping = getattr(error, "missing", None) if in_multirun() else None
-    if skipping:  # a sweep goes on without the rows that this machine cannot run
+    skipping = getattr(error, "missing", None)
+    if skipping and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # A sweep goes on without the rows that this machine cannot run.
         record = RunRecord.load(folder)
         if record is not None:
             record.end("skipped", f"needs {skipping}")
@@ -338,10 +327,6 @@ def settle(
     if WORLD.size > 1:
         end(WORLD, failure.exit_code)
     return failure.exit_code
-
-
-def in_multirun() -> bool:
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
@@ -451,10 +436,18 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
     from xray_lightning.progress import display, unseen
     from xray_lightning.training.fit import Job
 
-    quiet_lightning()
+    # Lightning's warnings, in our log alone: on import it sets up levels and handlers.
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = True
     seed_everything(cfg.seed, verbose=False)
     data = make(cfg, "data", progress=display if WORLD.rank == 0 else unseen)
     speed = make(cfg, "speed")
+    model = plain(cfg.model)
+    for key in ("_target_", "pretrained", "weights_path"):  # not needed to build it again
+        model.pop(key, None)
     classifier = Classifier(
         backbone=make(cfg, "model", findings=len(data.findings)),
         loss=make(cfg, "loss"),
@@ -464,11 +457,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         scheduler=make(cfg, "scheduler") or None,
         augment=make(cfg, "augment") or None,
         recipe={
-            "model": {
-                key: value
-                for key, value in plain(cfg.model).items()
-                if key not in ("_target_", "pretrained", "weights_path")
-            },
+            "model": model,
             "normalize": cfg.data.normalize,
             "image_size": cfg.data.image_size,
         },
@@ -491,15 +480,6 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         resume=bool(cfg.resume),
         hyperparameters=hyperparameters(cfg),
     )
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning's warnings, in our log alone: on import it sets up levels and handlers."""
-    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.WARNING)
-        logger.handlers.clear()
-        logger.propagate = True
 
 
 def make(cfg: DictConfig, key: str, **further: Any) -> Any:

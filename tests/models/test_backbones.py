@@ -1,16 +1,14 @@
 """Backbones: gray input, heads, and weights from torchvision or a file."""
 
-import functools
 import hashlib
-import http.server
-import os
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Canary
+from file_server import FileServer, serving
 from torch import nn
 from torchvision.models import DenseNet121_Weights, ResNet18_Weights, get_model
 
@@ -151,32 +149,12 @@ def test_a_head_of_other_findings_is_refused(tmp_path: Path) -> None:
         build_backbone(arch="resnet18", weights_path=file)
 
 
-class Canary:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.file),)
-
-
 def test_fault_19_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     file = save({"conv1.weight": torch.ones(1), "evil": Canary(canary)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="not a file of plain weights"):
         build_backbone(arch="resnet18", weights_path=file)
     assert not canary.exists()
-
-
-def test_fault_19_a_malicious_file_in_the_cache_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    place = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.DEFAULT.url).name
-    place.parent.mkdir(parents=True)
-    save({"evil": Canary(tmp_path / "canary")}, place)
-    with pytest.raises(UserError, match="no ImageNet weights"):
-        build_backbone(arch="resnet18", pretrained=True)
-    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "list", "numbers"])
@@ -191,30 +169,26 @@ def test_a_file_without_weights_is_refused(damage: str, tmp_path: Path) -> None:
         build_backbone(arch="resnet18", weights_path=file)
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which torch hub keeps what it has downloaded, not there yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server on this machine, as (address, folder that it serves)."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_port}", folder
-        web.shutdown()
-        thread.join()
+def server() -> Iterator[FileServer]:
+    with serving(FileServer()) as server:
+        yield server
 
 
-@pytest.fixture
-def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "torch"
-    monkeypatch.setenv("TORCH_HOME", str(home))
-    return home
+def test_fault_19_a_malicious_file_in_the_cache_is_never_run(kept: Path, tmp_path: Path) -> None:
+    kept.mkdir(parents=True)
+    evil = Canary(tmp_path / "canary")
+    save({"evil": evil}, kept / Path(ResNet18_Weights.DEFAULT.url).name)
+    with pytest.raises(UserError, match="no ImageNet weights"):
+        build_backbone(arch="resnet18", pretrained=True)
+    assert not evil.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -223,53 +197,56 @@ def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_pretrained_weights_are_downloaded_checked_and_kept(
     arch: str,
     weights: type[ResNet18_Weights],
-    server: tuple[str, Path],
-    torch_home: Path,
+    server: FileServer,
+    kept: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    address, folder = server
     state = imagenet_like(arch)
-    file = save(state, folder / "plain.pth")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    file = file.rename(folder / f"{arch}-{digest}.pth")
-    monkeypatch.setattr(weights.DEFAULT.value, "url", f"{address}/{file.name}")
+    content = save(state, tmp_path / "plain.pth").read_bytes()
+    name = f"{arch}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    server.files[f"/{name}"] = content
+    monkeypatch.setattr(weights.DEFAULT.value, "url", server.url + name)
 
     first = build_backbone(arch=arch, pretrained=True).state_dict()
-    assert (torch_home / "hub" / "checkpoints" / file.name).is_file()
-    file.unlink()  # the second time must not need the server
+    assert (kept / name).is_file()
+    server.files.clear()  # the second time must not need the server
     second = build_backbone(arch=arch, pretrained=True).state_dict()
 
-    trunk = [key for key in state if not key.startswith(("fc.", "classifier."))]
-    conv = trunk[0]
+    conv, *trunk = (key for key in state if not key.startswith(("fc.", "classifier.")))
     assert torch.equal(first[conv], state[conv].sum(dim=1, keepdim=True))
-    for key in trunk[1:]:
+    for key in trunk:
         assert torch.equal(first[key], state[key]), key
         assert torch.equal(second[key], state[key]), key
     assert capsys.readouterr().out == ""
 
 
-def test_a_download_with_a_wrong_hash_is_refused(
-    server: tuple[str, Path], torch_home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("resnet18-00000000.pth", "invalid hash"),
+        ("resnet18-12345678.pth", r"404.*model.weights_path=FILE"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused_with_both_ways_out(
+    name: str,
+    told: str,
+    server: FileServer,
+    kept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address, folder = server
-    save({"conv1.weight": torch.ones(1)}, folder / "resnet18-00000000.pth")
-    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"{address}/resnet18-00000000.pth")
-    with pytest.raises(UserError, match="invalid hash"):
+    content = save({"conv1.weight": torch.ones(1)}, tmp_path / "w.pth").read_bytes()
+    server.files["/resnet18-00000000.pth"] = content
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", server.url + name)
+    with pytest.raises(UserError, match=told):
         build_backbone(arch="resnet18", pretrained=True)
-    assert not list((torch_home / "hub" / "checkpoints").iterdir())
-
-
-def test_a_missing_page_names_both_ways_out(
-    server: tuple[str, Path], torch_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"{server[0]}/resnet18-12345678.pth")
-    with pytest.raises(UserError, match=r"404.*model.weights_path=FILE"):
-        build_backbone(arch="resnet18", pretrained=True)
+    assert not list(kept.iterdir())
 
 
 def test_offline_without_a_cached_file_names_both_ways_out(
-    torch_home: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -279,6 +256,6 @@ def test_offline_without_a_cached_file_names_both_ways_out(
     with pytest.raises(UserError) as caught:
         build_backbone(arch="resnet18", pretrained=True)
     message = str(caught.value)
-    assert str(torch_home / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in message
+    assert str(kept / "resnet18-f37072fd.pth") in message
     assert "model.weights_path=FILE" in message
     assert "\n" not in message

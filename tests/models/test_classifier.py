@@ -9,68 +9,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_classifier
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from fitting import batch, data, trainer
+from recorded import Recorded, normalising_backbone
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
 
-from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.loader import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.backbones import build_backbone
-from xray_lightning.models.classifier import Outputs, finding_auroc
+from xray_lightning.models.classifier import Classifier, Outputs, finding_auroc
 
 COUNT = len(FINDINGS)
 
 
-def batch(images: int, *, side: int = 32, repeats: int = 0) -> Batch:
-    """Random images and labels; the last `repeats` rows are marked as repeats."""
-    generator = torch.Generator().manual_seed(5)
-    rows = torch.arange(images)
-    rows[images - repeats :] = ~rows[images - repeats :]
-    shape = (images, 1, side, side)
-    return Batch(
-        images=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
-        targets=torch.randint(0, 2, (images, COUNT), generator=generator).float(),
-        rows=rows,
-        draws=torch.arange(images),
-        scale=1 / (images - repeats),
-    )
-
-
-def trainer(tmp_path: Path) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-        plugins=[LightningEnvironment()],
-    )
-
-
-def data(phantoms: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
-    return XrayDataModule(
-        name="phantom",
-        root=str(phantoms),
-        image_size=32,
-        batch_size=16,
-        cache_dir=str(tmp_path / "cache"),
-        **further,
-    )
-
-
 def test_one_batch_is_learned_by_heart() -> None:
-    model = tiny_classifier(
-        backbone=build_backbone(arch="resnet18"), optimizer=partial(torch.optim.Adam, lr=1e-3)
-    )
+    model = tiny_classifier("resnet18")
     optimizer = model.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Optimizer)
     whole = batch(16)
@@ -85,7 +40,7 @@ def test_one_batch_is_learned_by_heart() -> None:
 
 
 def test_a_batch_of_one_image_too_small_for_batch_statistics_is_told_by_its_key() -> None:
-    model = tiny_classifier(backbone=build_backbone(arch="resnet18"))
+    model = tiny_classifier("resnet18")
     with pytest.raises(UserError, match=r"single image.*data\.image_size=32.*data\.batch_size"):
         model.training_step(batch(1), 0)
 
@@ -146,14 +101,8 @@ def test_auroc_of_each_finding_is_sklearns_and_nan_where_there_is_one_class(colu
     targets = generator.integers(0, 2, (50, COUNT))
     targets[:, columns:] = generator.integers(0, 2, COUNT - columns)  # all zeros or all ones
     scores = generator.random((50, COUNT)).round(1)  # with ties
-    found = finding_auroc(
-        Outputs(
-            rows=torch.arange(50),
-            probabilities=torch.from_numpy(scores).float(),
-            targets=torch.from_numpy(targets).float(),
-            losses=torch.zeros(50),
-        )
-    )
+    answers = (torch.from_numpy(part).float() for part in (scores, targets))
+    found = finding_auroc(Outputs(torch.arange(50), *answers, losses=torch.zeros(50)))
     assert found.shape == (COUNT,)
     for column in range(COUNT):
         if column < columns:
@@ -219,15 +168,7 @@ def test_dataset_statistics_are_those_of_the_training_images_and_are_saved(
     [
         ({"optimizer": partial(torch.optim.Adam, lr=-1.0)}, "optimizer: Invalid learning rate"),
         ({"optimizer": partial(torch.optim.Adam, rate=1)}, "optimizer: .*unexpected keyword"),
-        (
-            {
-                "scheduler": {
-                    "interval": "epoch",
-                    "scheduler": partial(torch.optim.lr_scheduler.StepLR, gamma=0.1),
-                }
-            },
-            "scheduler: ",
-        ),
+        ({"scheduler": {"interval": "epoch", "scheduler": StepLR}}, "scheduler: "),
     ],
 )
 def test_what_torch_refuses_is_told_by_the_group_that_it_came_from(
@@ -240,9 +181,50 @@ def test_what_torch_refuses_is_told_by_the_group_that_it_came_from(
 def test_the_plain_scheduler_is_stepped_as_its_own_file_says(
     phantoms: Path, tmp_path: Path
 ) -> None:
-    step = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    step = partial(StepLR, step_size=1, gamma=0.1)
     model = tiny_classifier(scheduler={"interval": "epoch", "scheduler": step})
     fitted = trainer(tmp_path)
-    module: LightningDataModule = data(phantoms, tmp_path)
-    fitted.fit(model, datamodule=module)
+    fitted.fit(model, datamodule=data(phantoms, tmp_path))
     assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+# A step that is captured once and replayed; on a CPU, with a recorder that runs it again.
+
+
+def trained(*, steps: int, graph: bool) -> tuple[Classifier, list[float]]:
+    """A tiny model after some steps of SGD on batches of 6 and, each third, of 4 images."""
+    model = tiny_classifier(backbone=normalising_backbone()).train()
+    step = Recorded(model, lambda b: (model._loss(b),) * 2, state=[model._train_sums])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for number in range(steps):
+        given = batch(4 if number % 3 == 2 else 6, repeats=number % 2)
+        if graph:
+            loss = step(given)
+        else:
+            optimizer.zero_grad()
+            loss = model._loss(given)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+def test_a_replayed_step_trains_as_an_ordinary_one_does() -> None:
+    Recorded.records = 0
+    ordinary, expected = trained(steps=7, graph=False)
+    replayed, losses = trained(steps=7, graph=True)
+    assert losses == expected
+    assert Recorded.records == 2  # one for each batch size, the tail's too
+    states = zip(ordinary.state_dict().values(), replayed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in states)
+    assert torch.equal(ordinary._train_sums, replayed._train_sums)
+
+
+def test_a_capture_leaves_running_statistics_and_the_epochs_loss_alone() -> None:
+    model = tiny_classifier(backbone=normalising_backbone()).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    step = Recorded(model, lambda b: (model._loss(b),) * 2, state=[model._train_sums])
+    step._capture(batch(6))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model._train_sums.tolist() == [0, 0]

@@ -2,28 +2,26 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from conftest import tiny_classifier
+from fitting import data, trainer
+from lightning.pytorch import Callback
+from recorded import Recorded, normalising_backbone
 
-from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import InterruptedRunError
-from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.losses import BinaryCrossEntropy
 from xray_lightning.models.schedules import warmup_cosine
-from xray_lightning.training.callbacks import AtomicCheckpointIO, LastCheckpoint, Throughput
+from xray_lightning.training.callbacks import Throughput
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.strategies import World
 
-EPOCHS = 3
 PLATEAU = {
     "interval": "epoch",
     "monitor": "val/loss",
@@ -33,47 +31,6 @@ PLATEAU = {
 }
 COSINE = {"interval": "step", "needs_total_steps": True, "scheduler": warmup_cosine}
 SCHEDULERS = {"none": None, "cosine": COSINE, "plateau": PLATEAU}
-
-
-def data(phantoms: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
-    settings: dict[str, Any] = {"image_size": 32, "batch_size": 16} | further
-    return XrayDataModule(
-        name="phantom", root=str(phantoms), cache_dir=str(tmp_path / "cache"), **settings
-    )
-
-
-def classifier(scheduler: Any = None, loss: Any = None) -> Classifier:
-    seed_everything(0, verbose=False)
-    return Classifier(
-        backbone=build_backbone(arch="resnet18", dropout=0.0),
-        loss=loss or BinaryCrossEntropy(),
-        normalize=Normalize(),
-        optimizer=partial(torch.optim.Adam, lr=1e-3),
-        scheduler=scheduler,
-    )
-
-
-def trainer(
-    tmp_path: Path,
-    *callbacks: Callback,
-    epochs: int = EPOCHS,
-    accelerator: str = "cpu",
-    plugins: Sequence[Any] | None = None,
-    **further: Any,
-) -> Trainer:
-    return Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[*callbacks, LastCheckpoint(tmp_path / "last.ckpt")],
-        plugins=[AtomicCheckpointIO(), *([LightningEnvironment()] if plugins is None else plugins)],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **further,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -117,29 +74,25 @@ class StopAt(Callback):
 def test_resume_equals_an_uninterrupted_run(
     scheduler: str, stop: int, phantoms: Path, tmp_path: Path
 ) -> None:
-    straight, throughput = Seen(), Throughput(batch_size=16)
-    whole = classifier(SCHEDULERS[scheduler])
-    whole_trainer = trainer(tmp_path / "a", straight, throughput)
-    whole_trainer.fit(whole, datamodule=data(phantoms, tmp_path))
+    def parts() -> tuple[Classifier, Seen, Throughput]:
+        model = tiny_classifier(backbone=normalising_backbone(), scheduler=SCHEDULERS[scheduler])
+        return model, Seen(), Throughput(batch_size=16)
 
-    folder = tmp_path / "b"
-    before, after = Seen(), Seen()
-    interruption = Interruption(folder, checkpoint=folder / "last.ckpt", world=World("none"))
-    counted = Throughput(batch_size=16)
-    stopped = trainer(folder, before, counted, StopAt(step=stop), interruption)
+    whole, straight, throughput = parts()
+    fit = trainer(tmp_path / "a", straight, throughput, epochs=3)
+    fit.fit(whole, datamodule=data(phantoms, tmp_path))
+
+    last = tmp_path / "b" / "last.ckpt"
+    stopped, before, counted = parts()
+    interruption = Interruption(last.parent, checkpoint=last, world=World("none"))
+    fit = trainer(last.parent, before, counted, StopAt(step=stop), interruption, epochs=3)
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
-        stopped.fit(classifier(SCHEDULERS[scheduler]), datamodule=data(phantoms, tmp_path))
+        fit.fit(stopped, datamodule=data(phantoms, tmp_path))
     assert len(before.rows) == stop
 
-    resumed = classifier(SCHEDULERS[scheduler])
-    again = Throughput(batch_size=16)
-    resumed_trainer = trainer(folder, after, again)
-    resumed_trainer.fit(
-        resumed,
-        datamodule=data(phantoms, tmp_path),
-        ckpt_path=folder / "last.ckpt",
-        weights_only=True,
-    )
+    resumed, after, again = parts()
+    fit = trainer(last.parent, after, again, epochs=3)
+    fit.fit(resumed, datamodule=data(phantoms, tmp_path), ckpt_path=last, weights_only=True)
     assert before.rows + after.rows == straight.rows
     assert again.history[-1]["val_loss"] == throughput.history[-1]["val_loss"]
     assert again.history[-1]["lr"] == throughput.history[-1]["lr"]
@@ -147,3 +100,42 @@ def test_resume_equals_an_uninterrupted_run(
     assert all(row["images"] == images[row["epoch"]] for row in again.history)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# A fit whose steps are replayed, through Lightning's own loop, optimizer and precision.
+
+
+def fitted_with_a_graph_and_without(
+    phantoms: Path, tmp_path: Path, **further: Any
+) -> list[dict[str, torch.Tensor]]:
+    states = []
+    for graph in (True, False):
+        model = tiny_classifier(backbone=normalising_backbone())
+        model.cuda_graph = graph
+        fit = trainer(tmp_path / str(graph), epochs=2, **further)
+        fit.fit(model, datamodule=data(phantoms, tmp_path))
+        assert model._graph is None
+        states.append({key: value.cpu() for key, value in model.state_dict().items()})
+    return states
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fit_with_a_graph_equals_one_without(
+    precision: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "StepGraph", Recorded)
+    Recorded.records = 0
+    one, other = fitted_with_a_graph_and_without(phantoms, tmp_path, precision=precision)
+    assert Recorded.records == 2  # by the fit with a graph: one for each size of a batch
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_on_cuda_a_captured_fit_follows_the_uncaptured_one(
+    precision: str, phantoms: Path, tmp_path: Path
+) -> None:
+    one, other = fitted_with_a_graph_and_without(
+        phantoms, tmp_path, precision=precision, accelerator="gpu"
+    )
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)

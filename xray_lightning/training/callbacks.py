@@ -11,6 +11,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,9 +26,13 @@ from xray_lightning.findings import FINDINGS, decode
 from xray_lightning.models.checkpoint import write_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import live_bar
-from xray_lightning.runs.record import differences
+
+log = logging.getLogger(__name__)
 
 WARMUP_STEPS = 5  # left out of the steady rate: allocations, autotuning
+GRID_IMAGES = 16
+
+Array = npt.NDArray[Any]
 
 
 class Throughput(Callback):
@@ -45,11 +50,8 @@ class Throughput(Callback):
         self.fit_seconds = 0.0
         self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
         self._epoch_trained = 0  # images of this epoch, also of before a resume
-        self._images = 0
-        self._steady_images = 0
-        self._steady_seconds = 0.0
-        self._wait_seconds = 0.0
-        self._steps = 0
+        # Each: steps, images, seconds, and seconds of these spent waiting for the batch.
+        self._all, self._epoch, self._steady = np.zeros((3, 4))
         self._recent: deque[tuple[float, int]] = deque(maxlen=50)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,8 +70,7 @@ class Throughput(Callback):
 
     def _start_epoch(self) -> None:
         self._epoch_start = self._mark = perf_counter()
-        self._epoch_images = self._epoch_steps = 0
-        self._train_seconds = self._epoch_wait = 0.0
+        self._epoch[:] = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -86,24 +87,19 @@ class Throughput(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        self._steps += 1
         if pl_module.device.type == "cuda" and (
-            self._steps == WARMUP_STEPS or batch_idx + 1 >= trainer.num_training_batches
+            self._all[0] + 1 == WARMUP_STEPS or batch_idx + 1 >= trainer.num_training_batches
         ):
             torch.cuda.synchronize()
         now = perf_counter()
         images = round(trainer.world_size / batch.scale)  # the global batch's size
         seconds = now - self._mark
-        self._images += images
-        self._epoch_images += images
+        step = np.array([1, images, seconds, self._wait])
+        self._all += step
+        self._epoch += step
+        if self._all[0] > WARMUP_STEPS:
+            self._steady += step
         self._epoch_trained += images
-        self._epoch_steps += 1
-        self._epoch_wait += self._wait
-        self._train_seconds += seconds
-        if self._steps > WARMUP_STEPS:
-            self._steady_images += images
-            self._steady_seconds += seconds
-            self._wait_seconds += self._wait
         self._recent.append((seconds, images))
         self._mark = now
 
@@ -124,18 +120,16 @@ class Throughput(Callback):
             }
         )
         self.fit_seconds = now - self._fit_start
-        for logger in trainer.loggers:
-            logger.log_metrics(self._epoch_rates(), step=trainer.global_step)
-
-    def _epoch_rates(self) -> dict[str, float]:
-        seconds = self._train_seconds or math.nan
-        memory = {f"memory/{key}_bytes": peak for key, peak in peak_memory().items() if peak}
-        return {
-            "train/images_per_second": self._epoch_images / seconds,
-            "train/step_seconds": seconds / max(1, self._epoch_steps),
-            "train/data_wait_fraction": self._epoch_wait / seconds,
-            **memory,
+        steps, images, seconds, wait = self._epoch.tolist()
+        seconds = seconds or math.nan
+        rates = {
+            "train/images_per_second": images / seconds,
+            "train/step_seconds": seconds / max(1, steps),
+            "train/data_wait_fraction": wait / seconds,
+            **{f"memory/{key}_bytes": peak for key, peak in peak_memory().items() if peak},
         }
+        for logger in trainer.loggers:
+            logger.log_metrics(rates, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fit_seconds = perf_counter() - self._fit_start
@@ -154,14 +148,14 @@ class Throughput(Callback):
 
     def timing(self) -> dict[str, float | None]:
         """The rates of results.json's `timing` block."""
-        steady = self._steady_seconds
-        steps = self._steps - WARMUP_STEPS
+        steps, images, steady, wait = self._steady.tolist()
+        all_images, fit = float(self._all[1]), self.fit_seconds
         return {
-            "fit": self.fit_seconds or None,
-            "fit_images_per_second": self._images / self.fit_seconds if self.fit_seconds else None,
-            "steady_images_per_second": self._steady_images / steady if steady else None,
+            "fit": fit or None,
+            "fit_images_per_second": all_images / fit if fit else None,
+            "steady_images_per_second": images / steady if steady else None,
             "step_seconds": steady / steps if steady else None,
-            "data_wait_fraction": self._wait_seconds / steady if steady else None,
+            "data_wait_fraction": wait / steady if steady else None,
         }
 
 
@@ -224,11 +218,6 @@ class FiniteLoss(Callback):
         self._bad.clear()
 
 
-log = logging.getLogger(__name__)
-
-GRID_IMAGES = 16
-
-
 def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     """The trainer's TensorBoard logger, if it has one."""
     found = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -247,57 +236,44 @@ class InputGrid(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0 and trainer.is_global_zero:
-            board = tensorboard(trainer)
-            if board is not None:
-                first = batch._replace(
-                    images=batch.images[:GRID_IMAGES].cpu(),
-                    targets=batch.targets[:GRID_IMAGES].cpu(),
-                )
-                writer = board.experiment  # opened here: the first one to ask opens it
-                self._drawing = Thread(
-                    target=_add_inputs, args=(writer, first, _names(pl_module)), name="inputs"
-                )
-                self._drawing.start()
+        first = trainer.global_step == 0 and trainer.is_global_zero
+        board = tensorboard(trainer) if first else None
+        if board is None:
+            return
+        images, targets = (
+            part[:GRID_IMAGES].cpu().numpy() for part in (batch.images, batch.targets)
+        )
+        findings: tuple[str, ...] = getattr(pl_module, "findings", FINDINGS)
+        writer: Any = board.experiment  # opened here: the first one to ask opens it
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._wait()
+        def draw() -> None:
+            try:
+                writer.add_figure("inputs", input_figure(images, targets, findings), global_step=0)
+            except OSError as error:
+                log.warning("the inputs are not drawn: %s", error)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._wait()
+        self._drawing = Thread(target=draw, name="inputs")
+        self._drawing.start()
 
-    def _wait(self) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         if self._drawing is not None:
             self._drawing.join()
             self._drawing = None
 
-
-def _names(module: LightningModule) -> tuple[str, ...]:
-    names: tuple[str, ...] = getattr(module, "findings", FINDINGS)
-    return names
+    on_exception = on_train_end
 
 
-def _add_inputs(writer: Any, batch: Batch, findings: Sequence[str]) -> None:
-    try:
-        writer.add_figure("inputs", input_figure(batch, findings), global_step=0)
-    except OSError as error:
-        log.warning("the inputs are not drawn: %s", error)
-
-
-def input_figure(batch: Batch, findings: Sequence[str] = FINDINGS) -> Any:
-    """A matplotlib figure of a batch's first images, each under its findings."""
+def input_figure(images: Array, targets: Array, findings: Sequence[str] = FINDINGS) -> Any:
+    """A matplotlib figure of images (B, 1, S, S), each under its findings, (B, findings)."""
     from matplotlib.figure import Figure
 
-    images = batch.images[:GRID_IMAGES, 0].cpu().numpy()
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * 2.4, rows * 2.75), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, image, target in zip(axes, images, batch.targets.cpu(), strict=False):
+    for axis, image, target in zip(axes, images[:, 0], targets, strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
         names = decode(target.tolist(), findings).replace("_", " ").split("|")
         shown = names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"]
@@ -335,10 +311,12 @@ class ImagesBar(Callback):
         # A second Ctrl-C ends the process at once; the cursor must be there then.
         self._bar.console.show_cursor(True)
 
-    def _close(self) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_train_end = on_test_end = on_exception = _close
 
     def _update(self, **changes: Any) -> None:
         if self._bar is not None:
@@ -367,45 +345,25 @@ class ImagesBar(Callback):
             completed=trainer.current_epoch * steps + batch_idx + 1, rate=f"{rate:.0f} images/s"
         )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._open("validating", steps=sum(map(int, trainer.num_val_batches)))
         else:
             self._update(description=f"{_epoch(trainer)}, validating")
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
-    ) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._step()
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("testing", steps=sum(map(int, trainer.num_test_batches)))
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if self._bar is not None and trainer.state.fn != TrainerFn.FITTING:
+            rate = (self._bar.tasks[0].speed or 0.0) * self._throughput.batch_size
+            self._update(advance=1, rate=f"{rate:.0f} images/s" if rate else "")
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._close()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("testing", steps=sum(map(int, trainer.num_test_batches)))
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
-    ) -> None:
-        self._step()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._close()
-
-    def _step(self) -> None:
-        if self._bar is not None:
-            rate = (self._bar.tasks[0].speed or 0.0) * self._throughput.batch_size
-            self._update(advance=1, rate=f"{rate:.0f} images/s" if rate else "")
 
 
 def _epoch(trainer: Trainer) -> str:
@@ -417,16 +375,14 @@ class EpochLines(Callback):
 
     def __init__(self, throughput: Throughput) -> None:
         self._throughput = throughput
-        self._first_epoch: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_epoch = trainer.current_epoch
-        self._start = perf_counter()
+        self._first_epoch, self._start = trainer.current_epoch, perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self._throughput.history[-1]
         epochs = trainer.max_epochs or 0
-        done = trainer.current_epoch + 1 - (self._first_epoch or 0)
+        done = trainer.current_epoch + 1 - self._first_epoch
         left = (epochs - trainer.current_epoch - 1) * (perf_counter() - self._start) / done
         log.info(
             "epoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
@@ -483,20 +439,3 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
             saved = monotonic()
             self._due = saved + (saved - start) * (1 / self.most_time - 1)
-
-
-def check_same(path: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that was made of other parts.
-
-    Args:
-        found, expected: nested plain values; only the keys of `expected` are compared.
-
-    Raises:
-        UserError: every difference, as `key: checkpoint -> this run`.
-    """
-    changed = differences({key: found.get(key) for key in expected}, expected)
-    if changed:
-        raise UserError(
-            f"{path} does not fit this run ({'; '.join(changed)}); give the options that it was "
-            "trained with"
-        )

@@ -28,18 +28,18 @@ from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_table
-from xray_lightning.runs.record import RunRecord, kept_warnings, predictions_name
+from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
     EpochLines,
     FiniteLoss,
     ImagesBar,
     Throughput,
-    check_same,
     log_hyperparameters,
     peak_memory,
 )
 from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.strategies import Strategy, World
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,6 @@ class Job:
         return self.record.folder
 
     @property
-    def precision(self) -> str:
-        """The precision that was asked for."""
-        return str(self.trainer.keywords["precision"])
-
-    @property
     def leads(self) -> bool:
         """Whether this is the rank that speaks and writes."""
         return self.world.rank == 0
@@ -97,20 +92,20 @@ def run(job: Job) -> None:
     """
     _refuse_bad_stages(job)
     accelerator = choose_accelerator(job.trainer.keywords["accelerator"])
-    precision = choose_precision(job.precision, accelerator=accelerator)
+    asked = job.trainer.keywords["precision"]
+    precision = choose_precision(asked, accelerator=accelerator)
+    if job.leads and precision != asked:
+        fallback = "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s"
+        log.info(fallback, asked, precision)
     options = job.strategy.trainer_options(accelerator)
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
     threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
     if job.leads:
-        _record_environment(job, accelerator=accelerator, precision=precision, threads=threads)
         cluster = getattr(options.get("strategy"), "cluster_environment", None)
-        job.record.content["environment"]["hosts"] = getattr(cluster, "hosts", [gethostname()])
-        if precision != job.precision:
-            log.info(
-                "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s",
-                job.precision,
-                precision,
-            )
+        job.record.content["environment"] |= {
+            "hosts": getattr(cluster, "hosts", [gethostname()]),
+            **_environment(job, accelerator=accelerator, precision=precision, threads=threads),
+        }
     throughput = Throughput(batch_size=job.data.batch_size)
     finite = FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
     interruption = Interruption(
@@ -126,7 +121,9 @@ def run(job: Job) -> None:
         finite,
         _Recorder(job, throughput),
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
-        *_display(job, throughput),
+        # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
+        *([ImagesBar(throughput)] if job.world.launcher == "none" and on_terminal() else []),
+        *([EpochLines(throughput)] if job.leads else []),
         *job.callbacks,
         interruption,  # last: the checkpoint it saves holds the others' state
     ]
@@ -192,26 +189,24 @@ def _test(job: Job, trainer: Trainer) -> None:
     ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
     if job.ckpt_path is not None:
         described = read_checkpoint(ckpt_path, findings=job.data.findings)["xray"]
-        check_same(ckpt_path, found=described, expected=job.classifier.recipe)
+        recipe = job.classifier.recipe
+        changed = differences({key: described.get(key) for key in recipe}, recipe)
+        if changed:
+            raise UserError(
+                f"{ckpt_path} does not fit this run ({'; '.join(changed)}); give the options that "
+                "it was trained with"
+            )
     predictions = {}
     loggers, trainer.loggers = trainer.loggers, []  # for the curves are the epochs' scores alone
     for side, stage in (("val", trainer.validate), ("test", trainer.test)):
-        stage(
-            job.classifier,
-            datamodule=job.data,
-            ckpt_path=ckpt_path,
-            weights_only=True,
-            verbose=False,
-        )
+        source: Any = {"datamodule": job.data, "ckpt_path": ckpt_path, "weights_only": True}
+        stage(job.classifier, verbose=False, **source)
         if job.leads:
+            table, outputs = job.data.table(side), job.classifier.outputs
             predictions[side] = prediction_table(
-                job.data.table(side),
-                job.classifier.outputs,
-                side=side,
-                findings=job.data.findings,
+                table, outputs, side=side, findings=job.data.findings
             )
-            path = job.folder / predictions_name(side)
-            write_atomically(path, csv_of(predictions[side]))
+            write_atomically(job.folder / predictions_name(side), csv_of(predictions[side]))
     trainer.loggers = loggers
     if job.leads:
         metrics = job.judge(
@@ -227,29 +222,14 @@ def _test(job: Job, trainer: Trainer) -> None:
             *("auroc_macro", "average_precision_macro", "label_accuracy"),
             *("metadata_auroc_macro", "gain_over_metadata_macro", "auroc_within_view_macro"),
         )
-        log_hyperparameters(
-            trainer,
-            config=job.hyperparameters,
-            metrics={key: metrics[key] for key in headline},
-        )
+        scores = {key: metrics[key] for key in headline}
+        log_hyperparameters(trainer, config=job.hyperparameters, metrics=scores)
         _console(job).print(metrics_table(metrics))
 
 
 def _console(job: Job) -> Console:
     # Open MPI gives every rank a terminal, wherever its output goes: print plain text there.
     return Console(force_terminal=False if job.world.launcher == "mpi" else None)
-
-
-def _live(job: Job) -> bool:
-    # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
-    return job.leads and job.world.launcher == "none" and on_terminal()
-
-
-def _display(job: Job, throughput: Throughput) -> list[Callback]:
-    if not job.leads:
-        return []
-    lines = EpochLines(throughput)
-    return [ImagesBar(throughput), lines] if _live(job) else [lines]
 
 
 class _Binding(Callback):
@@ -300,24 +280,21 @@ class _Recorder(Callback):
             self._job.record.write()
 
 
-def _record_environment(job: Job, *, accelerator: str, precision: str, threads: int) -> None:
-    environment = job.record.content["environment"]
-    environment |= {
+def _environment(job: Job, *, accelerator: str, precision: str, threads: int) -> dict[str, Any]:
+    """The entries of results.json's `environment` block."""
+    return {
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "device": device_name(accelerator),
         "accelerator": accelerator,
         "world_size": job.world.size,
+        "mpi": library_version() if job.world.launcher == "mpi" else None,
         "strategy": job.strategy.name,
-        "precision_asked": job.precision,
+        "precision_asked": job.trainer.keywords["precision"],
         "precision_used": precision,
         "threads_per_rank": threads,
         "batch_size_per_rank": job.data.batch_size / job.world.size,
     }
-    if job.world.launcher == "mpi":
-        from xray_lightning.training.mpi_environment import library_version
-
-        environment["mpi"] = library_version()
 
 
 def _record_timing(job: Job, throughput: Throughput) -> None:

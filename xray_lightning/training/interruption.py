@@ -44,7 +44,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         *,
         checkpoint: Path,
         world: World,
-        check: Callable[[Trainer], None] | None = None,
+        check: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         self._stop_file = folder / STOP_FILE
         self._checkpoint = checkpoint
@@ -98,15 +98,12 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.install()
+    on_test_start = on_validation_start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._deferring = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         # After an epoch's last step come its validation and checkpoints: see on_train_epoch_end.
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._stop_if_wanted(trainer)
@@ -117,8 +114,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     def _stop_if_wanted(self, trainer: Trainer) -> None:
         exit_code = self._agreed()
         if exit_code:
-            if self._check is not None:
-                self._check(trainer)
+            self._check(trainer)
             trainer.save_checkpoint(self._checkpoint)
             raise interrupted(exit_code)
 

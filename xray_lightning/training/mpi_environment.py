@@ -47,12 +47,8 @@ class XrayMPIEnvironment(MPIEnvironment):
         if self._comm_local is None:
             raise RuntimeError("MPI gave no communicator for this host")
         self.local_size: int = self._comm_local.Get_size()
-        self._refuse_unusable_addresses()
-
-    def _refuse_unusable_addresses(self) -> None:
-        """Say on every rank what would hang on one."""
-        problems = [text for text in self._comm_world.allgather(self._address_problem()) if text]
-        if problems:
+        problems = [text for text in comm.allgather(self._address_problem()) if text]
+        if problems:  # said on every rank: it would hang on one
             raise UserError(problems[0])
 
     def _address_problem(self) -> str:

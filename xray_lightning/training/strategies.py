@@ -120,9 +120,6 @@ def end(world: World, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-DEFAULT_CPU_PROCESSES = 2
-
-
 class Strategy(Protocol):
     """One way of running; the strategy group's files name the classes below."""
 
@@ -147,7 +144,7 @@ class Strategy(Protocol):
 def _processes(asked: int | None, *, devices: int) -> int:
     """As asked, else one a GPU, else two: the smallest number that shows the machinery."""
     if asked is None:
-        return devices or DEFAULT_CPU_PROCESSES
+        return devices or 2
     check_whole("strategy.processes", asked, least=1)
     return asked
 
@@ -260,11 +257,8 @@ class Mpirun:
         from xray_lightning.training.mpi_environment import XrayMPIEnvironment
 
         environment = XrayMPIEnvironment(address=self.address, port=self.port)
-        local, nodes, size = (
-            environment.local_size,
-            len(environment.hosts),
-            environment.world_size(),
-        )
+        local, nodes = environment.local_size, len(environment.hosts)
+        size = environment.world_size()
         if local * nodes != size:
             raise UserError(
                 f"{size} MPI processes on {nodes} hosts, {local} of them here: start equally many "
