@@ -1,7 +1,10 @@
-"""What each strategy starts, joins and refuses."""
+"""Strategies: the world a process belongs to, and what each strategy starts, joins and refuses."""
 
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,16 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
 from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm
-from xray_lightning.training.strategies import Mpirun, Single, Strategy, Torchrun, World
+from xray_lightning.training.strategies import (
+    Mpirun,
+    Single,
+    Strategy,
+    Torchrun,
+    World,
+    detect,
+    load_mpi,
+    share,
+)
 
 ALONE = World("none")
 MPI = World("mpi", 1, 2)
@@ -101,7 +113,7 @@ def test_under_torchrun_lightning_gets_that_environment_and_all_its_ranks(
 ) -> None:
     marks = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
     for name, value in (marks | {"TORCHELASTIC_RUN_ID": "x"}).items():
-        monkeypatch.setitem(os.environ, name, value)
+        monkeypatch.setenv(name, value)
     options = Torchrun(timeout=7, sync_batchnorm=True).trainer_options("cpu")
     assert (options["devices"], options["num_nodes"]) == (2, 2)
     ddp = options["strategy"]
@@ -110,3 +122,58 @@ def test_under_torchrun_lightning_gets_that_environment_and_all_its_ranks(
     assert ddp._timeout.total_seconds() == 7
     assert isinstance(options["plugins"][0], PortableSyncBatchNorm)
     assert Torchrun().trainer_options("cpu")["plugins"] == []
+
+
+SRUN = "PMIX_RANK=0 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=77"
+
+
+def environ(text: str) -> Mapping[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+@pytest.mark.parametrize(
+    "marks, expected",
+    [
+        ("", ALONE),
+        ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4", World("mpi", 1, 4)),
+        ("PMI_RANK=2 PMI_SIZE=3", World("mpi", 2, 3)),  # MPICH
+        (SRUN, World("mpi", 0, 2)),
+        ("TORCHELASTIC_RUN_ID=x RANK=1 WORLD_SIZE=2", TORCHRUN),
+        # What a user may have set is no world.
+        ("OMPI_MCA_btl=self,tcp OMPI_ALLOW_RUN_AS_ROOT=1", ALONE),
+        ("OMPI_COMM_WORLD_RANK=0", ALONE),
+        ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0", ALONE),
+        ("SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_PROCID=0", ALONE),  # inside sbatch, no srun
+        ("PMIX_RANK=0 SLURM_STEP_ID=batch", ALONE),
+    ],
+)
+def test_a_launcher_is_known_by_its_marks(marks: str, expected: World) -> None:
+    assert detect(environ(marks)) == expected
+
+
+def test_alone_a_text_is_shared_with_nobody() -> None:
+    assert share(ALONE, "key", "text") == "text"
+
+
+def test_a_machine_without_an_mpi_library_is_told_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(UserError, match=r"mpi4py finds none .*; install one: `uv sync"):
+        load_mpi()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system's clock of processes")
+def test_a_process_started_before_python_imported_anything() -> None:
+    code = """
+import time
+time.sleep(0.5)
+from xray_lightning.training.strategies import process_start
+print(time.monotonic() - process_start())
+"""
+    before = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    tick = 1 / os.sysconf("SC_CLK_TCK")  # the system tells a start to the tick before it
+    assert 0.5 <= float(process.stdout) <= time.monotonic() - before + tick
