@@ -55,6 +55,7 @@ def test_the_rates_add_up(clock: Clock) -> None:
     logged: list[dict[str, float]] = []
     world: Any = SimpleNamespace(
         world_size=2,
+        is_global_zero=False,
         current_epoch=0,
         global_step=0,
         callback_metrics={"val/loss": torch.tensor(0.25)},

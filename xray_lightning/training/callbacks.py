@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 
 
 class Throughput(Callback):
-    """Clocks of the fit, the history rows of results.json, and the rates in TensorBoard.
+    """Clocks of the fit, the history rows of results.json, a line an epoch, TensorBoard's rates.
 
     `fit_images_per_second` counts everything inside fit, validation and checkpoints too;
     `steady_images_per_second` the training steps alone, after the first few: the wait for each
@@ -55,7 +55,7 @@ class Throughput(Callback):
         self._recent: deque[tuple[float, int]] = deque(maxlen=50)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_start = perf_counter()
+        self._fit_start, self._first_epoch = perf_counter(), trainer.current_epoch
         self._start_epoch()  # a run resumed in mid-epoch gets no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,17 +108,16 @@ class Throughput(Callback):
             raise TypeError("the history is of a Classifier")
         now = perf_counter()
         metrics = trainer.callback_metrics
-        self.history.append(
-            {
-                "epoch": trainer.current_epoch,
-                "train_loss": float(pl_module.mean_train_loss()),
-                "val_loss": float(metrics.get("val/loss", math.nan)),
-                "val_auroc_macro": float(metrics.get("val/auroc_macro", math.nan)),
-                "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-                "seconds": now - self._epoch_start,
-                "images": self._epoch_trained,
-            }
-        )
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "train_loss": float(pl_module.mean_train_loss()),
+            "val_loss": float(metrics.get("val/loss", math.nan)),
+            "val_auroc_macro": float(metrics.get("val/auroc_macro", math.nan)),
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "seconds": now - self._epoch_start,
+            "images": self._epoch_trained,
+        }
+        self.history.append(row)
         self.fit_seconds = now - self._fit_start
         steps, images, seconds, wait = self._epoch.tolist()
         seconds = seconds or math.nan
@@ -130,6 +129,17 @@ class Throughput(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
+        if trainer.is_global_zero:
+            done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+            left = (epochs - done) * self.fit_seconds / (done - self._first_epoch)
+            log.info(
+                "epoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
+                done,
+                epochs,
+                *(row[key] for key in ("train_loss", "val_loss", "val_auroc_macro", "lr")),
+                self.images_per_second or 0.0,
+                f"{int(left) // 60}:{int(left) % 60:02d}",
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fit_seconds = perf_counter() - self._fit_start
@@ -220,8 +230,7 @@ class FiniteLoss(Callback):
 
 def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     """The trainer's TensorBoard logger, if it has one."""
-    found = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return found[0] if found else None
+    return next((one for one in trainer.loggers if isinstance(one, TensorBoardLogger)), None)
 
 
 class InputGrid(Callback):
@@ -368,33 +377,6 @@ class ImagesBar(Callback):
 
 def _epoch(trainer: Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-
-
-class EpochLines(Callback):
-    """One line an epoch, with images/s and the time left."""
-
-    def __init__(self, throughput: Throughput) -> None:
-        self._throughput = throughput
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_epoch, self._start = trainer.current_epoch, perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row = self._throughput.history[-1]
-        epochs = trainer.max_epochs or 0
-        done = trainer.current_epoch + 1 - self._first_epoch
-        left = (epochs - trainer.current_epoch - 1) * (perf_counter() - self._start) / done
-        log.info(
-            "epoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
-            row["epoch"] + 1,
-            epochs,
-            row["train_loss"],
-            row["val_loss"],
-            row["val_auroc_macro"],
-            row["lr"],
-            self._throughput.images_per_second or 0.0,
-            f"{int(left) // 60}:{int(left) % 60:02d}",
-        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -31,7 +31,6 @@ from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_ta
 from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
-    EpochLines,
     FiniteLoss,
     ImagesBar,
     Throughput,
@@ -97,7 +96,7 @@ def run(job: Job) -> None:
     if job.leads and precision != asked:
         fallback = "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s"
         log.info(fallback, asked, precision)
-    options = job.strategy.trainer_options(accelerator)
+    options = job.strategy.trainer_options()
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
     threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
     if job.leads:
@@ -123,7 +122,6 @@ def run(job: Job) -> None:
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
         # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
         *([ImagesBar(throughput)] if job.world.launcher == "none" and on_terminal() else []),
-        *([EpochLines(throughput)] if job.leads else []),
         *job.callbacks,
         interruption,  # last: the checkpoint it saves holds the others' state
     ]

@@ -1,7 +1,7 @@
 """Launcher of ranks with mpirun or torchrun, and the one end of a run, whichever rank fails."""
 
-import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -162,13 +162,12 @@ class _Watch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
-        self._settled_at: float | None = None
         self.stop_code = 0
         self.lines: list[str] = []
 
-    def signals(self) -> "contextlib.ExitStack":
+    def signals(self) -> ExitStack:
         """Answer SIGINT and SIGTERM while the ranks run."""
-        stack = contextlib.ExitStack()
+        stack = ExitStack()
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, self._on_signal)
             stack.callback(signal.signal, number, before)
@@ -190,13 +189,14 @@ class _Watch:
 
     def wait(self, process: subprocess.Popen[str]) -> int:
         self._process = process
+        deadline = math.inf
         while True:
             try:
                 return process.wait(timeout=POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                if self._settled() and self._settled_at is None:
-                    self._settled_at = monotonic()
-                if self._settled_at and monotonic() > self._settled_at + LINGER_SECONDS:
+                if self._settled():
+                    deadline = min(deadline, monotonic() + LINGER_SECONDS)
+                if monotonic() > deadline:
                     self._kill()
 
     def _settled(self) -> bool:
@@ -204,7 +204,7 @@ class _Watch:
 
     def _kill(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 

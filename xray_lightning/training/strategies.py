@@ -8,12 +8,13 @@ import shutil
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from xray_lightning.errors import UserError, check_whole
 
@@ -120,11 +121,12 @@ def end(world: World, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """One way of running; the strategy group's files name the classes below."""
 
-    name: str
+    name: ClassVar[str]
 
+    @abstractmethod
     def launch_command(self, world: World, *, devices: int) -> list[str] | None:
         """What to put before `train.py ARGS` to start the ranks; None when this process is one.
 
@@ -134,39 +136,16 @@ class Strategy(Protocol):
         Raises:
             UserError: the launcher is missing, or the world is not the one asked for.
         """
-        ...
 
-    def trainer_options(self, accelerator: str) -> dict[str, Any]:
+    @abstractmethod
+    def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments of `lightning.Trainer`; called on every rank, once its world is up."""
-        ...
 
 
-def _processes(asked: int | None, *, devices: int) -> int:
-    """As asked, else one a GPU, else two: the smallest number that shows the machinery."""
-    if asked is None:
-        return devices or 2
-    check_whole("strategy.processes", asked, least=1)
-    return asked
-
-
-def _refuse_other_world(strategy: str, world: World, *, asked: int | None, launcher: str) -> None:
-    if world.launcher not in ("none", launcher):
-        raise UserError(
-            f"strategy={strategy} was started under {world.launcher}; use the strategy that "
-            "belongs to the launcher, or start `python train.py` plainly"
-        )
-    if world.launcher == launcher and asked is not None and asked != world.size:
-        raise UserError(
-            f"strategy.processes={asked}, but the {world.launcher} world has {world.size} "
-            "processes; leave strategy.processes out, or start as many"
-        )
-
-
-@dataclass
-class Single:
+class Single(Strategy):
     """One process on one device."""
 
-    name: str = "single"
+    name = "single"
 
     def launch_command(self, world: World, *, devices: int) -> list[str] | None:
         if world.size > 1:
@@ -176,7 +155,7 @@ class Single:
             )
         return None
 
-    def trainer_options(self, accelerator: str) -> dict[str, Any]:
+    def trainer_options(self) -> dict[str, Any]:
         from lightning.pytorch.plugins.environments import LightningEnvironment
 
         # Named, because Lightning's detection of an environment initialises MPI.
@@ -184,11 +163,11 @@ class Single:
 
 
 @dataclass
-class Torchrun:
-    """DistributedDataParallel under torchrun, on this machine.
+class Distributed(Strategy):
+    """DistributedDataParallel of several ranks.
 
     Args:
-        processes: ranks; None takes one a GPU, or 2 on a CPU.
+        processes: ranks; None takes the world's, or one a GPU, or 2 on a CPU.
         timeout: seconds after which a collective that a rank does not join fails.
         sync_batchnorm: batch statistics over all ranks instead of each rank's own.
     """
@@ -196,64 +175,98 @@ class Torchrun:
     processes: int | None = None
     timeout: float = 600
     sync_batchnorm: bool = False
-    name: str = "ddp"
+
+    launcher: ClassVar[str]
 
     def launch_command(self, world: World, *, devices: int) -> list[str] | None:
-        _refuse_other_world(self.name, world, asked=self.processes, launcher="torchrun")
-        if world.launcher == "torchrun":
-            return None
-        processes = _processes(self.processes, devices=devices)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*torchrun, f"--nproc-per-node={processes}"]
+        if world.launcher not in ("none", self.launcher):
+            raise UserError(
+                f"strategy={self.name} was started under {world.launcher}; use the strategy that "
+                "belongs to the launcher, or start `python train.py` plainly"
+            )
+        if world.launcher == "none":
+            if self.processes is not None:
+                check_whole("strategy.processes", self.processes, least=1)
+            return self._start(self.processes or devices or 2)
+        if self.processes not in (None, world.size):
+            raise UserError(
+                f"strategy.processes={self.processes}, but the {world.launcher} world has "
+                f"{world.size} processes; leave strategy.processes out, or start as many"
+            )
+        return None
 
-    def trainer_options(self, accelerator: str) -> dict[str, Any]:
-        from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+    @abstractmethod
+    def _start(self, processes: int) -> list[str]:
+        """The launcher's command for so many ranks of this machine."""
 
-        local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return _ddp(TorchElasticEnvironment(), self, devices=local, nodes=size // local)
+    def _options(self, environment: Any, *, devices: int, nodes: int) -> dict[str, Any]:
+        if devices * nodes == 1:  # a world of one has nothing to reduce
+            return {"devices": 1, "plugins": [environment]}
+        from lightning.pytorch.strategies import DDPStrategy
+
+        from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm
+
+        atexit.register(_leave_group)
+        ddp = DDPStrategy(
+            cluster_environment=environment,
+            timeout=timedelta(seconds=self.timeout),
+            gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less a step
+        )
+        plugins = [PortableSyncBatchNorm()] if self.sync_batchnorm else []
+        return {"strategy": ddp, "devices": devices, "num_nodes": nodes, "plugins": plugins}
 
 
 @dataclass
-class Mpirun:
+class Torchrun(Distributed):
+    """DistributedDataParallel under torchrun, on this machine."""
+
+    name = "ddp"
+    launcher = "torchrun"
+
+    def _start(self, processes: int) -> list[str]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*torchrun, f"--nproc-per-node={processes}"]
+
+    def trainer_options(self) -> dict[str, Any]:
+        from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+        local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return self._options(TorchElasticEnvironment(), devices=local, nodes=size // local)
+
+
+@dataclass
+class Mpirun(Distributed):
     """DistributedDataParallel in an MPI world: mpirun or srun starts it, or this class does.
 
     Args:
-        processes: ranks; None takes the world's, or one a GPU, or 2 on a CPU.
         hosts: where to start them, as `mpirun --host` takes it (`node1:2,node2:2`); None starts
             all here.
         address: name or IP address of rank 0's host, for the rendezvous of the process group.
         port: TCP port there; None takes a free one.
         mpirun_args: further arguments of mpirun.
-        timeout: seconds after which a collective that a rank does not join fails.
-        sync_batchnorm: batch statistics over all ranks instead of each rank's own.
     """
 
-    processes: int | None = None
     hosts: str | None = None
     address: str | None = None
     port: int | None = None
     mpirun_args: Sequence[str] = ()
-    timeout: float = 600
-    sync_batchnorm: bool = False
-    name: str = "mpi"
 
-    def launch_command(self, world: World, *, devices: int) -> list[str] | None:
-        _refuse_other_world(self.name, world, asked=self.processes, launcher="mpi")
-        if world.launcher == "mpi":
-            return None
+    name = "mpi"
+    launcher = "mpi"
+
+    def _start(self, processes: int) -> list[str]:
         # Beside the interpreter, too: `.venv/bin/python train.py` of an IDE or a service.
         beside = Path(sys.executable).parent
         mpirun = shutil.which("mpirun") or shutil.which("mpirun", path=beside)
         if mpirun is None:
             raise UserError(f"strategy=mpi finds no mpirun on PATH; {INSTALL_MPI}")
-        processes = _processes(self.processes, devices=devices)
         command = [mpirun, "-n", str(processes), "--bind-to", "none"]
         if self.hosts:
             command += ["--host", self.hosts]
         # Under `-m mpi4py` an exception that escapes a rank ends all of them.
         return [*command, *self.mpirun_args, sys.executable, "-m", "mpi4py"]
 
-    def trainer_options(self, accelerator: str) -> dict[str, Any]:
+    def trainer_options(self) -> dict[str, Any]:
         from xray_lightning.training.mpi_environment import XrayMPIEnvironment
 
         environment = XrayMPIEnvironment(address=self.address, port=self.port)
@@ -264,30 +277,7 @@ class Mpirun:
                 f"{size} MPI processes on {nodes} hosts, {local} of them here: start equally many "
                 "on each host"
             )
-        return _ddp(environment, self, devices=local, nodes=nodes)
-
-
-def _ddp(
-    environment: Any, strategy: Torchrun | Mpirun, *, devices: int, nodes: int
-) -> dict[str, Any]:
-    if devices * nodes == 1:  # a world of one has nothing to reduce
-        return {"devices": 1, "plugins": [environment]}
-    from lightning.pytorch.strategies import DDPStrategy
-
-    from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm
-
-    atexit.register(_leave_group)
-    ddp = DDPStrategy(
-        cluster_environment=environment,
-        timeout=timedelta(seconds=strategy.timeout),
-        gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less a step
-    )
-    return {
-        "strategy": ddp,
-        "devices": devices,
-        "num_nodes": nodes,
-        "plugins": [PortableSyncBatchNorm()] if strategy.sync_batchnorm else [],
-    }
+        return self._options(environment, devices=local, nodes=nodes)
 
 
 def _leave_group() -> None:
