@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import REPOSITORY, Ended, Train, environment
+from conftest import TRAIN_PY, Ended, Train, environment
 
 from xray_lightning.models.checkpoint import read_checkpoint
 
 LIMIT = 90.0  # seconds in which every faulty job must have ended, on a busy machine
 
-FAULTS = '''
+FAULTS = """
 import os, signal, time
 import torch
 from lightning.pytorch import Callback
@@ -27,38 +28,96 @@ def rank():
     return int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")))
 
 class Fault(Callback):
-    """Do something on one rank in one training step."""
     def __init__(self, kind, rank=1, step=2):
         self.kind, self.rank, self.step = kind, rank, step
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+    def on_train_batch_start(self, trainer, *_):
         with open("steps", "a") as stream:
-            stream.write(f"{os.getpid()} {rank()} {trainer.global_step}\\n")
-        if rank() != self.rank or trainer.global_step < self.step:
-            return
-        if self.kind == "exception":
-            raise ValueError("the sky has fallen")
-        if self.kind == "exit":
-            os._exit(3)
+            stream.write(f"{os.getpid()} {trainer.global_step}\\n")
         if self.kind == "slow":
-            time.sleep(0.5)
+            time.sleep(0.3)
+        elif rank() != self.rank or trainer.global_step < self.step:
+            return
+        elif self.kind == "exception":
+            raise ValueError("the sky has fallen")
+        elif self.kind == "exit":
+            os._exit(3)
         elif trainer.global_step == self.step:
             os.kill(os.getpid(), getattr(signal, self.kind))
-'''
+    on_test_batch_start = on_train_batch_start
+"""
+FAULTY = ("trainer.max_epochs=50", "stages=[fit]", "+callbacks.fault._target_=faults.Fault")
+RANKS = {
+    "mpi": ("strategy=mpi", "strategy.processes=2"),
+    "ddp": ("strategy=ddp", "strategy.processes=2"),
+}
+
+Faulty = Callable[..., Ended]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def steps(folder: Path) -> list[tuple[int, int]]:
+    """Process and number of each step of any rank."""
+    path = folder / "steps"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
 
 
 @pytest.fixture
-def fault(tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """Overrides that put the fault callback into a run of enough steps."""
+def processes(tmp_path: Path) -> Iterator[set[int]]:
+    """Those that a test knows of: at its end none of them, and no rank, may live on."""
     (tmp_path / "faults.py").write_text(FAULTS)
-    yield ("trainer.max_epochs=50", "+callbacks.fault._target_=faults.Fault", "stages=[fit]")
-    ranks = {int(line.split()[0]) for line in steps(tmp_path)}
-    deadline = time.monotonic() + 10  # the kernel may still be at it
-    while any(alive(rank) for rank in ranks) and time.monotonic() < deadline:
+    known: set[int] = set()
+    yield known
+    known |= {process for process, _ in steps(tmp_path)}
+    deadline = time.monotonic() + 20  # the kernel may still be at it
+    while any(alive(process) for process in known) and time.monotonic() < deadline:
         time.sleep(0.1)
-    orphans = [rank for rank in ranks if alive(rank)]
-    for rank in orphans:  # nothing of a failed test may live on
-        os.kill(rank, signal.SIGKILL)
+    orphans = [process for process in known if alive(process)]
+    for process in orphans:  # nothing of a failed test may live on
+        os.kill(process, signal.SIGKILL)
     assert not orphans
+
+
+@pytest.fixture
+def faulty(processes: set[int], train: Train, tmp_path: Path) -> Faulty:
+    """Train with a fault of this kind, for so many steps that it comes."""
+
+    def run(kind: str, *overrides: str, before: tuple[str, ...] = ()) -> Ended:
+        keys = (*FAULTY, f"+callbacks.fault.kind={kind}", *overrides)
+        return train(*keys, before=before, env={"PYTHONPATH": str(tmp_path)}, timeout=LIMIT)
+
+    return run
+
+
+@pytest.fixture
+def start(processes: set[int], small: list[str], tmp_path: Path) -> Start:
+    """Start a slow job of two ranks, or of one, and wait for some steps of each."""
+
+    def run(*overrides: str, ranks: int = 2) -> subprocess.Popen[str]:
+        slow = ("+callbacks.fault.kind=slow", "data.batch_size=4", *overrides)
+        job = subprocess.Popen(
+            [sys.executable, TRAIN_PY, *small, *FAULTY, *slow],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(tmp_path)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + LIMIT
+        seen = steps(tmp_path)
+        while (len(dict(seen)) < ranks or len(seen) < 4) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            seen = steps(tmp_path)
+        children = psutil.Process(job.pid).children(recursive=True)
+        processes.update(child.pid for child in children)
+        return job
+
+    return run
+
+
+def end_of(job: subprocess.Popen[str], folder: Path) -> Ended:
+    stdout, stderr = job.communicate(timeout=LIMIT)
+    return Ended(job.returncode, stdout, stderr, folder)
 
 
 def alive(process: int) -> bool:
@@ -67,17 +126,6 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def steps(folder: Path) -> list[str]:
-    path = folder / "steps"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-RANKS = {
-    "mpi": ("strategy=mpi", "strategy.processes=2"),
-    "ddp": ("strategy=ddp", "strategy.processes=2"),
-}
 
 
 def failed(ended: Ended, *, exit_code: int, status: str) -> str:
@@ -90,36 +138,49 @@ def failed(ended: Ended, *, exit_code: int, status: str) -> str:
 
 
 @pytest.mark.parametrize("strategy", RANKS)
-def test_01_a_killed_rank_ends_the_job_and_is_named(
-    strategy: str, train: Train, fault: tuple[str, ...], tmp_path: Path
+def test_01_ranks_and_launcher_die_with_the_process_that_started_them(
+    strategy: str, start: Start, processes: set[int], tmp_path: Path
 ) -> None:
-    ended = train(
-        *RANKS[strategy],
-        *fault,
-        "+callbacks.fault.kind=SIGKILL",
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
-    )
-    error = failed(ended, exit_code=1, status="failed")
+    job = start(*RANKS[strategy])
+    assert len(processes) >= 3  # a launcher and two ranks
+    job.kill()
+    assert end_of(job, tmp_path).exit_code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("strategy", RANKS)
+def test_01_ranks_die_with_their_launcher_and_the_run_has_failed(
+    strategy: str, start: Start, tmp_path: Path
+) -> None:
+    job = start(*RANKS[strategy])
+    (launcher,) = psutil.Process(job.pid).children()
+    launcher.kill()
+    failed(end_of(job, tmp_path), exit_code=1, status="failed")
+
+
+@pytest.mark.parametrize("strategy", RANKS)
+def test_04_ctrl_c_while_the_test_runs_interrupts_the_run(
+    strategy: str, first: Ended, start: Start, tmp_path: Path
+) -> None:
+    best = first.runs[0] / "checkpoints" / "best.ckpt"
+    test = ("stages=[test]", f"ckpt_path={best}", "data.batch_size=2")
+    job = start(*RANKS[strategy], *test)
+    job.send_signal(signal.SIGINT)
+    failed(end_of(job, tmp_path), exit_code=130, status="interrupted")
+
+
+@pytest.mark.parametrize("strategy", RANKS)  # each launcher has its own words for it
+def test_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty: Faulty) -> None:
+    error = failed(faulty("SIGKILL", *RANKS[strategy]), exit_code=1, status="failed")
     assert "rank 1" in error
     assert "signal 9" in error
 
 
-@pytest.mark.parametrize("strategy", RANKS)
-def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
-    strategy: str, train: Train, fault: tuple[str, ...], tmp_path: Path
-) -> None:
-    ended = train(
-        *RANKS[strategy],
-        *fault,
-        "+callbacks.fault.kind=SIGTERM",
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
-    )
+def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(faulty: Faulty) -> None:
+    ended = faulty("SIGTERM", *RANKS["mpi"])
     failed(ended, exit_code=143, status="interrupted")
     checkpoint = read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 3
-    assert {line.split()[1:][1] for line in steps(tmp_path)} == {"0", "1", "2"}
+    assert {step for _, step in steps(ended.folder)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -132,91 +193,39 @@ def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
     ],
 )
 def test_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
-    strategy: str,
-    number: signal.Signals,
-    exit_code: int,
-    small: list[str],
-    fault: tuple[str, ...],
-    tmp_path: Path,
+    strategy: str, number: signal.Signals, exit_code: int, start: Start, tmp_path: Path
 ) -> None:
-    ranks = RANKS.get(strategy, ("strategy=single",))
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(REPOSITORY / "train.py"), *small, *ranks, *fault),
-            *("+callbacks.fault.kind=slow", "+callbacks.fault.rank=0"),
-        ],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(tmp_path)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + LIMIT
-    while len(steps(tmp_path)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=LIMIT)
-    ended = Ended(process.returncode, stdout, stderr, tmp_path)
+    ranks = RANKS.get(strategy, ())
+    job = start(*ranks, ranks=2 if ranks else 1)
+    job.send_signal(number)
+    ended = end_of(job, tmp_path)
     failed(ended, exit_code=exit_code, status="interrupted")
     assert read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")["global_step"] > 0
 
 
-def test_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
-    train: Train, fault: tuple[str, ...], tmp_path: Path
-) -> None:
-    ended = train(
-        *RANKS["mpi"],
-        *fault,
-        "+callbacks.fault.kind=SIGSTOP",
-        "strategy.timeout=5",
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
-    )
+def test_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(faulty: Faulty) -> None:
+    ended = faulty("SIGSTOP", *RANKS["mpi"], "strategy.timeout=5")
     failed(ended, exit_code=1, status="failed")
 
 
-@pytest.mark.parametrize("strategy", RANKS)
+@pytest.mark.parametrize(
+    ("strategy", "before"),
+    # With mpirun started by train.py, test_09 has the same way.
+    [("ddp", ()), ("mpi", ("mpirun", "-n", "2"))],
+    ids=["ddp", "mpi under the user's own mpirun"],
+)
 def test_06_an_exception_on_one_rank_ends_the_job_with_that_message(
-    strategy: str, train: Train, fault: tuple[str, ...], tmp_path: Path
+    strategy: str, before: tuple[str, ...], faulty: Faulty
 ) -> None:
-    ended = train(
-        *RANKS[strategy],
-        *fault,
-        "+callbacks.fault.kind=exception",
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
+    error = failed(
+        faulty("exception", *RANKS[strategy], before=before), exit_code=1, status="failed"
     )
-    error = failed(ended, exit_code=1, status="failed")
     assert "rank 1 on " in error
     assert "ValueError: the sky has fallen" in error
 
 
-def test_06_an_exception_on_one_rank_ends_a_job_under_the_users_own_mpirun(
-    train: Train, fault: tuple[str, ...], tmp_path: Path
-) -> None:
-    ended = train(
-        "strategy=mpi",
-        *fault,
-        "+callbacks.fault.kind=exception",
-        before=("mpirun", "-n", "2"),
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
-    )
-    error = failed(ended, exit_code=1, status="failed")
-    assert "ValueError: the sky has fallen" in error
-
-
-def test_06_a_rank_that_just_leaves_ends_the_job(
-    train: Train, fault: tuple[str, ...], tmp_path: Path
-) -> None:
-    ended = train(
-        *RANKS["mpi"],
-        *fault,
-        "+callbacks.fault.kind=exit",
-        env={"PYTHONPATH": str(tmp_path)},
-        timeout=LIMIT,
-    )
-    failed(ended, exit_code=1, status="failed")
+def test_06_a_rank_that_just_leaves_ends_the_job(faulty: Faulty) -> None:
+    failed(faulty("exit", *RANKS["mpi"]), exit_code=1, status="failed")
 
 
 def test_09_an_address_that_cannot_be_resolved_is_refused(train: Train) -> None:
@@ -227,13 +236,7 @@ def test_09_an_address_that_cannot_be_resolved_is_refused(train: Train) -> None:
 
 
 def test_11_a_world_of_another_size_is_refused_before_data_is_read(train: Train) -> None:
-    ended = train(
-        "strategy=mpi",
-        "strategy.processes=3",
-        "data.root=/nowhere",
-        before=("mpirun", "-n", "2"),
-        timeout=LIMIT,
-    )
-    assert "strategy.processes=3, but the mpi world has 2 processes" in failed(
-        ended, exit_code=2, status="failed"
-    )
+    options = ("strategy=mpi", "strategy.processes=3", "data.root=/nowhere")
+    ended = train(*options, before=("mpirun", "-n", "2"), timeout=LIMIT)
+    error = failed(ended, exit_code=2, status="failed")
+    assert "strategy.processes=3, but the mpi world has 2 processes" in error

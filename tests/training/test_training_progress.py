@@ -10,7 +10,7 @@ import sys
 import termios
 from pathlib import Path
 
-from conftest import REPOSITORY, environment
+from conftest import TRAIN_PY, environment
 
 
 def on_terminal(command: list[str], *, folder: Path, columns: int) -> str:
@@ -40,7 +40,7 @@ def on_terminal(command: list[str], *, folder: Path, columns: int) -> str:
 def test_the_bar_tells_speed_and_time_left_and_no_log_line_runs_into_it(
     tmp_path: Path, small: list[str]
 ) -> None:
-    command = [sys.executable, str(REPOSITORY / "train.py"), *small, "trainer.max_epochs=2"]
+    command = [sys.executable, TRAIN_PY, *small, "trainer.max_epochs=2"]
     written = on_terminal(command, folder=tmp_path, columns=100)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
     bars = re.findall(r"epoch (\d)/2\S* .*?(\d+)/(\d+) (\d+ images/s)? +(\S+) left", plain)
