@@ -173,6 +173,42 @@ def train(tmp_path: Path, small: list[str]) -> Train:
 
 
 @pytest.fixture(scope="session")
+def server() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tests" / "train_server.py")],
+        env=environment(PYTHONPATH=str(REPOSITORY)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def call(server: subprocess.Popen[str], small: list[str], tmp_path: Path) -> Train:
+    """As `train`, in a process that has imported torch already."""
+
+    def run(*overrides: str, defaults: bool = True, **env: str) -> Ended:
+        told = {
+            "script": TRAIN_PY,
+            "arguments": flags_first([*(small if defaults else ()), *overrides]),
+            "folder": str(tmp_path),
+            "env": env,
+        }
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(told) + "\n")
+        server.stdin.flush()
+        exit_code = int(server.stdout.readline())
+        out, err = (Path(f"{tmp_path}.{name}").read_text() for name in ("stdout", "stderr"))
+        return Ended(exit_code, out, err, tmp_path)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def first(phantoms: Path, once: Once) -> Ended:
     """A run of the defaults but for its size, on the session's phantoms."""
 

@@ -1,22 +1,18 @@
 """`python train.py` as a person runs it: what it leaves, how it goes on, and how it refuses."""
 
-import csv
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, Ended, Once, Train, environment
+from conftest import REPOSITORY, TRAIN_PY, Canary, Ended, Train, environment
 from jsonschema import Draft202012Validator
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,118 +23,12 @@ from tensorboard.plugins.hparams.api_pb2 import GetExperimentRequest
 from tensorboard.plugins.hparams.backend_context import Context as HParamsContext
 from tensorboard.plugins.hparams.get_experiment import Handler as GetExperiment
 
+import train as script
 from xray_lightning.errors import EXIT_USER_ERROR
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint
 
-TRAIN_PY = REPOSITORY / "train.py"
 SCHEMA = json.loads((REPOSITORY / "docs" / "results_schema.json").read_text())
-
-# Imports everything once, then forks a process for each call that it is told: one that runs
-# train.py from its first line, without the seconds that importing torch takes, and that clearing
-# it away at the end takes again.
-SERVER = """
-import atexit, gc, json, os, runpy, sys, traceback
-import hydra, xray_lightning.training.fit
-
-gc.collect()
-gc.freeze()
-
-for line in sys.stdin:
-    call = json.loads(line)
-    caller = os.fork()
-    if caller == 0:
-        os.chdir(call["folder"])
-        os.environ.update(call["env"])
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = [call["script"], *call["arguments"]]
-        code = 0
-        try:
-            runpy.run_path(call["script"], run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(caller, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(server: subprocess.Popen[str], small: list[str], tmp_path: Path) -> Call:
-    """As `train`, in a process that has imported torch already."""
-
-    def run(*overrides: str, **env: str) -> Ended:
-        flags = [option for option in overrides if option.startswith("-")]
-        keys = [option for option in overrides if not option.startswith("-")]
-        told = {
-            "folder": str(tmp_path),
-            "script": str(TRAIN_PY),
-            "arguments": [*flags, *small, *keys],
-            "env": env,
-        }
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps(told) + "\n")
-        server.stdin.flush()
-        exit_code = int(server.stdout.readline())
-        out, err = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
-        return Ended(exit_code, out, err, tmp_path)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def first(phantoms: Path, once: Once) -> Ended:
-    """A run of the defaults but for its size, on the session's phantoms."""
-
-    def fill(folder: Path) -> None:
-        done = subprocess.run(
-            [sys.executable, str(TRAIN_PY), *first_options(phantoms, folder)],
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        told = {"exit_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
-        (folder / "ended.json").write_text(json.dumps(told))
-
-    folder = once("first", fill)
-    return Ended(**json.loads((folder / "ended.json").read_text()), folder=folder)
-
-
-def first_options(phantoms: Path, folder: Path) -> list[str]:
-    return [
-        f"data.root={phantoms}",
-        f"data.cache_dir={folder}/cache",
-        "data.phantom=null",
-        *SMALL,
-    ]
 
 
 @pytest.fixture
@@ -155,16 +45,20 @@ def assert_valid(result: dict[str, Any]) -> None:
     Draft202012Validator(SCHEMA).validate(result)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as stream:
-        return list(csv.DictReader(stream))
+def succeeded(ended: Ended, *, jobs: int = 1) -> list[dict[str, Any]]:
+    """The valid records of a command that has done what it was asked for."""
+    assert ended.exit_code == 0, ended.stderr
+    assert len(ended.results) == jobs
+    for result in ended.results:
+        assert_valid(result)
+    return ended.results
 
 
 # -- what a run leaves ---------------------------------------------------------------------------
 
 
 def test_a_run_leaves_its_folder_and_says_where_it_is(first: Ended) -> None:
-    assert first.exit_code == 0, first.stderr
+    succeeded(first)
     (run,) = first.runs
     assert run.parent == first.folder / "runs"
     assert run.name.endswith("_phantom_resnet18")
@@ -189,8 +83,7 @@ def test_a_run_leaves_its_folder_and_says_where_it_is(first: Ended) -> None:
 
 
 def test_its_record_keeps_the_schema_and_is_finished(first: Ended) -> None:
-    (result,) = first.results
-    assert_valid(result)
+    (result,) = succeeded(first)
     assert (result["status"], result["reason"]) == ("finished", None)
     assert result["command"].startswith("python ")
     assert result["config"]["model"]["arch"] == "resnet18"
@@ -217,16 +110,15 @@ def test_its_predictions_are_of_exactly_the_splits_images(first: Ended, phantoms
         "val": (phantoms / "train_val_list.txt").read_text().split(),
     }
     for side in ("val", "test"):
-        table = rows(run / f"predictions_{side}.csv")
-        assert list(table[0]) == columns
-        images = [row["image"] for row in table]
-        assert len(images) == len(set(images)) == result["data"]["images"][side]
-        assert set(images) <= set(listed[side])
-        assert {row["split"] for row in table} == {side}
-        assert all(0 <= float(row[f"prob_{name}"]) <= 1 for row in table for name in FINDINGS)
-        for name in FINDINGS:
-            positives = sum(row[f"label_{name}"] == "1" for row in table)
-            assert positives == result["data"]["positives"][side][name]
+        table = pd.read_csv(run / f"predictions_{side}.csv")
+        assert list(table) == columns
+        assert table["image"].is_unique
+        assert len(table) == result["data"]["images"][side]
+        assert set(table["image"]) <= set(listed[side])
+        assert set(table["split"]) == {side}
+        assert table.filter(like="prob_").stack().between(0, 1).all()
+        positives = table.filter(like="label_").sum().rename(lambda name: name[len("label_") :])
+        assert positives.to_dict() == result["data"]["positives"][side]
     assert result["data"]["images"]["test"] == len(listed["test"])
 
 
@@ -274,10 +166,9 @@ def test_its_checkpoint_says_how_to_build_the_model_again(first: Ended) -> None:
     assert described["split_sha256"] == first.results[0]["data"]["split_sha256"]
 
 
-def test_a_run_of_fewer_batches_records_the_images_that_it_was_trained_on(call: Call) -> None:
+def test_a_run_of_fewer_batches_records_the_images_that_it_was_trained_on(call: Train) -> None:
     ended = call("+trainer.limit_train_batches=2", "scheduler=cosine", "stages=[fit]")
-    assert ended.exit_code == 0, ended.stderr
-    (result,) = ended.results
+    (result,) = succeeded(ended)
     (epoch,) = result["history"]
     assert epoch["images"] == 2 * 16 < result["data"]["images"]["train"]
     assert epoch["lr"] == pytest.approx(0, abs=1e-6)  # the schedule is as long as the run
@@ -286,50 +177,36 @@ def test_a_run_of_fewer_batches_records_the_images_that_it_was_trained_on(call: 
 # -- going on ------------------------------------------------------------------------------------
 
 
-def test_testing_a_checkpoint_gives_the_metrics_of_its_own_run(first: Ended, call: Call) -> None:
-    ended = call("stages=[test]", f"ckpt_path={checkpoint(first)}")
-    assert ended.exit_code == 0, ended.stderr
-    (result,) = ended.results
-    assert_valid(result)
+def test_testing_a_checkpoint_gives_the_metrics_of_its_own_run(first: Ended, call: Train) -> None:
+    (result,) = succeeded(call("stages=[test]", f"ckpt_path={checkpoint(first)}"))
     assert result["history"] == []
     assert result["timing"]["fit"] is None
     assert result["metrics"] == first.results[0]["metrics"]
 
 
 def test_testing_a_checkpoint_says_which_of_this_runs_wishes_its_own_points_overrule(
-    first: Ended, call: Call
+    first: Ended, call: Train
 ) -> None:
     rule = ("evaluation.operating_point.rule=sensitivity", "evaluation.operating_point.target=0.9")
     wishes = ("evaluation.calibration=null", *rule)
     ended = call("stages=[test]", f"ckpt_path={checkpoint(first)}", *wishes)
-    assert ended.exit_code == 0, ended.stderr
-    test, own = (one.results[0]["metrics"]["test"] for one in (ended, first))
+    test, own = (succeeded(one)[0]["metrics"]["test"] for one in (ended, first))
     assert test["calibrated"] is None
     assert test["operating_point"] == own["operating_point"]
     assert "keeps its own operating points (rule youden" in ended.stdout + ended.stderr
 
 
-def train_module() -> ModuleType:
-    """train.py, imported under another name."""
-    spec = importlib.util.spec_from_file_location("train_under_test", TRAIN_PY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_run_stays_resumable_when_a_class_has_moved_to_another_module() -> None:
     was = {"augment": {"_target_": "old.place.Augment", "rotate": 5}, "loss": {}, "seed": 0}
     now = {"augment": {"_target_": "new.Augment", "rotate": 5}, "loss": {}, "seed": 0}
-    with_moved_classes = train_module().with_moved_classes
+    with_moved_classes = script.with_moved_classes
     assert with_moved_classes(was, now=now) == now
     other = {"augment": {"_target_": "new.Other", "rotate": 5}, "loss": None, "seed": 1}
     assert with_moved_classes(was, now=other) == was
 
 
 def test_a_resumed_run_goes_on_in_its_folder(
-    earlier: Path, first: Ended, phantoms: Path, call: Call
+    earlier: Path, first: Ended, phantoms: Path, call: Train
 ) -> None:
     record = earlier / "results.json"  # as of a release with its modules in other places
     old = re.sub(
@@ -348,9 +225,9 @@ def test_a_resumed_run_goes_on_in_its_folder(
 
 
 def test_fault_24_resuming_with_another_configuration_is_refused_with_the_difference(
-    earlier: Path, first: Ended, train: Train
+    earlier: Path, first: Ended, call: Train
 ) -> None:
-    ended = train(f"resume={earlier}", "optimizer.lr=0.5", "data.image_size=64", defaults=False)
+    ended = call(f"resume={earlier}", "optimizer.lr=0.5", "data.image_size=64", defaults=False)
     assert ended.exit_code == EXIT_USER_ERROR
     assert "data.image_size: 32 -> 64; optimizer.lr: 0.001 -> 0.5" in ended.error
     assert (earlier / "results.json").read_text() == (first.runs[0] / "results.json").read_text()
@@ -360,14 +237,13 @@ def test_fault_24_resuming_with_another_configuration_is_refused_with_the_differ
 
 
 def test_a_multirun_leaves_a_run_folder_a_job_and_mixed_precision_says_what_it_ran_as(
-    call: Call,
+    call: Train,
 ) -> None:
     ended = call("-m", "scheduler=none,cosine", "precision=16-mixed", "stages=[fit]")
-    assert ended.exit_code == 0, ended.stderr
+    results = succeeded(ended, jobs=2)
     assert [run.name for run in ended.runs] == ["0_phantom_resnet18", "1_phantom_resnet18"]
     assert len(list((ended.folder / "runs").iterdir())) == 1
-    for run, result, scheduler in zip(ended.runs, ended.results, (False, True), strict=True):
-        assert_valid(result)
+    for run, result, scheduler in zip(ended.runs, results, (False, True), strict=True):
         assert result["status"] == "finished"
         assert ("scheduler" in result["config"]["scheduler"]) == scheduler
         assert (run / ".hydra" / "overrides.yaml").is_file()
@@ -377,17 +253,14 @@ def test_a_multirun_leaves_a_run_folder_a_job_and_mixed_precision_says_what_it_r
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there: nothing to skip")
-def test_a_sweep_skips_what_needs_cuda_by_name_and_goes_on(call: Call) -> None:
+def test_a_sweep_skips_what_needs_cuda_by_name_and_goes_on(call: Train) -> None:
     ended = call("-m", "accelerator=cuda,cpu", "stages=[fit]")
-    assert ended.exit_code == 0, ended.stderr
-    for result in ended.results:
-        assert_valid(result)
-    found = [(result["status"], result["reason"]) for result in ended.results]
+    found = [(result["status"], result["reason"]) for result in succeeded(ended, jobs=2)]
     assert found == [("skipped", "needs CUDA"), ("finished", None)]
     assert "skipped: needs CUDA" in ended.stdout
 
 
-def test_a_failed_job_does_not_stop_the_others_and_the_exit_code_is_its(call: Call) -> None:
+def test_a_failed_job_does_not_stop_the_others_and_the_exit_code_is_its(call: Train) -> None:
     ended = call("-m", "data.normalize=zscore,imagenet", "stages=[fit]")
     assert ended.exit_code == EXIT_USER_ERROR
     assert "data.normalize=zscore" in ended.error
@@ -395,7 +268,7 @@ def test_a_failed_job_does_not_stop_the_others_and_the_exit_code_is_its(call: Ca
 
 
 def test_fault_28_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None:
-    command = [sys.executable, str(TRAIN_PY), "trainer.max_epochs=0"]  # ends once it has its folder
+    command = [sys.executable, TRAIN_PY, "trainer.max_epochs=0"]  # ends once it has its folder
     quiet = subprocess.DEVNULL
     started = [
         subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=quiet, stderr=quiet)
@@ -409,20 +282,18 @@ def test_fault_28_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None
 def test_fault_27_a_clock_set_back_overwrites_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = train_module()
-
     class Stopped(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> "Stopped":
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(module, "datetime", Stopped)
+    monkeypatch.setattr(script, "datetime", Stopped)
     monkeypatch.chdir(tmp_path)
     folders = []
     for _ in range(3):
-        folders.append(module.run_folder("a"))
-        assert module.run_folder("a") == folders[-1]  # one folder a process
-        module._folders.clear()
+        folders.append(script.run_folder("a"))
+        assert script.run_folder("a") == folders[-1]  # one folder a process
+        script._folders.clear()
     stamp = "runs/2026-01-02_03-04-05_a"
     assert folders == [stamp, f"{stamp}-2", f"{stamp}-3"]
 
@@ -440,6 +311,13 @@ def assert_refused(ended: Ended, *told: str) -> None:
         assert_valid(result)
         assert result["status"] == "failed"
         assert ended.error == f"xray: error: {result['reason']}"
+
+
+def test_fault_16_a_run_folder_that_cannot_be_made_is_told(call: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = call(f"hydra.run.dir={tmp_path}/file/run")
+    assert ended.exit_code == EXIT_USER_ERROR
+    assert str(tmp_path / "file") in ended.error
 
 
 @pytest.mark.parametrize(
@@ -464,34 +342,6 @@ def assert_refused(ended: Ended, *told: str) -> None:
         (["resume=nosuch"], ["resume=nosuch is no run folder"]),
         (["strategy=ddp", "strategy.processes=0"], ["strategy.processes=0"]),
         (["strategy=mpi", "strategy.processes=two"], ["strategy.processes=two"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
-)
-def test_a_wrong_call_is_one_line_before_anything_is_imported(
-    overrides: list[str], told: list[str], train: Train
-) -> None:
-    assert_refused(train(*overrides), *told)
-
-
-def test_fault_10_a_missing_mpirun_is_told_with_the_install_line(
-    train: Train, tmp_path: Path
-) -> None:
-    nothing = tmp_path / "bin"
-    nothing.mkdir()
-    ended = train("strategy=mpi", env={"PATH": str(nothing)})
-    assert_refused(ended, "no mpirun on PATH", "uv sync --group mpi")
-
-
-def test_fault_16_a_run_folder_that_cannot_be_made_is_told(train: Train, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    ended = train(f"hydra.run.dir={tmp_path}/file/run")
-    assert ended.exit_code == EXIT_USER_ERROR
-    assert str(tmp_path / "file") in ended.error
-
-
-@pytest.mark.parametrize(
-    "overrides, told",
-    [
         (["data.batch_size=0"], ["data.batch_size=0"]),
         (["data.batch_size=abc"], ["data.batch_size=abc"]),
         (["data.image_size=3"], ["data.image_size=3", "at least 32"]),
@@ -519,28 +369,21 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(train: Train, tmp_pat
         (["evaluation.calibration.method=abc"], ["calibration.method=abc", "platt"]),
         (["evaluation.calibration=platt"], ["evaluation.calibration.method=platt"]),
         (["evaluation.operating_point=f1"], ["evaluation.operating_point.rule=youden"]),
+        pytest.param(
+            *(["accelerator=cuda"], ["accelerator=cuda", "no CUDA device"]),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there"),
+            id="fault 12: never a silent CPU run",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
-def test_a_wrong_option_is_one_line(overrides: list[str], told: list[str], call: Call) -> None:
+def test_a_wrong_option_is_one_line(overrides: list[str], told: list[str], call: Train) -> None:
     assert_refused(call(*overrides), *told)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_fault_12_cuda_that_is_not_there_is_never_a_silent_cpu_run(call: Call) -> None:
-    assert_refused(call("accelerator=cuda"), "accelerator=cuda", "no CUDA device")
-
-
-def test_an_empty_csv_is_one_line(call: Call, tmp_path: Path) -> None:
-    root = tmp_path / "empty"
-    root.mkdir()
-    (root / "Data_Entry_2017_v2020.csv").write_text("")
-    assert_refused(call(f"data.root={root}"), str(root / "Data_Entry_2017_v2020.csv"))
 
 
 @pytest.mark.parametrize("cache", ["disk", "off"])
 def test_fault_29_an_unreadable_image_is_named_in_one_line(
-    cache: str, call: Call, phantoms: Path, tmp_path: Path
+    cache: str, call: Train, phantoms: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(phantoms, tmp_path / "damaged"))
     name = (root / "train_val_list.txt").read_text().split()[0]
@@ -549,38 +392,31 @@ def test_fault_29_an_unreadable_image_is_named_in_one_line(
     assert_refused(call(f"data.root={root}", f"data.cache={cache}"), name)
 
 
-class Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.system, (f"touch {self.path}",))
-
-
 @pytest.mark.parametrize("how", ["truncated", "hostile", "other order", "other model"])
 def test_a_checkpoint_that_does_not_do_is_one_line_and_never_random_weights(
-    how: str, first: Ended, call: Call, tmp_path: Path
+    how: str, first: Ended, call: Train, tmp_path: Path
 ) -> None:
-    bad, canary = tmp_path / "bad.ckpt", tmp_path / "canary"
+    bad, evil = tmp_path / "bad.ckpt", Canary(tmp_path / "canary")
     whole = checkpoint(first).read_bytes()
     content = read_checkpoint(checkpoint(first))
     further, told = [], ["bad.ckpt"]
     if how == "truncated":
         bad.write_bytes(whole[: len(whole) * 6 // 10])
     elif how == "hostile":
-        torch.save(content | {"callbacks": Canary(canary)}, bad)
+        torch.save(content | {"callbacks": evil}, bad)
     elif how == "other order":
         content["xray"]["findings"] = list(FINDINGS[::-1])
         torch.save(content, bad)
         told += ["Hernia, Pleural_Thickening", "Atelectasis, Cardiomegaly"]
     else:
         bad.write_bytes(whole)
-        further, told = ["model=resnet50"], [*told, "model.arch: resnet18 -> resnet50"]
+        further = ["model=resnet50", "data.normalize=imagenet"]
+        told += ["model.arch: resnet18 -> resnet50; normalize: per_image -> imagenet"]
     assert_refused(call("stages=[test]", f"ckpt_path={bad}", *further), *told)
-    assert not canary.exists()
+    assert not evil.path.exists()
 
 
-def test_resuming_from_a_truncated_checkpoint_is_one_line(earlier: Path, call: Call) -> None:
+def test_resuming_from_a_truncated_checkpoint_is_one_line(earlier: Path, call: Train) -> None:
     last = earlier / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     ended = call(f"resume={earlier}", "trainer.max_epochs=2")
@@ -588,7 +424,7 @@ def test_resuming_from_a_truncated_checkpoint_is_one_line(earlier: Path, call: C
     assert str(last) in ended.error
 
 
-def test_a_traceback_is_shown_when_asked_for(train: Train) -> None:
-    ended = train("trainer.max_epochs=0", env={"XRAY_DEBUG": "1"})
+def test_a_traceback_is_shown_when_asked_for(call: Train) -> None:
+    ended = call("trainer.max_epochs=0", XRAY_DEBUG="1")
     assert ended.exit_code == EXIT_USER_ERROR
     assert "Traceback" in ended.stderr
