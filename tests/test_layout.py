@@ -1,51 +1,23 @@
 """Layout of the package: its rooms, their order, the names of modules, and light commands."""
 
 import ast
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, TRAIN_PY, Ended
 
 PACKAGE = REPOSITORY / "xray_lightning"
-ORDER = (
-    "errors",
-    "findings",
-    "files",
-    "parallel",
-    "progress",
-    "terminal",
-    "hardware",
-    "html",
-    "data",
-    "models",
-    "runs",
-    "evaluation",
-    "training",
-    "report",
-    "deploy",
-    "cli",
-)
+ORDER = [
+    *("errors", "findings", "files", "parallel", "progress", "terminal", "hardware", "html"),
+    *("data", "models", "runs", "evaluation", "training", "report", "deploy", "cli"),
+]
 # Names that say nothing to a reader of the field.
 NAMELESS = {
-    "utils",
-    "helpers",
-    "common",
-    "base",
-    "misc",
-    "util",
-    "helper",
-    "shown",
-    "known",
-    "facts",
-    "plain",
-    "use",
-    "alike",
-    "answers",
-    "rows",
+    *("utils", "helpers", "common", "base", "misc", "util", "helper", "shown", "known", "facts"),
+    *("plain", "use", "alike", "answers", "rows"),
 }
 # A command has the name of what it calls; a data set has a reader and a downloader.
 SHARED = {"figures", "page", "nih", "chestmnist", "explain", "evaluate", "tables"}
@@ -61,11 +33,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = (
     *("torch", "torchvision", "lightning", "pandas", "numpy", "matplotlib", "mpi4py", "pydantic"),
 )
-
-
-def part(module: str) -> str:
-    """The layer of `xray_lightning.data.cache`: data."""
-    return module.split(".")[1]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -94,7 +61,7 @@ def test_imports_point_backwards_only(path: Path) -> None:
     here = ORDER.index(layer(path))
     for module in imported(path):
         if module.startswith("xray_lightning."):
-            assert ORDER.index(part(module)) <= here, f"imports {module}"
+            assert ORDER.index(module.split(".")[1]) <= here, f"imports {module}"
 
 
 def test_only_train_py_knows_hydra() -> None:
@@ -137,12 +104,5 @@ def test_a_call_that_trains_nothing_imports_nothing_heavy(
         "    print('IMPORTED', *[name for name in heavy if name in sys.modules])\n"
         "atexit.register(tell)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = Ended.of([sys.executable, TRAIN_PY, *arguments], tmp_path, PYTHONPATH=str(tmp_path))
     assert done.stdout.splitlines()[-1] == "IMPORTED", done.stdout[-200:] + done.stderr
