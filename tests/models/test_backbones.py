@@ -4,6 +4,7 @@ import hashlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,19 +55,25 @@ def test_gray_input_equals_three_equal_channels(
     torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mlp_head_narrows_from_2048_to_14() -> None:
-    head = build_backbone(arch="resnet50", hidden=(512, 128), dropout=0.5).fc
-    assert isinstance(head, nn.Sequential)
-    widths = [(m.in_features, m.out_features) for m in head if isinstance(m, nn.Linear)]
-    assert widths == [(2048, 512), (512, 128), (128, 14)]
-    assert [m.p for m in head if isinstance(m, nn.Dropout)] == [0.5, 0.5]
-    assert isinstance(head[-1], nn.Linear)
+@pytest.mark.parametrize(
+    "options, layers",
+    [
+        (
+            {"arch": "resnet50", "hidden": (512, 128), "dropout": 0.5},
+            [(2048, 512), nn.ReLU, 0.5, (512, 128), nn.ReLU, 0.5, (128, 14)],
+        ),
+        ({"arch": "resnet18", "dropout": 0.2}, [0.2, (512, 14)]),
+    ],
+)
+def test_a_head_has_its_hidden_layers_with_dropout_before_the_next(
+    options: dict[str, Any], layers: list[Any]
+) -> None:
+    def described(layer: nn.Module) -> Any:
+        if isinstance(layer, nn.Linear):
+            return layer.in_features, layer.out_features
+        return layer.p if isinstance(layer, nn.Dropout) else type(layer)
 
-
-def test_dropout_without_hidden_layers_stands_before_the_logits() -> None:
-    head = build_backbone(arch="resnet18", dropout=0.2).fc
-    assert isinstance(head, nn.Sequential)
-    assert [type(layer) for layer in head] == [nn.Dropout, nn.Linear]
+    assert [described(layer) for layer in build_backbone(**options).fc] == layers
 
 
 def test_every_known_name_has_its_parts() -> None:
@@ -79,16 +86,16 @@ def test_every_known_name_has_its_parts() -> None:
     [
         ({"arch": "resnet19"}, r"resnet19.*known: .*densenet121.*resnet18"),
         ({"arch": "resnext50_32x4d"}, "known"),
-        ({"arch": "resnet18", "dropout": 1.0}, "dropout=1.0"),
-        ({"arch": "resnet18", "in_channels": 2}, "in_channels=2"),
-        ({"arch": "resnet18", "hidden": (0,)}, r"hidden=\[0\]"),
-        ({"arch": "resnet18", "pretrained": True, "weights_path": "x"}, "two sources"),
-        ({"arch": "resnet18", "weights_path": "/nowhere/x.pth"}, "no such file"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"in_channels": 2}, "in_channels=2"),
+        ({"hidden": (0,)}, r"hidden=\[0\]"),
+        ({"pretrained": True, "weights_path": "x"}, "two sources"),
+        ({"weights_path": "/nowhere/x.pth"}, "no such file"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(options: dict[str, object], says: str) -> None:
+def test_a_wrong_option_is_told_in_one_line(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        build_backbone(**options)  # type: ignore[arg-type]
+        build_backbone(**{"arch": "resnet18"} | options)
     assert "\n" not in str(caught.value)
 
 
@@ -102,21 +109,17 @@ def test_an_imagenet_file_gives_the_trunk_and_leaves_the_head_fresh(tmp_path: Pa
     assert own["fc.weight"].shape == (14, 512)
 
 
-@pytest.mark.parametrize("hidden", [(), (32,)])
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+@pytest.mark.parametrize("prefix, hidden", [("", ()), ("module.", (32,)), ("backbone.", ())])
 def test_a_file_of_our_own_is_loaded_head_and_all(
     hidden: tuple[int, ...], prefix: str, tmp_path: Path
 ) -> None:
-    saved = build_backbone(arch="resnet18", hidden=hidden)
-    state = {prefix + key: tensor for key, tensor in saved.state_dict().items()}
+    saved = build_backbone(arch="resnet18", hidden=hidden).state_dict()
+    state = {prefix + key: tensor for key, tensor in saved.items()}
     if prefix:
         state["loss.pos_weight"] = torch.ones(14)  # what a wrapper saves beside the backbone
     file = save(state, tmp_path / "w.pth")
-    loaded = build_backbone(arch="resnet18", hidden=hidden, weights_path=file)
-    for (name, ours), theirs in zip(
-        loaded.state_dict().items(), saved.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs), name
+    loaded = build_backbone(arch="resnet18", hidden=hidden, weights_path=file).state_dict()
+    torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
 
 
 def test_an_old_densenet_file_is_understood(tmp_path: Path) -> None:
@@ -135,9 +138,8 @@ def test_an_old_densenet_file_is_understood(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused_with_the_first_keys(tmp_path: Path) -> None:
     file = save(imagenet_like("resnet50"), tmp_path / "w.pth")
-    with pytest.raises(
-        UserError, match=r"into resnet18.*unexpected .* more.*wrong shape"
-    ) as caught:
+    told = r"into resnet18.*unexpected .* more.*wrong shape"
+    with pytest.raises(UserError, match=told) as caught:
         build_backbone(arch="resnet18", weights_path=file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 900
@@ -215,10 +217,9 @@ def test_pretrained_weights_are_downloaded_checked_and_kept(
     second = build_backbone(arch=arch, pretrained=True).state_dict()
 
     conv, *trunk = (key for key in state if not key.startswith(("fc.", "classifier.")))
-    assert torch.equal(first[conv], state[conv].sum(dim=1, keepdim=True))
-    for key in trunk:
-        assert torch.equal(first[key], state[key]), key
-        assert torch.equal(second[key], state[key]), key
+    for found in (first, second):
+        assert torch.equal(found[conv], state[conv].sum(dim=1, keepdim=True))
+        assert all(torch.equal(found[key], state[key]) for key in trunk)
     assert capsys.readouterr().out == ""
 
 

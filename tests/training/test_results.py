@@ -15,7 +15,6 @@ from xray_lightning.runs.record import (
     FILE_NAME,
     RunRecord,
     differences,
-    finite,
     flat,
     git_commit,
     kept_warnings,
@@ -40,16 +39,18 @@ def start(folder: Path) -> RunRecord:
 def test_a_record_is_valid_against_the_schema_at_every_end(status: str, tmp_path: Path) -> None:
     record = start(tmp_path)
     record.end(status, None if status in ("running", "finished") else "why")
-    content = json.loads((tmp_path / FILE_NAME).read_text())
-    Draft202012Validator(json_schema()).validate(content)
-    Results.model_validate(content)
-    assert (content["status"], content["seed"], content["config"]) == (status, 3, CONFIG)
+    again = RunRecord.load(tmp_path)
+    assert again is not None
+    Draft202012Validator(json_schema()).validate(again.content)
+    Results.model_validate(again.content)
+    assert (again.status, again.content["seed"], again.content["config"]) == (status, 3, CONFIG)
 
 
 def test_a_number_that_is_none_is_written_as_null(tmp_path: Path) -> None:
     record = start(tmp_path)
     record.content["timing"]["fit"] = math.nan
-    record.content["config"] = {"a": (1.5, -math.inf), "b": Path("x"), 3: True}
+    same = {"a": [1, 2.5, "x", None, True, {"b": []}]}
+    record.content["config"] = {"a": (1.5, -math.inf), "b": Path("x"), 3: True, "c": same}
     record.write()
 
     def refuse(constant: str) -> None:
@@ -57,13 +58,7 @@ def test_a_number_that_is_none_is_written_as_null(tmp_path: Path) -> None:
 
     content = json.loads((tmp_path / FILE_NAME).read_text(), parse_constant=refuse)
     assert content["timing"]["fit"] is None
-    assert content["config"] == {"a": [1.5, None], "b": "x", "3": True}
-
-
-def test_finite_changes_nothing_else() -> None:
-    value = {"a": [1, 2.5, "x", None, True, {"b": []}]}
-    assert finite(value) == value
-    assert finite((math.inf, 1)) == [None, 1]
+    assert content["config"] == {"a": [1.5, None], "b": "x", "3": True, "c": same}
 
 
 def test_a_failed_write_keeps_the_record_of_before(
@@ -73,15 +68,11 @@ def test_a_failed_write_keeps_the_record_of_before(
     record.write()
     before = (tmp_path / FILE_NAME).read_bytes()
     record.content["name"] = object  # the default of json.dumps takes it: write the new record
-    monkeypatch.setattr("xray_lightning.files.os.replace", _fail)
-    with pytest.raises(OSError, match="disk"):
+    monkeypatch.setattr("xray_lightning.files.os.replace", None)
+    with pytest.raises(TypeError):
         record.end("finished")
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
-
-
-def _fail(*_: object) -> None:
-    raise OSError("disk")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
@@ -89,14 +80,6 @@ def test_a_record_that_cannot_be_read_is_none(content: bytes | None, tmp_path: P
     if content is not None:
         (tmp_path / FILE_NAME).write_bytes(content)
     assert RunRecord.load(tmp_path) is None
-
-
-def test_a_record_is_read_back_as_written(tmp_path: Path) -> None:
-    start(tmp_path).end("finished")
-    again = RunRecord.load(tmp_path)
-    assert again is not None
-    assert again.status == "finished"
-    assert again.content["config"] == CONFIG
 
 
 def test_two_records_share_no_block(tmp_path: Path) -> None:
@@ -131,7 +114,6 @@ def test_nested_keys_are_told_by_their_dotted_names() -> None:
         {"resume": "runs/a", "stages": ["fit"]},
         {"data": {"root": "b", "batch_size": 32}},
     ],
-    ids=["longer", "more ranks", "other stages", "moved data"],
 )
 def test_a_resumed_run_may_change_how_and_where_it_runs(
     change: dict[str, Any], tmp_path: Path
@@ -142,18 +124,17 @@ def test_a_resumed_run_may_change_how_and_where_it_runs(
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"seed": 1}, "seed: 0 -> 1"),
-        ({"model": {"arch": "resnet50", "hidden": []}}, "model.arch: resnet18 -> resnet50"),
-        ({"data": {"root": "a", "batch_size": 8}}, "data.batch_size: 32 -> 8"),
-        ({"seedling": 1}, "seedling: None -> 1"),
+        ({"seed": 1}, r"\(seed: 0 -> 1\)"),
+        ({"model": {"arch": "a", "hidden": []}}, r"\(model.arch: resnet18 -> a\)"),
+        ({"data": {"root": "a", "batch_size": 8}}, r"\(data.batch_size: 32 -> 8\)"),
+        ({"seedling": 1}, r"\(seedling: None -> 1\)"),
     ],
 )
 def test_a_resumed_run_may_not_change_what_it_computes(
     change: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=told):
         refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
-    assert f"({told})" in str(error.value)
 
 
 def test_warnings_are_kept_once_each_with_neither_path_nor_code() -> None:

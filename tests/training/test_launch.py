@@ -1,8 +1,10 @@
 """How a run ends: one line, one exit code, told once."""
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 
 import pytest
 
@@ -12,28 +14,25 @@ from xray_lightning.errors import (
     InterruptedRunError,
     RunFailedError,
     UserError,
-    one_line,
 )
 from xray_lightning.runs.record import RunRecord
 from xray_lightning.training.launch import Failure, interrupted
 from xray_lightning.training.strategies import World
 
 ALONE = World("none")
+HOST = socket.gethostname()
 SECOND = World("mpi", 1, 2)
-
-
-def test_a_message_of_many_lines_is_folded_to_one() -> None:
-    assert one_line(ValueError("one\n  two\r\n\tthree ")) == "one two three"
-    assert one_line(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(
     "error, world, expected",
     [
-        (UserError("a\nb"), ALONE, Failure("a b", 2)),
+        (UserError("one\n  two\r\n\tthree "), ALONE, Failure("one two three", 2)),
+        (RunFailedError(), ALONE, Failure("RunFailedError", 1)),
         (UserError("wrong"), SECOND, Failure("wrong", 2)),
         (RunFailedError("disk full"), ALONE, Failure("disk full", 1)),
         (ValueError("x"), ALONE, Failure("ValueError: x", 1)),
+        (MemoryError("lost"), SECOND, Failure(f"rank 1 on {HOST}: MemoryError: lost", 1)),
         (KeyboardInterrupt(), ALONE, Failure("interrupted by Ctrl-C", 130)),
         (interrupted(EXIT_TERMINATED), SECOND, Failure("interrupted by SIGTERM", 143)),
     ],
@@ -42,12 +41,6 @@ def test_an_error_has_one_line_and_one_exit_code(
     error: BaseException, world: World, expected: Failure
 ) -> None:
     assert Failure.of(error, world) == expected
-
-
-def test_a_failed_rank_names_itself_and_its_host() -> None:
-    reason = Failure.of(MemoryError("lost"), SECOND).reason
-    assert reason.startswith("rank 1 on ")
-    assert reason.endswith(": MemoryError: lost")
 
 
 def test_of_many_ranks_that_fail_at_once_only_one_tells(tmp_path: Path) -> None:
@@ -59,11 +52,8 @@ def test_of_many_ranks_that_fail_at_once_only_one_tells(tmp_path: Path) -> None:
         if failure.claim(tmp_path):
             told.append(failure)
 
-    threads = [Thread(target=fail, args=(rank,)) for rank in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fail, range(8)))
     assert len(told) == 1
     assert Failure.read(tmp_path) == told[0]
 
