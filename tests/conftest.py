@@ -257,7 +257,6 @@ def opened(browser: Any) -> Iterator[Any]:
         yield open_page
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="session")
 def ckpt(once: Once) -> Path:
     """A checkpoint of a small ResNet18 that has learned nothing, with operating points."""
@@ -266,9 +265,6 @@ def ckpt(once: Once) -> Path:
     return once("ckpt", lambda folder: checkpoint(folder / "one.ckpt")) / "one.ckpt"
 
 
-def tiny_classifier(**further: Any) -> "Classifier":
-    """A classifier of 32 x 32 images that is one linear layer: fits and checkpoints at once."""
-=======
 class Canary:
     """What a hostile file does when it is unpickled: it makes this file."""
 
@@ -286,7 +282,6 @@ def tiny_classifier(arch: str | None = None, **further: Any) -> "Classifier":
         arch: a backbone in its place.
         further: arguments of the class.
     """
->>>>>>> bf7034c (Sum the clocks of a fit as rows, and compare a checkpoint's parts where it is tested)
     import torch
     from lightning.pytorch import seed_everything
 
