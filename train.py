@@ -38,7 +38,7 @@ from xray_lightning.errors import (
     one_line,
     printable,
 )
-from xray_lightning.runs.record import RunRecord, refuse_other_configuration
+from xray_lightning.runs.record import RunRecord
 from xray_lightning.training.launch import Failure, launch
 from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
 
@@ -336,11 +336,12 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
     name = str(cfg.name)
     record = RunRecord.start(folder, name=name, command=COMMAND, seed=seed, config=config)
     if cfg.resume:
+        from xray_lightning.training.resume import refuse_other_configuration
+
         earlier = RunRecord.load(folder)
         if earlier is None:
             raise UserError(f"resume={cfg.resume}: {folder / 'results.json'} cannot be read")
-        was = with_moved_classes(earlier.content["config"], now=config)
-        refuse_other_configuration(folder, was=was, now=config)
+        refuse_other_configuration(folder, was=earlier.content["config"], now=config)
         record.content["history"] = earlier.content["history"]
     if WORLD.rank == 0:
         try:
@@ -352,21 +353,6 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
                 "hydra.run.dir=FOLDER"
             ) from error
     return record
-
-
-def with_moved_classes(was: Any, *, now: Any) -> Any:
-    """An earlier configuration with each `_target_` where the class of this name is now.
-
-    A run stays resumable when a class has moved to another module; a class of another name is
-    another one.
-    """
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return was
-    moved = {key: with_moved_classes(value, now=now.get(key)) for key, value in was.items()}
-    names = [str(config.get("_target_")).rpartition(".")[2] for config in (was, now)]
-    if "_target_" in was and names[0] == names[1]:
-        moved["_target_"] = now["_target_"]
-    return moved
 
 
 def refuse_bad_values(cfg: DictConfig) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.findings import FINDINGS
 
 

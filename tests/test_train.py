@@ -196,15 +196,6 @@ def test_testing_a_checkpoint_says_which_of_this_runs_wishes_its_own_points_over
     assert "keeps its own operating points (rule youden" in ended.stdout + ended.stderr
 
 
-def test_a_run_stays_resumable_when_a_class_has_moved_to_another_module() -> None:
-    was = {"augment": {"_target_": "old.place.Augment", "rotate": 5}, "loss": {}, "seed": 0}
-    now = {"augment": {"_target_": "new.Augment", "rotate": 5}, "loss": {}, "seed": 0}
-    with_moved_classes = script.with_moved_classes
-    assert with_moved_classes(was, now=now) == now
-    other = {"augment": {"_target_": "new.Other", "rotate": 5}, "loss": None, "seed": 1}
-    assert with_moved_classes(was, now=other) == was
-
-
 def test_a_resumed_run_goes_on_in_its_folder(
     earlier: Path, first: Ended, phantoms: Path, call: Train
 ) -> None:

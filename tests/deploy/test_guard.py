@@ -1,12 +1,17 @@
 """What the guard says of chest X-rays, and of what is none."""
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from conftest import REAL, real_data
+import pytest
+from conftest import REAL, Xray, real_data
+from dicoms import PERSON, dataset, saved
 from PIL import Image
 
+from xray_lightning.data.images import UnreadableImageError
 from xray_lightning.deploy.guard import Rule, flags
 from xray_lightning.deploy.preprocess import Preprocessing
 
@@ -68,3 +73,48 @@ def test_noise_is_not_laid_out_as_a_chest() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     image = np.asarray(Image.fromarray(noise).resize((256, 256), Image.Resampling.NEAREST))
     assert flags(READ.array(image)) == (Rule.LAYOUT,)
+
+
+@pytest.mark.parametrize(
+    ("said", "rules"),
+    [
+        ({}, ()),
+        ({"Modality": ""}, ()),
+        ({"Modality": "DX", "BodyPartExamined": "PORT CHEST", "ViewPosition": "AP"}, ()),
+        ({"Modality": "CT"}, (Rule.MODALITY,)),
+        ({"BodyPartExamined": "KNEE"}, (Rule.BODY_PART,)),
+        ({"ViewPosition": "LL"}, (Rule.LATERAL,)),
+        (
+            {"Modality": "MG", "BodyPartExamined": "BREAST", "ViewPosition": "LATERAL"},
+            (Rule.MODALITY, Rule.BODY_PART, Rule.LATERAL),
+        ),
+        ({"Modality": PERSON["PatientName"]}, (Rule.MODALITY,)),
+    ],
+)
+def test_a_dicom_file_is_flagged_or_refused_by_what_it_says_of_itself(
+    said: dict[str, str], rules: tuple[Rule, ...], phantoms: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "a.dcm", dataset(pixels(phantoms)[0], **said))
+    assert flags(READ.file(path)) == rules
+    strict = Preprocessing(64, strict=True)
+    if not rules:
+        strict.file(path)
+        return
+    with pytest.raises(UnreadableImageError, match="the DICOM file says that it shows") as refused:
+        strict.file(path)
+    assert PERSON["PatientName"] not in str(refused.value)
+
+
+def test_strict_prediction_leaves_another_modality_without_an_answer(
+    ckpt: Path, phantoms: Path, tmp_path: Path, xray: Xray
+) -> None:
+    image = pixels(phantoms)[0]
+    for name, modality in (("ct.dcm", "CT"), ("dx.dcm", "DX")):
+        saved(tmp_path / name, dataset(image, Modality=modality))
+    for strict, status in (((), "ok"), (("--strict",), "unreadable")):
+        code, out, _ = xray("predict", ckpt, "ct.dcm", "dx.dcm", *strict)
+        assert code == 0
+        ct, dx = csv.DictReader(io.StringIO(out))
+        assert (ct["status"], dx["status"], dx["flags"]) == (status, "ok", "")
+        assert (ct["flags"] == "modality") is not bool(strict)
+        assert ("another modality than radiography" in ct["reason"]) is bool(strict)

@@ -18,7 +18,7 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
-from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.training.callbacks import AtomicCheckpointIO

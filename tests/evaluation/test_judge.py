@@ -10,7 +10,7 @@ from predicted import table
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.judge import Judge
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
-from xray_lightning.evaluation.thresholds import OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.models.classifier import CHECKPOINT_SCHEMA

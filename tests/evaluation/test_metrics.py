@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from xray_lightning.evaluation.metrics import BINS, Evaluator, reliability
-from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.findings import FINDINGS
 
 QUICK = Evaluator(resamples=50)

@@ -14,7 +14,7 @@ from predicted import frame
 
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.thresholds import OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import csv_of
 

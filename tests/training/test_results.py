@@ -1,4 +1,4 @@
-"""results.json: whole at every moment, standard JSON, and the guard of resumed runs."""
+"""results.json: whole at every moment, and standard JSON."""
 
 import json
 import logging
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from xray_lightning.errors import UserError
 from xray_lightning.runs.record import (
     FILE_NAME,
     RunRecord,
@@ -18,7 +17,6 @@ from xray_lightning.runs.record import (
     flat,
     git_commit,
     kept_warnings,
-    refuse_other_configuration,
 )
 from xray_lightning.runs.schema import Results, json_schema
 
@@ -104,37 +102,6 @@ def test_nested_keys_are_told_by_their_dotted_names() -> None:
         "c: 2 -> None",
         "d: None -> 3",
     ]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"trainer": {"max_epochs": 9}},
-        {"strategy": {"name": "ddp", "processes": 2}},
-        {"resume": "runs/a", "stages": ["fit"]},
-        {"data": {"root": "b", "batch_size": 32}},
-    ],
-)
-def test_a_resumed_run_may_change_how_and_where_it_runs(
-    change: dict[str, Any], tmp_path: Path
-) -> None:
-    refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
-
-
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"seed": 1}, r"\(seed: 0 -> 1\)"),
-        ({"model": {"arch": "a", "hidden": []}}, r"\(model.arch: resnet18 -> a\)"),
-        ({"data": {"root": "a", "batch_size": 8}}, r"\(data.batch_size: 32 -> 8\)"),
-        ({"seedling": 1}, r"\(seedling: None -> 1\)"),
-    ],
-)
-def test_a_resumed_run_may_not_change_what_it_computes(
-    change: dict[str, Any], told: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=told):
-        refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
 
 
 def test_warnings_are_kept_once_each_with_neither_path_nor_code() -> None:

@@ -1,8 +1,9 @@
-"""A run folder of somebody else's: resuming it calls nothing and writes nothing outside of it."""
+"""Resume: under the same configuration, and of a folder of somebody else's without its calls."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from conftest import Ended, Train
 
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
 from xray_lightning.runs.record import RunRecord
-from xray_lightning.training.resume import refuse_foreign_settings
+from xray_lightning.training.resume import refuse_foreign_settings, refuse_other_configuration
 
 CALLS = "shutil.copyfile"
 
@@ -150,3 +151,47 @@ def test_a_group_set_anew_leaves_the_keys_of_its_old_option_behind(
     same = yaml.safe_load(ended.stdout)
     assert same["strategy"]["processes"] == 2
     assert json.loads((handed_over / "results.json").read_text())["status"] == "running"
+
+
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "model": {"arch": "resnet18", "hidden": []},
+    "augment": {"_target_": "old.place.Augment", "rotate": 5},
+    "data": {"root": "a", "batch_size": 32},
+    "trainer": {"max_epochs": 1},
+    "strategy": {"name": "single"},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainer": {"max_epochs": 9}},
+        {"strategy": {"name": "ddp", "processes": 2}},
+        {"resume": "runs/a", "stages": ["fit"]},
+        {"data": {"root": "b", "batch_size": 32}},
+        # The class has moved to another module.
+        {"augment": {"_target_": "new.Augment", "rotate": 5}},
+    ],
+)
+def test_a_resumed_run_may_change_how_and_where_it_runs(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"seed": 1}, r"\(seed: 0 -> 1\)"),
+        ({"model": {"arch": "a", "hidden": []}}, r"\(model.arch: resnet18 -> a\)"),
+        ({"data": {"root": "a", "batch_size": 8}}, r"\(data.batch_size: 32 -> 8\)"),
+        ({"seedling": 1}, r"\(seedling: None -> 1\)"),
+        ({"augment": {"_target_": "new.Other", "rotate": 5}}, "old.place.Augment -> new.Other"),
+    ],
+)
+def test_a_resumed_run_may_not_change_what_it_computes(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)

@@ -36,6 +36,10 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
     accelerator: Accelerator = "auto",
     precision: Precision = "32-true",
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse DICOM files of anything but a frontal chest."),
+    ] = False,
 ) -> None:
     """Predict the findings of image files, from a checkpoint alone.
 
@@ -46,7 +50,8 @@ def predict(
 
     flags says what makes an image unlike those of the training: tiny, aspect (longer than 1.5
     times its width), colour, blank, inverted, layout (bright and dark not where a frontal chest
-    X-ray has them).
+    X-ray has them); and by what a DICOM file says of itself, modality (no radiograph's), body_part
+    (another than the chest) and lateral.
 
     Example: [bold]xray predict runs/a/checkpoints/best.ckpt images/ --out predictions.csv[/bold]
     """
@@ -62,6 +67,7 @@ def predict(
             batch_size=batch_size,
             device=accelerator,
             precision=precision,
+            strict=strict,
             progress=unseen if out is None else display,
         )
     except BrokenPipeError:  # `| head` has seen enough

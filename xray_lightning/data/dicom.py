@@ -76,6 +76,12 @@ ELEMENTS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
+# What a file says of itself: which kind of image, of what, seen from where (PS3.3 C.7.3.1.1.1 and
+# C.8.1.9.2.1, PS3.16 annex L), and which of it is a chest's. An empty element says nothing.
+SAID = ("Modality", "BodyPartExamined", "ViewPosition")
+RADIOGRAPHS = ("CR", "DX", "RG", "DR", "OT")  # OT, other, says nothing
+CHEST = ("CHEST", "THORAX", "TORAX", "LUNG")
+LATERAL = ("LL", "RL", "LAT", "LATERAL")
 # Of pydicom's plugins those that were seen to survive damaged files. GDCM's was not: it may end
 # the whole process.
 PLUGINS = ("pillow", "pylibjpeg", "pyjpegls", "pydicom")
@@ -113,6 +119,26 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
     # messages may quote the file.
     except Exception as error:  # noqa: BLE001
         raise DicomError(f"damaged DICOM file ({type(error).__name__})") from None
+
+
+def unlike_chest(data: bytes) -> tuple[str, ...]:
+    """What a DICOM file says of itself that no frontal chest radiograph would.
+
+    Returns:
+        `modality` (a CT, say), `body_part` (another one), `lateral` (a view from the side), as far
+        as they hold; nothing of what the file says leaves it.
+    """
+    try:
+        dataset = _pydicom().dcmread(io.BytesIO(data), specific_tags=SAID, stop_before_pixels=True)
+        modality, part, view = (str(dataset.get(name) or "").strip().upper() for name in SAID)
+    except Exception:  # noqa: BLE001 - as in `decode`
+        return ()
+    found = {
+        "modality": modality not in ("", *RADIOGRAPHS),
+        "body_part": part != "" and not any(name in part for name in CHEST),
+        "lateral": view in LATERAL,
+    }
+    return tuple(name for name, holds in found.items() if holds)
 
 
 def _pydicom() -> Any:

@@ -1,7 +1,9 @@
 """Guard that flags inputs unlike the images that a model was trained on.
 
 Fixed rules, each with one threshold. They flag and never refuse, and an image that none of them
-speaks of may still be no chest X-ray.
+speaks of may still be no chest X-ray. Three more are of what a DICOM file says of itself: a
+`modality` that is no radiograph's, another `body_part` than the chest, a `lateral` view; these are
+refused by `xray predict --strict`.
 
 | rule     | speaks of an image                                | NIH 256 | NIH 1024 | phantoms |
 |----------|---------------------------------------------------|---------|----------|----------|
@@ -36,6 +38,7 @@ class Picture:
     width: int
     # Mean difference of the largest and the smallest of red, green and blue, 0 to 255.
     colour: float = 0.0
+    unlike_chest: tuple[str, ...] = ()  # what a DICOM file says of itself, by the rules' names
 
 
 LEAST_SIDE = 32  # pixels; and never less than half of the model's own
@@ -71,6 +74,9 @@ class Rule(StrEnum):
     BLANK = "blank"
     INVERTED = "inverted"
     LAYOUT = "layout"
+    MODALITY = "modality"
+    BODY_PART = "body_part"
+    LATERAL = "lateral"
 
 
 def flags(picture: Picture) -> tuple[Rule, ...]:
@@ -92,7 +98,7 @@ def flags(picture: Picture) -> tuple[Rule, ...]:
             found.append(Rule.INVERTED)
         elif alike < LEAST_LIKENESS:
             found.append(Rule.LAYOUT)
-    return tuple(found)
+    return (*found, *map(Rule, picture.unlike_chest))
 
 
 def likeness(pixels: Gray) -> float:

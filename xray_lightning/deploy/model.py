@@ -14,7 +14,7 @@ from xray_lightning.deploy.preprocess import Decoded, Preprocessing, decoded_bat
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.model_entry import AVERAGES, Described, fitted_of
-from xray_lightning.evaluation.thresholds import OperatingPoints
+from xray_lightning.evaluation.operating_points import OperatingPoints
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Model:
         network: what computes.
     """
 
-    def __init__(self, network: Network, *, batch_size: int = BATCH) -> None:
+    def __init__(self, network: Network, *, batch_size: int = BATCH, strict: bool = False) -> None:
         members = network.members
         first = members[0]
         self.network, self._batch_size = network, batch_size
         self.findings: tuple[str, ...] = tuple(map(str, first.described["findings"]))
         self.image_size: int = first.described["image_size"]
-        self._read = Preprocessing(self.image_size)
+        self._read = Preprocessing(self.image_size, strict=strict)
         self._calibration: Calibration | None = None
         self.operating_points: dict[str, float] | None = None
         self.why_undecided: str | None = (
@@ -215,6 +215,7 @@ def load_model(
     precision: str = "32-true",
     average: str = "probabilities",
     batch_size: int = BATCH,
+    strict: bool = False,
 ) -> Model:
     """Load a model from its file alone; nothing in the file is executed.
 
@@ -230,6 +231,8 @@ def load_model(
             computes as it was exported.
         average: what several checkpoints average: `probabilities` or `logits`.
         batch_size: images at once.
+        strict: whether a DICOM file that says that it shows anything but a frontal chest radiograph
+            is refused, not flagged.
 
     Raises:
         UserError: a file that cannot be read, several that were not trained alike or are of both
@@ -258,7 +261,7 @@ def load_model(
         from xray_lightning.deploy.torch_backend import TorchNetwork
 
         network = TorchNetwork.load(paths, **options)
-    return Model(network, batch_size=batch_size)
+    return Model(network, batch_size=batch_size, strict=strict)
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from xray_lightning.data import png
+from xray_lightning.data import dicom, png
 from xray_lightning.data.images import (
     DAMAGE,
     JPEG_START,
@@ -30,6 +30,11 @@ from xray_lightning.deploy.guard import Picture, Rule, flags
 from xray_lightning.errors import UserError
 from xray_lightning.parallel import in_threads
 
+SAID_BY = {
+    "modality": "another modality than radiography",
+    "body_part": "another body part than the chest",
+    "lateral": "a lateral view",
+}
 THUMBNAIL = 64  # pixels: enough to tell a colour photograph
 # The byte of a PNG that holds its colour type, and the types of gray, without and with alpha.
 PNG_COLOUR, PNG_GRAY = 25, (0, 4)
@@ -40,16 +45,23 @@ class Preprocessing:
     """Images to pixels of one size."""
 
     image_size: int  # side of the squares that the model takes, in pixels
+    strict: bool = False  # whether a DICOM file of anything but a frontal chest is refused
 
     def file(self, path: str | Path) -> Picture:
         """Read an image file.
 
         Raises:
-            UnreadableImageError: as `decode_gray`, naming the file and the cause.
+            UnreadableImageError: as `decode_gray`, naming the file and the cause; or, where strict,
+                a DICOM file that says that it shows something else.
         """
         gray = decode_gray(path)
+        unlike = _unlike_chest(Path(path))
+        if unlike and self.strict:
+            said = ", ".join(SAID_BY[name] for name in unlike)
+            raise UnreadableImageError(f"{path}: the DICOM file says that it shows {said}")
         pixels = resize_gray(gray, self.image_size)
-        return Picture(pixels, gray.shape[0], gray.shape[1], colour=_colour(Path(path)))
+        colour = _colour(Path(path))
+        return Picture(pixels, gray.shape[0], gray.shape[1], colour, unlike)
 
     def array(self, image: npt.NDArray[np.uint8]) -> Picture:
         """Take an image that is decoded already, bright where the X-rays were stopped.
@@ -71,6 +83,16 @@ class Preprocessing:
             raise UserError("an image of no pixels, which says nothing")
         gray = np.ascontiguousarray(image)
         return Picture(resize_gray(gray, self.image_size), gray.shape[0], gray.shape[1])
+
+
+def _unlike_chest(path: Path) -> tuple[str, ...]:
+    """What `dicom.unlike_chest` says of a file that `decode_gray` has passed."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(dicom.START + len(dicom.MAGIC))
+            return dicom.unlike_chest(start + stream.read()) if dicom.is_dicom(start) else ()
+    except OSError:
+        return ()
 
 
 def _colour(path: Path) -> float:

@@ -23,10 +23,10 @@ from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, Comparison, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.judge import training_prevalences
-from xray_lightning.evaluation.metadata import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
-from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.findings import differing
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision

@@ -10,10 +10,10 @@ import pandas as pd
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.metadata import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
-from xray_lightning.evaluation.thresholds import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.models.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)

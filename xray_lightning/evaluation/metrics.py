@@ -21,10 +21,10 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.metadata import MetadataModel, MetadataScores
+from xray_lightning.evaluation.metadata_baseline import MetadataModel, MetadataScores
+from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
-from xray_lightning.evaluation.thresholds import OperatingPoints
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_class
 
 # As many bins of equal width as Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.

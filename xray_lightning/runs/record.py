@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xray_lightning.errors import UserError
 from xray_lightning.files import write_atomically
 
 SCHEMA_VERSION = 1
@@ -96,26 +95,6 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)
     ]
-
-
-def refuse_other_configuration(
-    folder: Path, *, was: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
-    """Refuse to go on with a run under another configuration.
-
-    Raises:
-        UserError: every difference that changes what is computed.
-    """
-    changed = [
-        line
-        for line in differences(was, finite(now))
-        if not any(line.startswith((f"{key}.", f"{key}:")) for key in FREE_KEYS)
-    ]
-    if changed:
-        raise UserError(
-            f"resume={folder} with another configuration ({'; '.join(changed)}); undo the change, "
-            "or start a new run"
-        )
 
 
 @dataclass

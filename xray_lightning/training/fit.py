@@ -21,7 +21,7 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
-from xray_lightning.evaluation.metadata import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint

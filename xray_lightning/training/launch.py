@@ -1,4 +1,4 @@
-"""Launcher of ranks with mpirun or torchrun, and the one end of a run, whichever rank fails."""
+"""Launcher of ranks by a strategy's command, and the one end of a run, whichever rank fails."""
 
 import json
 import math

@@ -1,6 +1,6 @@
-"""MPI starts the ranks and lets them meet; NCCL (CUDA) or Gloo (CPU) reduces.
+"""Environment of an MPI world for Lightning: rank 0's address and port, and each host's ranks.
 
-Torch wheels have no MPI backend.
+MPI lets the ranks meet; NCCL (CUDA) or Gloo (CPU) reduces: torch's wheels have no MPI backend.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Resume of a run folder, which may be somebody else's: nothing of it is called or leads outside.
+"""Resume of a run folder: under its own configuration, and safe where it is somebody else's.
 
 Its checkpoint is loaded as data alone. Its overrides are checked here: what they would have
 instantiated, started or written elsewhere has to stand on the command line too.
@@ -13,6 +13,7 @@ from xray_lightning.errors import UserError, printable
 from xray_lightning.files import write_atomically
 from xray_lightning.runs.folder import DamagedResultsError, read_run
 from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import FREE_KEYS, differences, finite
 
 HYDRA = ".hydra"
 CONFIGURATION = ("config.yaml", "hydra.yaml", "overrides.yaml")  # below HYDRA
@@ -22,6 +23,41 @@ LAUNCHING = ("strategy.hosts", "strategy.mpirun_args")
 WRITERS = ("callbacks", "logger", "trainer")
 PLACES = ("default_root_dir", "dirpath", "log_dir", "path", "root_dir", "save_dir")
 AGAIN = "give it on this command line too if you trust it"
+
+
+def refuse_other_configuration(
+    folder: Path, *, was: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with a run under another configuration.
+
+    Raises:
+        UserError: every difference that changes what is computed.
+    """
+    changed = [
+        line
+        for line in differences(_with_moved_classes(was, now=now), finite(now))
+        if not any(line.startswith((f"{key}.", f"{key}:")) for key in FREE_KEYS)
+    ]
+    if changed:
+        raise UserError(
+            f"resume={folder} with another configuration ({'; '.join(changed)}); undo the change, "
+            "or start a new run"
+        )
+
+
+def _with_moved_classes(was: Any, *, now: Any) -> Any:
+    """An earlier configuration with each `_target_` where the class of this name is now.
+
+    A run stays resumable when a class has moved to another module; a class of another name is
+    another one.
+    """
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return was
+    moved = {key: _with_moved_classes(value, now=now.get(key)) for key, value in was.items()}
+    names = [str(config.get("_target_")).rpartition(".")[2] for config in (was, now)]
+    if "_target_" in was and names[0] == names[1]:
+        moved["_target_"] = now["_target_"]
+    return moved
 
 
 def refuse_links_outside(folder: Path) -> None:

@@ -10,7 +10,7 @@ from predicted import arrays, frame, redrawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from xray_lightning.evaluation.metadata import (
+from xray_lightning.evaluation.metadata_baseline import (
     NO_METADATA,
     NO_TRAINING,
     MetadataModel,

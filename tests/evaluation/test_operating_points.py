@@ -11,7 +11,7 @@ from predicted import column, validation
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.thresholds import (
+from xray_lightning.evaluation.operating_points import (
     F1_OF_ALL,
     NO_CUT_TELLS,
     RULES,
