@@ -202,6 +202,7 @@ def test_a_data_set_or_a_model_without_such_boxes_is_refused(
     assert "give --side all" in err
 
 
+@pytest.mark.slow
 def test_a_model_trained_on_phantoms_points_at_their_signs(
     train: Train, xray: Xray, tmp_path: Path
 ) -> None:
@@ -211,7 +212,7 @@ def test_a_model_trained_on_phantoms_points_at_their_signs(
         *("data=phantom", "data.phantom=null", f"data.root={root}", "data.image_size=64"),
         *("accelerator=cpu", "trainer.max_epochs=6", "data.batch_size=8", "report=false"),
         *("scheduler=one_cycle", "stages=[fit]"),
-        *("speed.threads=1", "optimizer.fused=true"),  # the least work for two test processes
+        *("speed.threads=1", "optimizer.fused=true"),
         defaults=False,
     )
     assert ended.exit_code == 0, ended.stderr

@@ -1,7 +1,6 @@
 """`xray info` and the model card: they say what a checkpoint and its own run say, and no more."""
 
 import ast
-import importlib.util
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import yaml
 from checkpoints import BEST, CUTS, Hostile, checkpoint, results, run_of, write
 from conftest import REPOSITORY, Xray
 
+import train as script
 from xray_lightning.deploy.model_card.card import FILE_NAME, card, write_card
 from xray_lightning.deploy.model_card.info import (
     as_json,
@@ -438,18 +438,16 @@ def test_a_card_without_figures_says_why_and_has_no_results_at_its_head(
 def test_a_card_that_cannot_be_written_does_not_fail_a_run_that_is_done(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = importlib.util.spec_from_file_location("train_script", REPOSITORY / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
+    def describe(folder: Path) -> None:
+        script.describe(folder, FILE_NAME, write=write_card)
+
     caplog.set_level(logging.INFO)
-    train.describe(run)
+    describe(run)
     assert (run / FILE_NAME).is_file()
     (run / FILE_NAME).unlink()
     (run / FILE_NAME).mkdir()  # where the card would be
-    train.describe(run)
-    train.describe(tmp_path / "absent")
+    describe(run)
+    describe(tmp_path / "absent")
     failed = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(failed) == 2
     assert all("model_card.md could not be written" in one.getMessage() for one in failed)
