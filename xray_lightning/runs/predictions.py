@@ -94,7 +94,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     if said := images_add(*(metrics[name] for name in names)):
         caption = f"{caption}\n{said}"
     table = Table(
-        title=f"Test: {metrics['images']} images of {metrics['patients']} patients", caption=caption
+        title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
+        caption=caption,
+        caption_justify="left",
     )
     table.add_column("finding")
     for heading in ("positives", "AUROC", "95 % interval", "AP"):
