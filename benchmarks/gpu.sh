@@ -8,7 +8,7 @@
 # Results and logs go to $OUT (out), each as soon as it is there. A part that fails or takes too long
 # stops no other; the table at the end (parts.txt) has them all. It draws its own images.
 # ACCELERATOR=cpu tries it out; IMAGES, SIZE, EPOCHS, ROWS, MODELS, BATCHES, STEPS, REPEATS and LARGE
-# make it small, and JOBS, BUDGET and SLOW suit a slow machine.
+# make it small (LARGE: at least 48), and JOBS, BUDGET and SLOW suit a slow machine.
 set -uo pipefail
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -195,14 +195,16 @@ measure() {
     local best=runs/${rows[-1]}/checkpoints/best.ckpt
     xray predict 60 predict "$best" images --out predictions.csv \
         --batch-size 256 --accelerator "$accelerator"
-    part onnx_speed 90 python3 -m benchmarks.onnx_speed --data images --repeats "${REPEATS:-3}" \
+    part onnx_speed 90 python3 -m benchmarks.onnx_speed --data images/images --repeats "${REPEATS:-3}" \
         --accelerator "$accelerator" --json "$out/gpu_onnx_speed.json" "$best"
     # e. Files of 1024 px on all cores.
     xray large_images 60 data phantom large --images "${LARGE:-200}" --size 1024
     part cache_build 60 python3 -m benchmarks.cache_build --data large --repeats "${REPEATS:-3}" \
         --json "$out/gpu_cache_build.json"
+    local arms=ours,paper_workers,compute_only
+    python3 -c "import timm" 2>/dev/null && arms=$arms,timm
     part loaders 240 python3 -m benchmarks.side_by_side --data large --image-size "$size" \
-        --arms ours,paper_workers,timm,compute_only --accelerator "$accelerator" \
+        --arms "$arms" --accelerator "$accelerator" \
         --precision bf16-mixed --repeats 1 --steps "${STEPS:-60}" --json "$out/gpu_loaders.json"
     finish
 }
