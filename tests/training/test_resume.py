@@ -131,11 +131,11 @@ def test_a_link_to_elsewhere_is_refused(
     "wrong", ["optimizer.lr=0.5", "trainer.max_epochs=0", "data.root=/nosuch", "model=null"]
 )
 def test_fault_24_a_refused_resume_leaves_the_run_as_it_was(
-    wrong: str, first: Ended, train: Train, tmp_path: Path
+    wrong: str, first: Ended, call: Train, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(first.runs[0], tmp_path / "earlier"))
     before = tree(folder)
-    refused(train, f"resume={folder}", wrong)
+    refused(call, f"resume={folder}", wrong)
     assert tree(folder) == before
 
 
