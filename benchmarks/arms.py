@@ -280,14 +280,14 @@ def prepare(workload: Workload, folder: Path, *, images: int | None, steps: int)
         steps: time at least so many.
 
     Raises:
-        UserError: no data, or too few images for a batch.
+        UserError: no data, or too few images for the steps whose losses are compared.
     """
     names = _usable_images(Path(workload.data), images=images)
     train = (len(names) - HELD_OUT) // workload.batch_size * workload.batch_size
-    if train < workload.batch_size:
+    if train < CHECKED_STEPS * workload.batch_size:  # some arms show each image once
         raise UserError(
             f"{workload.data}: {len(names)} images are too few for --batch-size "
-            f"{workload.batch_size}: it takes {HELD_OUT} more than a batch"
+            f"{workload.batch_size}: it takes {HELD_OUT} more than {CHECKED_STEPS} batches"
         )
     rest = names[train:][: 4 * HELD_OUT]
     half = len(rest) // 2

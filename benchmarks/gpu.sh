@@ -8,7 +8,7 @@
 # Results and logs go to $OUT (out), each as soon as it is there. A part that fails or takes too long
 # stops no other; the table at the end (parts.txt) has them all. It draws its own images.
 # ACCELERATOR=cpu tries it out; IMAGES, SIZE, EPOCHS, ROWS, MODELS, BATCHES, STEPS, REPEATS and LARGE
-# make it small (LARGE: at least 48), and JOBS, BUDGET and SLOW suit a slow machine.
+# make it small (LARGE: at least 112), and JOBS, BUDGET and SLOW suit a slow machine.
 set -uo pipefail
 
 repository=$(cd "$(dirname "$0")/.." && pwd)

@@ -211,8 +211,8 @@ def test_what_cannot_be_timed_is_one_line_and_exit_code_2(
     "further, told",
     [
         ({"arms": ["dali"]}, "--arms dali cannot run: it needs --accelerator cuda"),
-        ({"batch_size": 65}, "80 images are too few for --batch-size 65: it takes 16 more"),
-        ({"model": "vgg"}, "'vgg' is unknown"),
+        ({"batch_size": 22}, "80 images are too few for --batch-size 22: it takes 16 more"),
+        ({"model": "vgg", "batch_size": 16}, "'vgg' is unknown"),
     ],
 )
 def test_what_the_data_or_the_machine_refuse_is_told(
