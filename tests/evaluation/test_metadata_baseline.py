@@ -57,7 +57,7 @@ def test_the_baseline_equals_scikit_learns_logistic_regression() -> None:
     for finding in FINDINGS[::4]:
         judge = LogisticRegression(tol=1e-9, max_iter=1000).fit(scaled, train[finding])
         np.testing.assert_allclose(
-            model.log_odds(train, finding), judge.decision_function(scaled), atol=1e-4
+            model.log_odds(train)[finding], judge.decision_function(scaled), atol=1e-4
         )
 
 
@@ -97,7 +97,7 @@ def test_figures_and_intervals_are_those_of_the_resampled_rows() -> None:
 
     def scored(rows: pd.DataFrame) -> Any:
         scores, labels = arrays(rows)
-        odds = np.column_stack([model.log_odds(rows, finding) for finding in FINDINGS])
+        odds = np.column_stack([*model.log_odds(rows).values()])
         of_metadata = roc_auc_score(labels, odds, average=None)
         view = rows["view"].to_numpy()
         pairs = [within_view(*columns, view) for columns in zip(scores.T, labels.T, strict=True)]

@@ -106,13 +106,15 @@ class MetadataModel:
             "undefined": self.undefined,
         }
 
-    def log_odds(self, table: pd.DataFrame, finding: str) -> Floats:
-        """Of a finding in each image of a table, shape (N,)."""
-        intercept, *weights = self.weights[finding]
-        found = np.full(len(table), intercept)
-        # Not by the matrix product, which may round equal rows differently and break their ties.
-        for weight, column in zip(weights, features_of(table).T, strict=True):
-            found += weight * column
+    def log_odds(self, table: pd.DataFrame) -> dict[str, Floats]:
+        """Of each finding that has a regression, in each image of a table, shape (N,)."""
+        features = features_of(table).T
+        found = {}
+        for finding, (intercept, *weights) in self.weights.items():
+            found[finding] = np.full(len(table), intercept)
+            # Not by the matrix product, which may round equal rows differently and break ties.
+            for weight, column in zip(weights, features, strict=True):
+                found[finding] += weight * column
         return found
 
 
@@ -159,9 +161,10 @@ class MetadataScores:
         model = model or MetadataModel(0, {}, {})
         rankings: list[Ranking | None] = []
         undefined: list[str | None] = []
+        odds = model.log_odds(images.table)
         for name, labels in zip(images.findings, images.labels.T, strict=True):
-            if name in model.weights:
-                rankings.append(Ranking.of(model.log_odds(images.table, name), labels))
+            if name in odds:
+                rankings.append(Ranking.of(odds[name], labels))
                 undefined.append(one_class(labels))
             else:
                 rankings.append(None)

@@ -74,7 +74,6 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
 
 
 _OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
-_BESIDE = ("metadata_auroc", "gain_over_metadata", "auroc_within_view")
 
 # Macro averages of what stands beside AUROC, by name; what metadata alone reach, what the images
 # have added to that, and what is left where the view cannot help.
@@ -145,11 +144,15 @@ def _per_finding(
     rows = {}
     for column, finding in enumerate(images.findings):
         labels = images.labels[:, column]
-        found = {name: estimates[name][column] for name in (*_OF_FINDING, *_BESIDE)}
+        found = {name: estimates[name][column] for name in (*_OF_FINDING, *_MACRO_BESIDE.values())}
         row = {
             **found["auroc"].figures("auroc"),
             **found["average_precision"].figures("average_precision"),
-            **{key: value for name in _BESIDE for key, value in found[name].figures(name).items()},
+            **{
+                key: value
+                for name in _MACRO_BESIDE.values()
+                for key, value in found[name].figures(name).items()
+            },
             "positives": int(labels.sum()),
             "prevalence": float(labels.mean()),
             "threshold": float(cuts[column]),
