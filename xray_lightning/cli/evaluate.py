@@ -107,7 +107,8 @@ def evaluate(
             named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
             raise UserError(f"{named}: of checkpoints, not of --predictions; leave it out")
         check_json(json)
-        from xray_lightning.evaluation.evaluate import recompute, show_recomputed
+        from xray_lightning.evaluation.recomputation import recompute
+        from xray_lightning.evaluation.tables import show_recomputed
 
         recomputed = recompute(predictions, val=val, resamples=resamples, seed=seed)
         show_recomputed(recomputed, console)
@@ -118,7 +119,8 @@ def evaluate(
     if "average" in given and len(checkpoints or []) == 1:
         raise UserError("--average is of several checkpoints; give more than one, or leave it out")
 
-    from xray_lightning.evaluation.evaluate import DataChoice, Options, score, show_scored, write
+    from xray_lightning.evaluation.evaluate import DataChoice, Options, score, write
+    from xray_lightning.evaluation.tables import show_scored
 
     options = Options(
         data=DataChoice(
@@ -157,7 +159,7 @@ def compare(
     Example: [bold]xray compare runs/a runs/b --json difference.json[/bold]
     """
     from xray_lightning.evaluation.compare import compare_runs
-    from xray_lightning.evaluation.evaluate import show_comparison
+    from xray_lightning.evaluation.tables import show_comparison
 
     check_json(json)
     pair = compare_runs(first, second, resamples=resamples, seed=seed)

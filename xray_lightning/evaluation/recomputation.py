@@ -1,0 +1,112 @@
+"""Recomputation of every metric from a file of predictions (`xray evaluate --predictions`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xray_lightning.errors import UserError
+from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
+from xray_lightning.evaluation.metadata_baseline import MetadataModel
+from xray_lightning.evaluation.metrics import Evaluator
+from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
+from xray_lightning.runs.folder import Provenance
+from xray_lightning.runs.predictions import read_predictions
+
+NO_VAL = (
+    "no validation predictions: operating points are 0.5 everywhere, and nothing is calibrated; "
+    "give them with --val FILE"
+)
+NO_RESULTS = "no results.json beside the file: without training prevalences there is no baseline"
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What a file of predictions scores.
+
+    Attributes:
+        val: the file that operating points and calibration were fitted to; None for none.
+        metrics: as metrics.test of results.json.
+        notes: what was not there, or is not what it was in the run.
+    """
+
+    predictions: Path
+    val: Path | None
+    metrics: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "predictions": str(self.predictions),
+            "val": None if self.val is None else str(self.val),
+            "notes": list(self.notes),
+            "metrics": self.metrics,
+        }
+
+
+def recompute(
+    predictions: Path,
+    *,
+    val: Path | None = None,
+    resamples: int | None = None,
+    seed: int | None = None,
+) -> Recomputed:
+    """Score a file of predictions as its run did.
+
+    Args:
+        predictions: predictions_test.csv of a run folder, or the like. The results.json beside it,
+            if any, gives the training prevalences, and how the run was evaluated.
+        val: the validation predictions; by default predictions_val.csv beside predictions_test.csv.
+        resamples, seed: of the bootstrap; None for those of the run.
+
+    Raises:
+        UserError: a file that is not there, or the first fault in it with its line and column.
+    """
+    table = read_predictions(predictions)
+    trained = Provenance.of_folder(predictions.absolute().parent)
+    notes = [] if trained.prevalences else [NO_RESULTS]
+    beside = predictions.with_name(predictions.name.replace("test", "val"))
+    if val is None and beside.name != predictions.name and beside.is_file():
+        val = beside
+    if val is not None and val.resolve() == predictions.resolve():
+        raise UserError(
+            f"--val {val} is the file that is scored: operating points must be fitted to others"
+        )
+    points, calibration = (None, None) if val is None else _fit(val, trained)
+    if val is None:
+        notes.append(NO_VAL)
+    elif trained.tested_only:
+        notes.append(
+            f"the run took the operating points that its checkpoint held; these are fitted to {val}"
+        )
+    resamples, seed = trained.bootstrap(resamples, seed)
+    metrics = Evaluator(resamples=resamples, seed=seed)(
+        table,
+        operating_points=points,
+        calibration=calibration,
+        prevalences=trained.prevalences,
+        metadata=MetadataModel.from_plain(trained.metadata_model),
+    )
+    return Recomputed(predictions, val, metrics, tuple(notes))
+
+
+def _fit(val: Path, trained: Provenance) -> tuple[OperatingPoints, Calibration | None]:
+    table = read_predictions(val)
+    rule = OperatingRule(**_options(trained.evaluation.get("operating_point")))
+    given = trained.evaluation.get("calibration", {})
+    calibrator = None if given is None else Calibrator(**_options(given))
+    return rule.fit(table), None if calibrator is None else calibrator.fit(table)
+
+
+def _options(given: Any) -> dict[str, Any]:
+    """The arguments in a node of the configuration."""
+    if not isinstance(given, Mapping):
+        return {}
+    options = {key: value for key, value in given.items() if not key.startswith("_")}
+    unknown = options.keys() - {"rule", "target", "method"}
+    if unknown:
+        raise UserError(f"results.json beside the predictions: evaluation has {sorted(unknown)}")
+    return options

@@ -1,0 +1,131 @@
+"""Data that a checkpoint is scored on: that of its run unless chosen otherwise."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.manifest import holds_known_table
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec
+from xray_lightning.errors import UserError, XrayError
+from xray_lightning.evaluation.ensemble import Member
+from xray_lightning.progress import Display
+from xray_lightning.runs.folder import Provenance
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+
+log = logging.getLogger(__name__)
+
+# Keys of a run's `data` configuration that say which images it used, and how they are kept.
+KEPT = (
+    *("name", "root", "images", "findings", "table", "columns", "uncertain", "empty"),
+    *("split", "split_seed", "val_fraction", "test_fraction"),
+    *("missing", "cache", "cache_dir", "batch_size"),
+)
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What the caller wants otherwise than the first checkpoint's run had it; None for the same."""
+
+    root: Path | None = None
+    images: Path | None = None
+    split: str | None = None
+    missing: str | None = None
+    cache_dir: Path | None = None
+    batch_size: int | None = None
+
+
+def data_for(
+    member: Member, trained: Provenance, choice: DataChoice, *, progress: Display
+) -> XrayDataModule:
+    """The data to score on: that of the run unless chosen otherwise, as the model wants its images.
+
+    Raises:
+        UserError: no data is named, or its options are out of range.
+    """
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(choice).items()
+        if value is not None
+    }
+    given, phantom = _kept(trained), trained.data.get("phantom")
+    if choice.root is not None:  # other files: what was said of the run's own does not hold there
+        given, phantom = _elsewhere(choice.root, given), None
+    elif not given:
+        raise UserError(
+            f"{member.path} does not lie in a run folder whose {RESULTS} names its data; "
+            "give --data DIR"
+        )
+    spec = None
+    if isinstance(phantom, Mapping):
+        spec = PhantomSpec(**{k: v for k, v in phantom.items() if not k.startswith("_")})
+    findings = {"findings": member.described["findings"]}
+    return XrayDataModule(
+        **({"cache_dir": "data/cache"} | given | chosen | findings),
+        image_size=member.described["image_size"],
+        normalize=member.described["normalize"],
+        allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
+        phantom=spec,
+        progress=progress,
+    )
+
+
+def _elsewhere(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds of a folder that is not the run's."""
+    kept = {key: given[key] for key in ("split_seed", "val_fraction") if key in given}
+    kept["name"] = root.absolute().name
+    if not holds_known_table(root):  # one's own, as the run's was if it had one
+        kept |= {"columns": {}, "split": "patient_random"}
+        kept |= {key: given[key] for key in ("columns", "uncertain", "empty") if key in given}
+    return kept
+
+
+def seen_before(
+    member: Member, trained: Provenance, data: XrayDataModule, *, side: str
+) -> str | None:
+    """One line on what the model has been trained on of this side; None where it saw none of it."""
+    split, own = data.usable.split.sha256, member.described.get("split_sha256")
+    if side == "train" and split == own:
+        return "these are the images that it was trained on: the scores say nothing of new ones"
+    if split == own:
+        return _shared(data, data, side)
+    hashes = f"split {data.split_name} {split[:7]} is not the checkpoint's {str(own)[:7]}"
+    before = _data_before(trained, own)
+    if before is None:
+        return f"{hashes}: whether it was trained on some of these patients cannot be told"
+    if before.root.resolve() != data.root.resolve():
+        return f"{hashes}: it was trained on other data, {before.root}"
+    shared = _shared(before, data, side)
+    return f"{hashes}: {shared or 'it was trained on none of these patients'}"
+
+
+def _shared(before: XrayDataModule, data: XrayDataModule, side: str) -> str | None:
+    trained = set(before.table("train")["patient_id"])
+    scored = set(data.table(side)["patient_id"])
+    if not (both := trained & scored):
+        return None
+    return (
+        f"{len(both)} of the {len(scored)} patients scored were trained on, so that the scores "
+        "are too good"
+    )
+
+
+def _data_before(trained: Provenance, split_sha256: str | None) -> XrayDataModule | None:
+    """The data that a checkpoint was trained on, if it is still there and unchanged."""
+    given = _kept(trained)
+    if not given:
+        return None
+    try:
+        data = XrayDataModule(**given, allow_patient_overlap=True)
+        return data if data.usable.split.sha256 == split_sha256 else None
+    except (XrayError, TypeError) as error:
+        log.debug("the training data cannot be read: %s", error)
+        return None
+
+
+def _kept(trained: Provenance) -> dict[str, Any]:
+    """The options of a run's data that `KEPT` names; none where it does not say which data."""
+    given = {key: value for key, value in trained.data.items() if key in KEPT}
+    return given if {"name", "root"} <= given.keys() else {}

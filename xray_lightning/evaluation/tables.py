@@ -1,0 +1,152 @@
+"""Tables of `xray evaluate` and `xray compare` on a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xray_lightning.evaluation.compare import Comparison
+from xray_lightning.evaluation.evaluate import Scored
+from xray_lightning.evaluation.recomputation import Recomputed
+from xray_lightning.runs.predictions import metrics_table
+from xray_lightning.terminal import by_reason, decimal, interval, readable, say, signed
+
+SIDE_TITLES = {"train": "Training", "val": "Validation", "test": "Test"}
+EXCLUDES, INCLUDES = "excludes zero", "includes zero"
+LABELS = {
+    "auroc_macro": "AUROC, macro",
+    "average_precision_macro": "AP, macro",
+    "label_accuracy": "Label accuracy",
+    "brier_macro": "Brier score *",
+}
+LESS_IS_BETTER = "* less is better"
+NOTES = (
+    "Where nothing differs, one in twenty of the findings' intervals excludes zero by chance.",
+    "The intervals are of the patients drawn, not of the training: another seed may differ more.",
+)
+
+
+def show_comparison(comparison: Comparison, console: Console, *, names: Sequence[str]) -> None:
+    """Print both runs' scores, their difference with its interval, and what it says."""
+    one, other = comparison.first, comparison.second
+    table = _table("", "first", "second", "difference", "95 % interval", "")
+    for key, label in LABELS.items():
+        found = getattr(comparison, key).to_plain()
+        _add(table, label, getattr(one, key), getattr(other, key), found)
+    table.add_section()
+    for finding, found in comparison.per_finding.items():
+        scores = one.per_finding[finding], other.per_finding[finding]
+        _add(table, readable(finding), *scores, found.to_plain())
+    say(f"first   {names[0]}", f"second  {names[1]}", console=console)
+    images = f"{comparison.images:,} test images of {comparison.patients:,} patients"
+    say(f"{images}; difference: second minus first", console=console)
+    console.print(table)
+    lacking = {readable(name): found.reason for name, found in comparison.per_finding.items()}
+    say(
+        LESS_IS_BETTER,
+        *by_reason((name, reason) for name, reason in lacking.items() if reason is not None),
+        f"Label accuracy of always answering no finding: {one.always_negative:.4f}.",
+        sentence(comparison),
+        *NOTES,
+        console=console,
+    )
+
+
+def sentence(comparison: Comparison) -> str:
+    """What the difference in macro AUROC says."""
+    found = comparison.auroc_macro
+    if found.value is None:
+        return f"Macro AUROC: not defined, {found.reason}."
+    start = f"Macro AUROC over {len(comparison.findings)} findings, second - first: "
+    if found.ci95 is None:
+        return f"{start}{found.value:+.4f}, without an interval: {found.reason}."
+    ends = interval(found.ci95, "{:+.4f}".format, joint=" to ")
+    numbers = f"{found.value:+.4f} (95 % interval {ends})"
+    if not found.excludes_zero:
+        return f"{start}{numbers}. It includes zero: these images do not tell them apart."
+    better = "second" if found.value > 0 else "first"
+    return f"{start}{numbers}. It excludes zero: the {better} is better on these images."
+
+
+def show_scored(scored: Scored, console: Console) -> None:
+    """Print what checkpoints score, and for an ensemble what averaging gains."""
+    content = scored.content
+    data, metrics = content["data"], content["metrics"]
+    table = metrics_table(metrics)
+    where = SIDE_TITLES[data["side"]]
+    table.title = f"{where}: {metrics['images']:,} images of {metrics['patients']:,} patients"
+    console.print(table)
+    split = f"split {data['split']} ({data['split_sha256'][:7]})"
+    say(f"{data['name']}, {split}, {data['side']} side, in {content['precision']}", console=console)
+    for name, source in content["fitted"].items():
+        words = readable(name)
+        if source is not None:
+            say(f"{words[0].upper()}{words[1:]}: {source}", console=console)
+    _show_baselines(metrics, console)
+    if content["ensemble"] is not None:
+        _show_gain(content, console)
+    if content["note"] is not None:
+        say(f"Note: {content['note']}", console=console, style="yellow")
+
+
+def show_recomputed(recomputed: Recomputed, console: Console) -> None:
+    """Print what a file of predictions scores."""
+    console.print(metrics_table(recomputed.metrics))
+    if recomputed.val is not None:
+        say(f"Operating points and calibration: fitted to {recomputed.val}", console=console)
+    _show_baselines(recomputed.metrics, console)
+    for note in recomputed.notes:
+        say(f"Note: {note}", console=console, style="yellow")
+
+
+def _show_baselines(metrics: Mapping[str, Any], console: Console) -> None:
+    """Print raw beside calibrated, and beside what knows no image."""
+    parts = [f"raw {decimal(metrics['brier_macro'])}"]
+    if (calibrated := metrics["calibrated"]) is not None:
+        parts.append(f"calibrated by {calibrated['method']} {decimal(calibrated['brier_macro'])}")
+    if metrics["prevalence_brier_macro"] is not None:
+        parts.append(f"training prevalences {decimal(metrics['prevalence_brier_macro'])}")
+    say(f"Brier score, less is better: {', '.join(parts)}", console=console)
+
+
+def _show_gain(content: Mapping[str, Any], console: Console) -> None:
+    ensemble = content["ensemble"]
+    table = _table("Macro AUROC", "member", "ensemble", "gain", "95 % interval", "")
+    whole = content["metrics"]["auroc_macro"]
+    say(f"Ensemble: the mean of the {content['average']} of", console=console)
+    for number, member in enumerate(ensemble["members"], start=1):
+        say(f"  {number}  {member['path']}", console=console)
+        gain = member["gain"]["auroc_macro"]
+        _add(table, f"checkpoint {number}", member["auroc_macro"], whole, gain)
+    over = ensemble["gain_over_mean"]
+    mean = None if over["value"] is None else whole - over["value"]
+    table.add_section()
+    _add(table, "their mean", mean, whole, over)
+    console.print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        words = place in (0, len(headings) - 1)
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
+    return table
+
+
+def _add(
+    table: Table, label: str, first: float | None, second: float | None, found: Mapping[str, Any]
+) -> None:
+    """Add a row; `found` is the plain difference of two scores."""
+    excludes = found["excludes_zero"]
+    table.add_row(
+        Text(label),
+        decimal(first),
+        decimal(second),
+        signed(found["value"]),
+        interval(found["ci95"], signed, joint=" to "),
+        "" if found["ci95"] is None else EXCLUDES if excludes else INCLUDES,
+        style="bold" if excludes else "",
+    )
