@@ -76,8 +76,11 @@ def redrawn(predictions: pd.DataFrame, *, resamples: int, seed: int) -> Iterator
 
 def of_model(row: Mapping[str, Any]) -> dict[str, Any]:
     """A block of metrics without what stands beside the model: metadata, and pairs of one view."""
-    beside = ("metadata_", "gain_over_metadata", "auroc_within_view")
-    return {name: value for name, value in row.items() if not name.startswith(beside)}
+    beside = ("metadata_", "combined_", "gain_", "auroc_within_view")
+    kept = {name: value for name, value in row.items() if not name.startswith(beside)}
+    if "undefined_reason" in kept:
+        kept["undefined_reason"] = of_model(kept["undefined_reason"])
+    return kept
 
 
 def points(**cuts: float) -> OperatingPoints:

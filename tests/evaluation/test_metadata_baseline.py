@@ -10,9 +10,13 @@ from predicted import arrays, frame, redrawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from xray_lightning.evaluation.calibration import logit
 from xray_lightning.evaluation.metadata_baseline import (
+    FEW_VALIDATION,
     NO_METADATA,
     NO_TRAINING,
+    NO_VALIDATION,
+    CombinedModel,
     MetadataModel,
     features_of,
 )
@@ -135,8 +139,9 @@ def test_without_metadata_or_training_images_the_figures_are_null_with_the_reaso
     ):
         result = QUICK(table, metadata=model)
         for block in (result, result["per_finding"]["Mass"]):
-            names = [name for name in block if name.startswith(("metadata_auroc", "gain_over"))]
-            assert len(names) == 4
+            beside = ("metadata_auroc", "gain_", "combined_auroc")
+            names = [name for name in block if name.startswith(beside)]
+            assert len(names) == 8
             for name in names:
                 assert block[name] is None
                 assert block["undefined_reason"][name] == reason
@@ -154,3 +159,78 @@ def test_a_finding_of_one_class_in_training_has_no_baseline_and_is_left_out() ->
         row["metadata_auroc"] for name, row in result["per_finding"].items() if name != "Hernia"
     ]
     assert result["metadata_auroc_macro"] == pytest.approx(np.mean(rest))
+
+
+def together(signal: float, *, seed: int = 2, images: int = 600) -> tuple[Any, Any, Any]:
+    """Validation predictions, metadata fitted on other images, and both combined."""
+    val, _ = drawn(images, seed=seed, signal=signal)
+    metadata = fitted(drawn(seed=1)[1])
+    return val, metadata, CombinedModel.fit(val, metadata)
+
+
+def logits_and_odds(predictions: pd.DataFrame, metadata: MetadataModel, finding: str) -> Any:
+    scores = predictions[f"prob_{finding}"].to_numpy()
+    return np.column_stack([metadata.log_odds(predictions)[finding], logit(scores)])
+
+
+def test_metadata_and_the_model_together_equal_scikit_learn_and_pair_with_metadata() -> None:
+    val, metadata, combined = together(0.3)
+    predictions, _ = drawn(signal=0.3)
+    result = Evaluator(resamples=20, seed=3)(predictions, metadata=metadata, combined=combined)
+    for finding in FINDINGS[::4]:
+        inputs = logits_and_odds(val, metadata, finding)
+        mean, spread = inputs.mean(axis=0), inputs.std(axis=0)
+        judge = LogisticRegression(tol=1e-9).fit((inputs - mean) / spread, val[f"label_{finding}"])
+        expected = judge.coef_[0] / spread
+        assert combined.weights[finding][1:] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+        def gain(rows: pd.DataFrame, finding: str = finding, weights: Any = expected) -> float:
+            inputs = logits_and_odds(rows, metadata, finding)
+            labels = rows[f"label_{finding}"]
+            return roc_auc_score(labels, inputs @ weights) - roc_auc_score(labels, inputs[:, 0])
+
+        row = result["per_finding"][finding]
+        both = roc_auc_score(
+            predictions[f"label_{finding}"],
+            logits_and_odds(predictions, metadata, finding) @ expected,
+        )
+        assert row["combined_auroc"] == pytest.approx(both, abs=2e-4)
+        assert row["gain_of_combined"] == pytest.approx(gain(predictions), abs=2e-4)
+        draws = [gain(rows) for rows in redrawn(predictions, resamples=20, seed=3)]
+        ends = np.quantile(draws, [0.025, 0.975])
+        assert row["gain_of_combined_ci95"] == pytest.approx(ends, abs=4e-4)
+
+
+def test_a_model_that_knows_but_the_view_adds_nothing_to_metadata_and_one_that_sees_does() -> None:
+    for signal in (0.0, 0.5):
+        _, metadata, combined = together(signal)
+        predictions, _ = drawn(signal=signal)
+        result = QUICK(predictions, metadata=metadata, combined=combined)
+        low, high = result["gain_of_combined_macro_ci95"]
+        assert (low > 0.01) if signal else (low < 0.01 < 0.05 > high)
+
+
+def test_both_read_back_from_json_give_the_same_figures_in_whatever_order_of_rows() -> None:
+    val, metadata, combined = together(0.3, images=200)
+    again = CombinedModel.from_plain(json.loads(json.dumps(combined.to_plain())))
+    assert again == combined == CombinedModel.fit(val.iloc[::-1], metadata)
+    assert CombinedModel.from_plain({"images": 3}) is None
+
+
+def test_too_few_validation_patients_or_none_leave_the_combination_null_with_the_reason() -> None:
+    val, metadata, _ = together(0.3, images=200)
+    few = val.assign(label_Hernia=(np.arange(200) < 18).astype(int))  # of nine patients
+    combined = CombinedModel.fit(few, metadata)
+    assert combined.undefined == {"Hernia": FEW_VALIDATION}
+    assert not CombinedModel.fit(
+        val.assign(label_Hernia=(np.arange(200) < 19).astype(int)), metadata
+    ).undefined
+    predictions, _ = drawn(200)
+    for given, reason in ((combined, FEW_VALIDATION), (None, NO_VALIDATION)):
+        result = QUICK(predictions, metadata=metadata, combined=given)
+        hernia = result["per_finding"]["Hernia"]
+        for name in ("combined_auroc", "gain_of_combined"):
+            assert hernia[name] is None
+            assert hernia["undefined_reason"][name] == reason
+    assert result["gain_of_combined_macro"] is None
+    assert result["undefined_reason"]["gain_of_combined_macro"] == NO_VALIDATION

@@ -310,11 +310,18 @@ def test_the_result_stands_beside_what_metadata_alone_reach(
         "gain_over_metadata_macro_ci95": ends,
         "auroc_within_view_macro": 0.612,
         "auroc_within_view_macro_ci95": [0.58, 0.64],
+        "combined_auroc_macro": 0.677,
+        "gain_of_combined_macro": 0.041,
+        "gain_of_combined_macro_ci95": [0.026, 0.056],
     }
     text = page_of(write_run(tmp_path, results)).text("result")
-    for part in ("0.636", "0.617 to 0.654", shown, "0.612", "0.580 to 0.640"):
+    for part in ("0.636", "0.617 to 0.654", shown, "0.612", "0.580 to 0.640", "0.677", "+0.041"):
         assert part in text
     assert ("cannot be shown" in text) is nothing
+    only = (
+        "Only metadata and the model together reach more than metadata: +0.041 (+0.026 to +0.056)."
+    )
+    assert (only in text) is nothing
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.judge import training_prevalences
-from xray_lightning.evaluation.metadata_baseline import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
@@ -118,13 +118,16 @@ def score(
     )
     whole, each = answers.of(options.side)
     points, calibration, source = _fitted(members, answers, options.side)
+    metadata = MetadataModel.from_plain(trained.metadata_model) or MetadataModel.fit(
+        data.table("train"), data.findings
+    )
     metrics = Evaluator(resamples=resamples, seed=seed)(
         whole,
         operating_points=points,
         calibration=calibration,
         prevalences=trained.prevalences or training_prevalences(data),
-        metadata=MetadataModel.from_plain(trained.metadata_model)
-        or MetadataModel.fit(data.table("train"), data.findings),
+        metadata=metadata,
+        combined=_combined(answers, options.side, trained, metadata, own=source),
     )
     note = seen_before(first, trained, data, side=options.side)
     if options.side == "val" and source["operating_points"] == FROM_CHECKPOINT:
@@ -214,6 +217,30 @@ def _fitted(
         calibration = Calibrator(calibration.method).fit(val)
         sources["calibration"] = FROM_VALIDATION
     return rule.fit(val), calibration, sources
+
+
+def _combined(
+    answers: Answers,
+    side: str,
+    trained: Provenance,
+    metadata: MetadataModel,
+    *,
+    own: Mapping[str, Any],
+) -> CombinedModel | None:
+    """Metadata and the model together: as its run had it, or fitted on validation where it can be.
+
+    Args:
+        own: where operating points are from; those of the checkpoint that its run has tested are
+            stored in it.
+    """
+    kept = CombinedModel.from_plain(trained.combined_model)
+    if kept is not None and own["operating_points"] == FROM_CHECKPOINT:
+        return kept
+    split, digest = answers.data.usable.split, answers.members[0].described.get("split_sha256")
+    if side == "val" or ("val" not in answers.given and split.sha256 != digest):
+        return None
+    val = answers.given["val"] if "val" in answers.given else answers.of("val")[0]
+    return CombinedModel.fit(val, metadata)
 
 
 def _folder(members: Sequence[Member], asked_for: Path | None) -> Path:

@@ -10,7 +10,7 @@ import pandas as pd
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.metadata_baseline import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
@@ -102,6 +102,7 @@ class Judge:
             calibration=calibration,
             prevalences=prevalences,
             metadata=metadata,
+            combined=None if metadata is None else CombinedModel.fit(val, metadata),
         )
 
     def _tell_what_differs(

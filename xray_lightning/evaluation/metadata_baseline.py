@@ -1,7 +1,8 @@
 """Metadata baseline: what view, age, sex and follow-up tell of each finding without an image.
 
 Ill patients are X-rayed lying down (AP), come back, and are older, so that a few columns of a table
-rank images better than chance. What a model adds to that is what its images have added.
+rank images better than chance. What a model adds to that is what its images have added: beyond it
+on its own, and where both are used together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,13 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.evaluation.bootstrap import NAN, Ranking
+from xray_lightning.evaluation.calibration import FARTHEST, logit
 from xray_lightning.runs.predictions import Floats, Integers, ScoredImages, one_class
 
 NO_METADATA = "no view, age, sex or follow-up number of training images is known"
 NO_TRAINING = "the training images were not given"
+NO_VALIDATION = "no validation predictions to combine metadata and model on"
+FEW_VALIDATION = "needs at least ten validation patients with the finding and ten without"
 STEPS = 50  # of Newton's method, which needs about eight
 TOLERANCE = 1e-10
 
@@ -141,38 +145,159 @@ def _logistic_regression(features: Floats, labels: Floats) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in found)  # further digits vary with the threads
 
 
+WEIGHTS = ("intercept", "metadata", "model")
+
+
+@dataclass(frozen=True)
+class CombinedModel:
+    """Logistic regressions on metadata's log odds and the logit of a model's probability.
+
+    What a model adds where metadata is known anyway: a clinic has both. They are fitted on
+    validation, which neither the model nor the metadata's regressions were fitted on.
+
+    Attributes:
+        images: how many validation images they were fitted on.
+        weights: of each finding, by `WEIGHTS`: the log odds where both are 0, then what a unit of
+            metadata's log odds, and of the model's logit, adds to them.
+        undefined: findings without a regression, and why.
+    """
+
+    images: int
+    weights: dict[str, tuple[float, ...]]
+    undefined: dict[str, str]
+
+    @classmethod
+    def fit(cls, predictions: pd.DataFrame, metadata: MetadataModel) -> "CombinedModel":
+        """Fit them, with the penalty of `MetadataModel.fit`.
+
+        Args:
+            predictions: of the validation images; see `Evaluator` and `features_of`.
+            metadata: what their metadata's log odds are taken from.
+        """
+        images = ScoredImages.of(predictions)
+        enough = np.logical_and(*images.enough())
+        odds = metadata.log_odds(images.table)
+        weights, undefined = {}, {}
+        for place, finding in enumerate(images.findings):
+            if finding not in odds:
+                undefined[finding] = metadata.undefined.get(finding, NO_TRAINING)
+            elif not enough[place]:
+                undefined[finding] = FEW_VALIDATION
+            else:
+                both = np.column_stack([odds[finding], _logits(images, place)])
+                labels = images.labels[:, place].astype(np.float64)
+                weights[finding] = _logistic_regression(both, labels)
+        return cls(len(images.labels), weights, undefined)
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> "CombinedModel | None":
+        """What `to_plain` gave; None of anything else, such as an older run's record."""
+        try:
+            weights = {
+                finding: tuple(float(row[name]) for name in WEIGHTS)
+                for finding, row in content["log_odds"].items()
+            }
+            return cls(int(content["images"]), weights, dict(content["undefined"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "images": self.images,
+            "log_odds": {
+                finding: dict(zip(WEIGHTS, row, strict=True))
+                for finding, row in self.weights.items()
+            },
+            "undefined": self.undefined,
+        }
+
+    def log_odds(self, images: ScoredImages, metadata: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Of each finding that has a regression, in each image of a table, shape (N,).
+
+        Args:
+            images: with the model's probabilities.
+            metadata: the log odds that metadata give these images, by finding.
+        """
+        found = {}
+        for place, finding in enumerate(images.findings):
+            if finding in self.weights and finding in metadata:
+                intercept, of_metadata, of_model = self.weights[finding]
+                both = of_metadata * metadata[finding] + of_model * _logits(images, place)
+                found[finding] = intercept + both
+        return found
+
+
+def _logits(images: ScoredImages, place: int) -> Floats:
+    """Of the model's probabilities of one finding, within what float32 tells apart, shape (N,)."""
+    return np.clip(logit(images.scores[:, place]), -FARTHEST, FARTHEST)
+
+
+Ranked = tuple[tuple[Ranking | None, ...], tuple[str | None, ...]]
+
+
 @dataclass(frozen=True)
 class MetadataScores:
-    """AUROC of the metadata baseline as a function of how often each patient counts.
+    """AUROC of metadata, alone and with the model, as a function of how often a patient counts.
 
     Attributes:
         patients: number of each image's patient, shape (N,).
-        rankings: one per finding; None where there is no regression.
-        undefined: why, of each finding; None where there is one.
+        alone, combined: one ranking per finding, None where there is no regression; and why there
+            is none, of each finding.
     """
 
     patients: Integers
-    rankings: tuple[Ranking | None, ...]
-    undefined: tuple[str | None, ...]
+    alone: Ranked
+    combined: Ranked
 
     @classmethod
-    def of(cls, images: ScoredImages, model: MetadataModel | None) -> "MetadataScores":
+    def of(
+        cls,
+        images: ScoredImages,
+        model: MetadataModel | None,
+        combined: CombinedModel | None = None,
+    ) -> "MetadataScores":
         """Rank the images of a table; without a model nothing is defined."""
-        model = model or MetadataModel(0, {}, {})
-        rankings: list[Ranking | None] = []
-        undefined: list[str | None] = []
+        model = model or MetadataModel(0, {}, dict.fromkeys(images.findings, NO_TRAINING))
         odds = model.log_odds(images.table)
-        for name, labels in zip(images.findings, images.labels.T, strict=True):
-            if name in odds:
-                rankings.append(Ranking.of(odds[name], labels))
-                undefined.append(one_class(labels))
-            else:
-                rankings.append(None)
-                undefined.append(model.undefined.get(name, NO_TRAINING))
-        return cls(images.patients, tuple(rankings), tuple(undefined))
+        alone = _ranked(images, odds, model.undefined, lacking=NO_TRAINING)
+        # What lacks of metadata lacks here too.
+        combined = combined or CombinedModel(0, {}, model.undefined)
+        both = combined.log_odds(images, odds)
+        return cls(
+            images.patients,
+            alone,
+            _ranked(images, both, combined.undefined, lacking=NO_VALIDATION),
+        )
+
+    @property
+    def undefined(self) -> dict[str, tuple[str | None, ...]]:
+        """Why a score of a finding does not exist, by score; None where it does."""
+        return {
+            **dict.fromkeys(("metadata_auroc", "gain_over_metadata"), self.alone[1]),
+            **dict.fromkeys(("combined_auroc", "gain_of_combined"), self.combined[1]),
+        }
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
         """AUROC of each finding, shape (findings,); NaN: undefined."""
         weights = drawn[self.patients]
-        values = [NAN if one is None else one.auroc(weights) for one in self.rankings]
-        return {"metadata_auroc": np.array(values)}
+        return {
+            name: np.array([NAN if one is None else one.auroc(weights) for one in rankings])
+            for name, (rankings, _) in (
+                ("metadata_auroc", self.alone),
+                ("combined_auroc", self.combined),
+            )
+        }
+
+
+def _ranked(
+    images: ScoredImages, odds: Mapping[str, Floats], why: Mapping[str, str], *, lacking: str
+) -> Ranked:
+    """Rank images by the log odds of each finding; `lacking` where `why` has no reason."""
+    rankings: list[Ranking | None] = []
+    undefined: list[str | None] = []
+    for name, labels in zip(images.findings, images.labels.T, strict=True):
+        ranked = name in odds
+        rankings.append(Ranking.of(odds[name], labels) if ranked else None)
+        undefined.append(one_class(labels) if ranked else why.get(name, lacking))
+    return tuple(rankings), tuple(undefined)

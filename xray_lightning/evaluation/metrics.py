@@ -21,7 +21,11 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.metadata_baseline import MetadataModel, MetadataScores
+from xray_lightning.evaluation.metadata_baseline import (
+    CombinedModel,
+    MetadataModel,
+    MetadataScores,
+)
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
@@ -76,10 +80,13 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
 _OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
 
 # Macro averages of what stands beside AUROC, by name; what metadata alone reach, what the images
-# have added to that, and what is left where the view cannot help.
+# have added to that, what both reach together and that adds, and what is left where the view
+# cannot help.
 _MACRO_BESIDE = {
     "metadata_auroc_macro": "metadata_auroc",
     "gain_over_metadata_macro": "gain_over_metadata",
+    "combined_auroc_macro": "combined_auroc",
+    "gain_of_combined_macro": "gain_of_combined",
     "auroc_within_view_macro": "auroc_within_view",
 }
 NO_VIEW = "no two images of the same known view, one with the finding and one without"
@@ -102,12 +109,15 @@ def _estimates(
     """
     few = too_few(images)
     beside = {
-        "metadata_auroc": metadata.undefined,
-        "gain_over_metadata": metadata.undefined,
+        **metadata.undefined,
         "auroc_within_view": [NO_VIEW] * len(images.findings),
     }
     plain, draws = (
-        {**one, "gain_over_metadata": one["auroc"] - one["metadata_auroc"]}
+        {
+            **one,
+            "gain_over_metadata": one["auroc"] - one["metadata_auroc"],
+            "gain_of_combined": one["combined_auroc"] - one["metadata_auroc"],
+        }
         for one in (plain, draws)
     )
     few |= dict.fromkeys(beside, few["auroc"]) | dict.fromkeys(_MACRO_BESIDE, few["auroc_macro"])
@@ -264,6 +274,7 @@ class Evaluator:
         calibration: Calibration | None = None,
         prevalences: Mapping[str, float] | None = None,
         metadata: MetadataModel | None = None,
+        combined: CombinedModel | None = None,
     ) -> dict[str, Any]:
         """Compute every metric.
 
@@ -280,6 +291,7 @@ class Evaluator:
             prevalences: share of the training images with each finding, for the
                 baseline that gives each image the same probabilities; None for no such baseline.
             metadata: the baseline that sees no image, fitted on training images; None for none.
+            combined: metadata and the model together, fitted on validation; None for neither.
 
         Returns:
             Plain floats, ints, lists and None, ready for JSON. None stands for a number that does
@@ -305,7 +317,7 @@ class Evaluator:
             calibrated = calibration.apply(images.scores, findings=images.findings)
         scores = Scores.of(images, cuts=cuts, calibrated=calibrated)
         subgroups = Subgroups.of(images)
-        baseline = MetadataScores.of(images, metadata)
+        baseline = MetadataScores.of(images, metadata, combined)
         plain, draws = resampled(
             lambda drawn: scores(drawn) | subgroups(drawn) | baseline(drawn),
             patients=images.count,
@@ -332,6 +344,7 @@ class Evaluator:
             else _calibrated(images, estimates, calibration, calibrated),
             "subgroups": subgroups.rows(plain, draws),
             "metadata_model": None if metadata is None else metadata.to_plain(),
+            "combined_model": None if combined is None else combined.to_plain(),
             "per_finding": rows,
         }
 

@@ -8,7 +8,7 @@ from typing import Any
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
-from xray_lightning.evaluation.metadata_baseline import MetadataModel
+from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.runs.folder import Provenance
@@ -82,13 +82,18 @@ def recompute(
         notes.append(
             f"the run took the operating points that its checkpoint held; these are fitted to {val}"
         )
+    metadata = MetadataModel.from_plain(trained.metadata_model)
+    combined = CombinedModel.from_plain(trained.combined_model)
+    if combined is None and val is not None and metadata is not None:
+        combined = CombinedModel.fit(read_predictions(val), metadata)
     resamples, seed = trained.bootstrap(resamples, seed)
     metrics = Evaluator(resamples=resamples, seed=seed)(
         table,
         operating_points=points,
         calibration=calibration,
         prevalences=trained.prevalences,
-        metadata=MetadataModel.from_plain(trained.metadata_model),
+        metadata=metadata,
+        combined=combined,
     )
     return Recomputed(predictions, val, metrics, tuple(notes))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
-from xray_lightning.runs.predictions import images_add
+from xray_lightning.runs.predictions import IMAGES_ADD, images_add
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
@@ -167,8 +167,7 @@ def verdicts(test: TestMetrics) -> list[str]:
 
 def metadata(test: TestMetrics) -> str:
     """What the images have added to metadata; empty where it is not known."""
-    gain, ends = test.gain_over_metadata_macro, test.gain_over_metadata_macro_ci95
-    return images_add(test.metadata_auroc_macro, gain, ends) or ""
+    return images_add(*(getattr(test, name) for name in IMAGES_ADD)) or ""
 
 
 def beats_metadata(test: TestMetrics) -> bool:

@@ -312,6 +312,12 @@ class Provenance:
         return _mapping(_mapping(test).get("metadata_model"))
 
     @property
+    def combined_model(self) -> Mapping[str, Any]:
+        """Metadata and its model together, as its test had them."""
+        test = _mapping(self.results.get("metrics")).get("test")
+        return _mapping(_mapping(test).get("combined_model"))
+
+    @property
     def findings(self) -> tuple[str, ...] | None:
         """Those of its data, in their order."""
         positives = _mapping(_mapping(self.results.get("data")).get("positives"))

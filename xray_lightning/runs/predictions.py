@@ -68,9 +68,19 @@ def csv_of(predictions: pd.DataFrame) -> str:
 
 
 def images_add(
-    metadata: float | None, gain: float | None, gain_ci95: Sequence[float] | None
+    metadata: float | None,
+    gain: float | None,
+    gain_ci95: Sequence[float] | None,
+    combined: float | None = None,
+    combined_ci95: Sequence[float] | None = None,
 ) -> str | None:
-    """What the images have added to metadata in macro AUROC; None where it is not known."""
+    """What the images have added to metadata in macro AUROC; None where it is not known.
+
+    Args:
+        metadata: what metadata alone reach.
+        gain: of the model over it.
+        combined: gain of metadata and the model together, where that is known.
+    """
     if metadata is None or gain is None:
         return None
     said = (
@@ -78,10 +88,24 @@ def images_add(
         f"{with_interval(gain, gain_ci95, signed, joint=' to ')}"
     )
     if gain_ci95 is None:
-        return f"{said}, without an interval."
-    if gain_ci95[0] > 0:
+        said += ", without an interval"
+    elif gain_ci95[0] <= 0:
+        said += ": that the images add anything cannot be shown"
+    if combined is None:
         return f"{said}."
-    return f"{said}: that the images add anything cannot be shown."
+    together = with_interval(combined, combined_ci95, signed, joint=" to ")
+    alone = gain_ci95 is None or gain_ci95[0] > 0
+    if alone or combined_ci95 is None or combined_ci95[0] <= 0:
+        return f"{said}. Metadata and the model together: {together} over metadata."
+    return f"{said}. Only metadata and the model together reach more than metadata: {together}."
+
+
+# What `images_add` takes, of the figures over all findings.
+IMAGES_ADD = (
+    "metadata_auroc_macro",
+    *("gain_over_metadata_macro", "gain_over_metadata_macro_ci95"),
+    *("gain_of_combined_macro", "gain_of_combined_macro_ci95"),
+)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -90,8 +114,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         f"label accuracy {percent(metrics['label_accuracy'])}, and "
         f"{percent(metrics['always_negative_accuracy'])} for always answering no finding"
     )
-    names = ("metadata_auroc_macro", "gain_over_metadata_macro", "gain_over_metadata_macro_ci95")
-    if said := images_add(*(metrics[name] for name in names)):
+    if said := images_add(*(metrics[name] for name in IMAGES_ADD)):
         caption = f"{caption}\n{said}"
     table = Table(
         title=f"Test: {metrics['images']} images of {metrics['patients']} patients",

@@ -79,6 +79,8 @@ _METADATA = (
     "AUROC of logistic regression on view, age, sex and follow-up, fitted on training images"
 )
 _GAIN = "AUROC minus that of metadata, in the same resamples: what the images have added"
+_COMBINED = "AUROC of metadata and the model together, by logistic regression fitted on validation"
+_GAIN_OF_COMBINED = "AUROC of both together minus that of metadata, in the same resamples"
 _WITHIN_VIEW = "AUROC over pairs of images of the same view, PA or AP, which the view cannot help"
 _SECONDS = "Seconds"
 
@@ -131,6 +133,10 @@ class FindingMetrics(CalibrationMetrics):
     metadata_auroc_ci95: Interval95 | None = None
     gain_over_metadata: Gap | None = Field(default=None, description=_GAIN)
     gain_over_metadata_ci95: GapInterval95 | None = None
+    combined_auroc: Fraction | None = Field(default=None, description=_COMBINED)
+    combined_auroc_ci95: Interval95 | None = None
+    gain_of_combined: Gap | None = Field(default=None, description=_GAIN_OF_COMBINED)
+    gain_of_combined_ci95: GapInterval95 | None = None
     auroc_within_view: Fraction | None = Field(default=None, description=_WITHIN_VIEW)
     auroc_within_view_ci95: Interval95 | None = None
     positives: Count
@@ -212,6 +218,17 @@ class MetadataModel(_Part):
     undefined: FindingsLeftOut = Field(description="Findings without a regression, and why")
 
 
+class CombinedModel(_Part):
+    """Logistic regressions of the findings on metadata's log odds and the model's logit."""
+
+    images: Count = Field(description="Validation images that they are fitted on")
+    log_odds: dict[Finding, dict[AnyText, float]] = Field(
+        description="The intercept, and what a unit of metadata's log odds and of the model's "
+        "logit adds"
+    )
+    undefined: FindingsLeftOut = Field(description="Findings without a regression, and why")
+
+
 class TestMetrics(_Part):
     """The metrics of a checkpoint on the test images."""
 
@@ -239,6 +256,10 @@ class TestMetrics(_Part):
     metadata_auroc_macro_ci95: Interval95 | None = None
     gain_over_metadata_macro: Gap | None = Field(default=None, description=_GAIN)
     gain_over_metadata_macro_ci95: GapInterval95 | None = None
+    combined_auroc_macro: Fraction | None = Field(default=None, description=_COMBINED)
+    combined_auroc_macro_ci95: Interval95 | None = None
+    gain_of_combined_macro: Gap | None = Field(default=None, description=_GAIN_OF_COMBINED)
+    gain_of_combined_macro_ci95: GapInterval95 | None = None
     auroc_within_view_macro: Fraction | None = Field(default=None, description=_WITHIN_VIEW)
     auroc_within_view_macro_ci95: Interval95 | None = None
     brier_macro: Fraction | None = Field(
@@ -258,6 +279,9 @@ class TestMetrics(_Part):
     subgroups: Annotated[tuple[Subgroup, ...], _LISTED]
     metadata_model: MetadataModel | None = Field(
         default=None, description="The baseline that sees no image; null where it was not fitted"
+    )
+    combined_model: CombinedModel | None = Field(
+        default=None, description="Metadata and the model together; null where it was not fitted"
     )
     per_finding: dict[Finding, FindingMetrics] = Field(min_length=1)
 

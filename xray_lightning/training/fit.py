@@ -219,6 +219,7 @@ def _test(job: Job, trainer: Trainer) -> None:
         headline = (
             *("auroc_macro", "average_precision_macro", "label_accuracy"),
             *("metadata_auroc_macro", "gain_over_metadata_macro", "auroc_within_view_macro"),
+            *("combined_auroc_macro", "gain_of_combined_macro"),
         )
         scores = {key: metrics[key] for key in headline}
         log_hyperparameters(trainer, config=job.hyperparameters, metrics=scores)

@@ -206,6 +206,7 @@ def headline_table(test: TestMetrics) -> Table:
     alone = f"{decimal(test.metadata_auroc_macro)}, metadata alone"
     beside = [
         row("AUROC, gain over metadata", "gain_over_metadata_macro", alone, signed),
+        row("AUROC, gain with metadata", "gain_of_combined_macro", "0, metadata alone", signed),
         row("AUROC within a view, macro", "auroc_within_view_macro", "0.500, chance"),
     ]
     prevalence = f"{decimal(wording.chance_precision(test))}, mean prevalence"
