@@ -1,12 +1,14 @@
 """Every fault of a data set is found, with all the others, and told with what to do."""
 
+import json
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from conftest import REAL, real_data
+from conftest import REAL, Xray, real_data
 from PIL import Image
 from tables import BOXES_HEADER, NIH_HEADER, draw_noise, write, write_ai4m
 
@@ -445,6 +447,30 @@ def test_a_set_that_is_broken_everywhere_is_told_of_in_whole(nih: Path) -> None:
     assert kinds(health).keys() == expected
     problems = [one.kind for one in health.problems]
     assert problems == [kind for kind in PROBLEMS if kind in expected]
+
+
+def test_expert_labels_beside_the_data_are_told_of(
+    phantoms: Path, xray: Xray, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data, ignore=shutil.ignore_patterns("*.png"))
+    assert "expert_labels" not in kinds(check_data(data, decode=False))
+    rows = pd.read_csv(data / "Data_Entry_2017_v2020.csv")
+    has = rows["Finding Labels"].str.contains("Pneumothorax")
+    labels = pd.DataFrame({"Image Index": rows["Image Index"], "Pneumothorax": has})
+    labels["Airspace opacity"], labels["Nodule or mass"] = "NO", "NO"
+    (tmp_path / "beside").mkdir()
+    labels[:30].to_csv(tmp_path / "beside" / "theirs.csv", index=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "damaged.csv.gz").write_bytes(b"no gzip")
+    _, out, _ = xray("data", "check", "data", "--no-decode", "--json", "found.json")
+    notes = json.loads((tmp_path / "found.json").read_text())["notes"]
+    (note,) = [one for one in notes if one["kind"] == "expert_labels"]
+    air = int(has[:30].sum())
+    assert note["count"] == 30
+    assert note["text"] == "images with labels of experts in beside/theirs.csv"
+    assert note["details"]["Pneumothorax"].startswith(f"{air} of the experts' {air} are labelled")
+    assert "--map nih_expert_labels" in out
 
 
 def test_every_kind_of_remark_is_made_by_some_test() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Average, Precision
+from xray_lightning.cli.options import Accelerator, Average, LabelMapFile, Precision
 from xray_lightning.cli.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
 from xray_lightning.progress import display
@@ -14,7 +14,15 @@ from xray_lightning.terminal import say
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
-_OF_PREDICTIONS = {"predictions", "val", "json", "resamples", "seed"}  # options of `evaluate`
+_OF_PREDICTIONS = {
+    "predictions",
+    "val",
+    "json",
+    "resamples",
+    "seed",
+    "labels",
+    "map",
+}  # options of `evaluate`
 
 
 def report(
@@ -60,6 +68,11 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the metrics of --predictions.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A CSV of other labels for the same images."),
+    ] = None,
+    map: LabelMapFile = None,
     average: Average = "probabilities",
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data set, if not that of the first's run.")
@@ -92,6 +105,9 @@ def evaluate(
     Operating points and calibration are those in the checkpoint; of an ensemble they are fitted on
     its own validation predictions, and what averaging gains is shown with its interval.
 
+    --labels scores on other labels, too, such as those of experts, and says what the data set's own
+    are worth against them; --map says what they mean in terms of the model's findings.
+
     Example: [bold]xray evaluate runs/a/checkpoints/best.ckpt runs/b/checkpoints/best.ckpt[/bold]
     """
     if (predictions is None) == (not checkpoints):
@@ -102,6 +118,8 @@ def evaluate(
         for name in context.params
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
+    if map is not None and labels is None and data is None:
+        raise UserError("--map is of --labels, or of --data; give one of them with it")
     if predictions is not None:
         if of_checkpoints := sorted(given - _OF_PREDICTIONS):
             named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
@@ -110,7 +128,9 @@ def evaluate(
         from xray_lightning.evaluation.recomputation import recompute
         from xray_lightning.evaluation.tables import show_recomputed
 
-        recomputed = recompute(predictions, val=val, resamples=resamples, seed=seed)
+        recomputed = recompute(
+            predictions, val=val, resamples=resamples, seed=seed, labels=labels, map=map
+        )
         show_recomputed(recomputed, console)
         write_json(json, recomputed.to_plain())
         return
@@ -138,6 +158,8 @@ def evaluate(
         resamples=resamples,
         seed=seed,
         out=out,
+        labels=labels,
+        map=map,
     )
     scored = score(checkpoints or [], options, command=command_line(), progress=display)
     show_scored(scored, console)

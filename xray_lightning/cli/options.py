@@ -12,6 +12,11 @@ Average = Annotated[
 Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 
+LabelMapFile = Annotated[
+    Path | None,
+    typer.Option("--map", metavar="FILE", help="Their findings in terms of the model's, in YAML."),
+]
+
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]
 DataFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")]
 ImagesFolder = Annotated[

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xray_lightning.data.csv_table import shown
+from xray_lightning.data.expert_labels import tell_of_expert_labels
 from xray_lightning.data.faults import KINDS, Faults, Remark
 from xray_lightning.data.image_files import Folder, distinct, search
 from xray_lightning.data.images import PLAIN_MODES, Picture, look_at
@@ -122,6 +123,7 @@ def check_data(
     table = listing.table
     if len(table):
         source.check(listing, faults)
+        tell_of_expert_labels(root, listing, faults)
     release = source.describe(root, listing, faults)
     rows = listing.rows + faults.count("short_row")
     given = _splits(root, source, listing, split, faults)

@@ -1,7 +1,9 @@
 """Reader of CSV tables: cells as text and as values, and the file and line of each fault."""
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -149,13 +151,21 @@ def _places(
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark."""
+    """The text of a UTF-8 file, with or without a byte-order mark; of a .gz file, unpacked."""
+    limit = f"at most {MAX_CSV_BYTES // 2**20} MiB are read"
     try:
         size = path.stat().st_size
         if size > MAX_CSV_BYTES:
-            limit = MAX_CSV_BYTES // 2**20
-            raise UserError(f"{path} has {size / 2**20:,.0f} MiB; at most {limit} MiB are read")
-        data = path.read_bytes()
+            raise UserError(f"{path} has {size / 2**20:,.0f} MiB; {limit}")
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as stream:
+                data = stream.read(MAX_CSV_BYTES + 1)
+            if len(data) > MAX_CSV_BYTES:
+                raise UserError(f"{path} has more, once unpacked; {limit}")
+        else:
+            data = path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if b"\0" in data:

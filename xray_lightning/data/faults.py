@@ -108,6 +108,10 @@ NOTES: Kinds = {
         "two patients may have one id",
     ),
     "changed_in_reading": ("values that reading drops or changes", ""),
+    "expert_labels": (
+        "images with labels of experts beside the data",
+        "score a model on them, too: xray evaluate CKPT --labels FILE --map nih_expert_labels",
+    ),
     # The files.
     "unlisted_file": ("image files that no row names, which were not looked into", ""),
     "odd_entry": ("names of images that no file stands behind", ""),

@@ -16,6 +16,7 @@ from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.judge import training_prevalences
+from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
@@ -50,6 +51,7 @@ class Options:
         resamples, seed: of the bootstrap; None for those of the first checkpoint's run.
         out: the folder to write to; None for `evaluation` in the run folder, or of several
             checkpoints `ensemble` above them all.
+        labels, map: other labels for the same images, and what they mean; None for none.
     """
 
     data: DataChoice = field(default_factory=DataChoice)
@@ -60,6 +62,8 @@ class Options:
     resamples: int | None = None
     seed: int | None = None
     out: Path | None = None
+    labels: Path | None = None
+    map: Path | None = None
 
     def __post_init__(self) -> None:
         for key, value, known in (("side", self.side, SIDES), ("average", self.average, AVERAGES)):
@@ -102,6 +106,7 @@ def score(
             f"{differing(findings, trained.findings or ())}: those of the run that it lies in"
         )
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
+    experts = ExpertOptions.of(options.labels, options.map, known=findings)
     accelerator = choose_accelerator(options.accelerator)
     precision = choose_precision(options.precision, accelerator=accelerator)
     Speed().prepare(accelerator=accelerator, local_ranks=1)
@@ -155,6 +160,9 @@ def score(
         "fitted": source,
         "bootstrap": {"resamples": resamples, "seed": seed},
         "metrics": metrics,
+        "expert_labels": None
+        if experts is None
+        else experts.scored(whole, operating_points=points, resamples=resamples, seed=seed),
         "ensemble": None,
     }
     if len(members) > 1:

@@ -8,11 +8,12 @@ from typing import Any
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
+from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.runs.folder import Provenance
-from xray_lightning.runs.predictions import read_predictions
+from xray_lightning.runs.predictions import findings_of, read_predictions
 
 NO_VAL = (
     "no validation predictions: operating points are 0.5 everywhere, and nothing is calibrated; "
@@ -29,12 +30,14 @@ class Recomputed:
         val: the file that operating points and calibration were fitted to; None for none.
         metrics: as metrics.test of results.json.
         notes: what was not there, or is not what it was in the run.
+        expert_labels: as of evaluation.json; None where none were given.
     """
 
     predictions: Path
     val: Path | None
     metrics: dict[str, Any]
     notes: tuple[str, ...]
+    expert_labels: dict[str, Any] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -44,6 +47,7 @@ class Recomputed:
             "val": None if self.val is None else str(self.val),
             "notes": list(self.notes),
             "metrics": self.metrics,
+            "expert_labels": self.expert_labels,
         }
 
 
@@ -53,6 +57,8 @@ def recompute(
     val: Path | None = None,
     resamples: int | None = None,
     seed: int | None = None,
+    labels: Path | None = None,
+    map: Path | None = None,
 ) -> Recomputed:
     """Score a file of predictions as its run did.
 
@@ -61,11 +67,14 @@ def recompute(
             if any, gives the training prevalences, and how the run was evaluated.
         val: the validation predictions; by default predictions_val.csv beside predictions_test.csv.
         resamples, seed: of the bootstrap; None for those of the run.
+        labels, map: other labels for the same images, and what they mean; None for none.
 
     Raises:
         UserError: a file that is not there, or the first fault in it with its line and column.
     """
     table = read_predictions(predictions)
+    known = findings_of(table.columns, what=str(predictions))
+    experts = ExpertOptions.of(labels, map, known=known)
     trained = Provenance.of_folder(predictions.absolute().parent)
     notes = [] if trained.prevalences else [NO_RESULTS]
     beside = predictions.with_name(predictions.name.replace("test", "val"))
@@ -95,7 +104,10 @@ def recompute(
         metadata=metadata,
         combined=combined,
     )
-    return Recomputed(predictions, val, metrics, tuple(notes))
+    both = None
+    if experts is not None:
+        both = experts.scored(table, operating_points=points, resamples=resamples, seed=seed)
+    return Recomputed(predictions, val, metrics, tuple(notes), both)
 
 
 def _fit(val: Path, trained: Provenance) -> tuple[OperatingPoints, Calibration | None]:

@@ -30,7 +30,7 @@ from xray_lightning.runs.predictions import (
 # The paper's decision threshold, of label accuracy and of findings without one of their own.
 THRESHOLD = 0.5
 
-_Numbers = TypeVar("_Numbers", Integers, Floats)
+Numbers = TypeVar("Numbers", Integers, Floats)
 
 MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
 OVERALL = ("label_accuracy", "brier_macro")
@@ -85,8 +85,8 @@ class Scores:
             micro=Ranking.of(
                 scores.ravel(), labels.ravel(), images=np.repeat(np.arange(rows), findings)
             ),
-            counts=_by_patient(images, np.stack(cells, axis=1).astype(np.int64)),
-            sums=_by_patient(images, np.column_stack([np.ones(rows), right, *errors])),
+            counts=sums_by_patient(images, np.stack(cells, axis=1).astype(np.int64)),
+            sums=sums_by_patient(images, np.column_stack([np.ones(rows), right, *errors])),
         )
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
@@ -105,8 +105,8 @@ class Scores:
             "auroc": ranked[:, 0],
             "average_precision": ranked[:, 1],
             "auroc_micro": np.array([self.micro.auroc(weights)]),
-            "sensitivity": _share(hits, hits + missed),
-            "specificity": _share(passed, passed + alarms),
+            "sensitivity": share(hits, hits + missed),
+            "specificity": share(passed, passed + alarms),
             "label_accuracy": np.array([right / (labels * len(self.rankings))]),
         }
         for name, error in zip(("brier_macro", "calibrated_brier_macro"), errors, strict=False):
@@ -114,13 +114,15 @@ class Scores:
         return scores
 
 
-def _by_patient(images: ScoredImages, values: _Numbers) -> _Numbers:
+def sums_by_patient(images: ScoredImages, values: Numbers) -> Numbers:
+    """The sum over the images of each patient of values (N, ...), shape (patients, ...)."""
     sums = np.zeros((images.count, *values.shape[1:]), dtype=values.dtype)
     np.add.at(sums, images.patients, values)
     return sums
 
 
-def _share(part: Integers, whole: Integers) -> Floats:
+def share(part: Numbers, whole: Numbers) -> Floats:
+    """Part over whole; NaN where the whole is nothing."""
     shares: Floats = np.full(part.shape, np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
@@ -135,22 +137,23 @@ def too_few(images: ScoredImages) -> dict[str, list[str | None]]:
     with_it, without = images.enough()
     several = np.logical_and(*images.enough(least=SEVERAL_PATIENTS)).any()
     of_any = (images.labels.any(axis=1), (~images.labels).any(axis=1))
-    ranked = _unless(with_it & without, FEW_PATIENTS)
-    overall = _unless([images.count > 1], ONE_PATIENT)
+    ranked = unless_enough(with_it & without, FEW_PATIENTS)
+    overall = unless_enough([images.count > 1], ONE_PATIENT)
     return {
         "auroc": ranked,
         "average_precision": ranked,
-        "sensitivity": _unless(with_it, FEW_WITH),
-        "specificity": _unless(without, FEW_WITHOUT),
-        **dict.fromkeys(MACRO, _unless([several], FEW_OF_ALL)),
-        "auroc_micro": _unless(
+        "sensitivity": unless_enough(with_it, FEW_WITH),
+        "specificity": unless_enough(without, FEW_WITHOUT),
+        **dict.fromkeys(MACRO, unless_enough([several], FEW_OF_ALL)),
+        "auroc_micro": unless_enough(
             [all(len(np.unique(images.patients[kept])) > 1 for kept in of_any)], FEW_OF_ALL
         ),
         **dict.fromkeys((*OVERALL, "calibrated_brier_macro"), overall),
     }
 
 
-def _unless(enough: Iterable[bool | np.bool_], reason: str) -> list[str | None]:
+def unless_enough(enough: Iterable[bool | np.bool_], reason: str) -> list[str | None]:
+    """The reason for each that has not enough; None where there is enough."""
     return [None if one else reason for one in enough]
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from xray_lightning.evaluation.compare import Comparison
 from xray_lightning.evaluation.evaluate import Scored
+from xray_lightning.evaluation.label_agreement import show_expert_labels
 from xray_lightning.evaluation.recomputation import Recomputed
 from xray_lightning.runs.predictions import metrics_table
 from xray_lightning.terminal import by_reason, decimal, interval, readable, say, signed
@@ -88,6 +89,8 @@ def show_scored(scored: Scored, console: Console) -> None:
     _show_baselines(metrics, console)
     if content["ensemble"] is not None:
         _show_gain(content, console)
+    if content["expert_labels"] is not None:
+        show_expert_labels(content["expert_labels"], console)
     if content["note"] is not None:
         say(f"Note: {content['note']}", console=console, style="yellow")
 
@@ -98,6 +101,8 @@ def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     if recomputed.val is not None:
         say(f"Operating points and calibration: fitted to {recomputed.val}", console=console)
     _show_baselines(recomputed.metrics, console)
+    if recomputed.expert_labels is not None:
+        show_expert_labels(recomputed.expert_labels, console)
     for note in recomputed.notes:
         say(f"Note: {note}", console=console, style="yellow")
 

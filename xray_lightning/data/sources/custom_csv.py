@@ -3,9 +3,9 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,8 @@ class OwnTable(Source):
         uncertain: what -1 of a finding means, as in CheXpert: `negative`, `positive`, or `error`
             to refuse it.
         empty: what an empty cell of a finding means: `negative`, or `error` to refuse it.
+        positive, negative: what else than 1 and true, and 0 and false, a finding's cells may say.
+        option: how messages name an option, of which they give key and value.
 
     Raises:
         UserError: an option out of range.
@@ -97,6 +99,9 @@ class OwnTable(Source):
     columns: Mapping[str, str | None] = field(default_factory=dict)
     uncertain: str = "error"
     empty: str = "error"
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    option: str = "data.{}={}"
 
     def __post_init__(self) -> None:
         if not isinstance(self.columns, Mapping) or not self.columns.keys() <= GUESSES.keys():
@@ -168,7 +173,7 @@ class OwnTable(Source):
         check_sexes(listing.table, faults)
 
     def _read(self, path: Path, findings: tuple[str, ...] | None, faults: FirstFault) -> Listing:
-        header = _Header(path, header_of(path))
+        header = Header(path, header_of(path), option=self.option)
         titles = header.titles(self.columns)
         by_column = header.findings(findings or FINDINGS)
         if "labels" in titles and (self.columns.get("labels") or not by_column):
@@ -193,7 +198,7 @@ class OwnTable(Source):
         self, cells: pd.DataFrame, findings: Sequence[str], faults: FirstFault
     ) -> npt.NDArray[np.uint8]:
         """Labels of columns of 0 and 1, shape (N, findings)."""
-        _, columns = readable(cells, dict.fromkeys(findings, self._value), faults)
+        _, columns = readable(cells, dict.fromkeys(findings, self.value), faults)
         values = np.array([columns[name] for name in findings]).T
         for code, text, taken_as in (
             (UNCERTAIN, "label -1", self.uncertain),
@@ -204,19 +209,32 @@ class OwnTable(Source):
             values[hit] = _TAKEN_AS.get(taken_as, NEGATIVE)
         return values.astype(np.uint8)
 
-    def _value(self, text: str) -> int:
-        value = _VALUES.get(text.lower())
+    def value(self, text: str) -> int:
+        """What a cell of a finding says: `NEGATIVE`, `POSITIVE`, `UNCERTAIN` or `EMPTY`.
+
+        Raises:
+            CellFault: nothing of these, or what the options refuse.
+        """
+        value = self._spelled.get(text.lower())
         if value is None:
-            raise _label_fault(
-                "a finding is 0 or 1 (or -1 or empty, see data.uncertain, data.empty)"
-            )
+            also = "".join(f", {one}" for one in (*self.positive, *self.negative))
+            keys = " and ".join(self._said(key, "...") for key in ("uncertain", "empty"))
+            raise _label_fault(f"a finding is 0 or 1{also} (or -1 or empty, see {keys})")
         if value == UNCERTAIN and self.uncertain == "error":
-            raise _label_fault("uncertain; say what it means: data.uncertain=negative or positive")
+            option = self._said("uncertain", "negative")
+            raise _label_fault(f"uncertain; say what it means: {option} or positive")
         if value == EMPTY and self.empty == "error":
-            raise _label_fault(
-                "empty; if it means that the finding is not there: data.empty=negative"
-            )
+            option = self._said("empty", "negative")
+            raise _label_fault(f"empty; if it means that the finding is not there: {option}")
         return value
+
+    @cached_property
+    def _spelled(self) -> dict[str, int]:
+        further = {text.lower(): NEGATIVE for text in self.negative}
+        return _VALUES | further | {text.lower(): POSITIVE for text in self.positive}
+
+    def _said(self, key: str, value: str) -> str:
+        return self.option.format(key, value)
 
     def _labels(
         self, cells: pd.DataFrame, findings: tuple[str, ...] | None, faults: FirstFault
@@ -263,16 +281,21 @@ _label_fault = partial(CellFault, "label_not_0_or_1")
 
 
 @dataclass(frozen=True)
-class _Header:
-    """The first line of a custom CSV."""
+class Header:
+    """The first line of a custom CSV; `option` is how messages name one, as in `OwnTable`."""
 
     path: Path
     cells: list[str]
+    option: str = "data.{}={}"
 
-    def titles(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
-        """The title of each column that is there, by the keys of `GUESSES`."""
+    def titles(
+        self, chosen: Mapping[str, str | None], *, keys: Collection[str] = tuple(GUESSES)
+    ) -> dict[str, str]:
+        """The title of each column that is there, by those `keys` of `GUESSES`."""
         titles = {}
         for key, guesses in GUESSES.items():
+            if key not in keys:
+                continue
             title = chosen.get(key)
             wanted = {folded(one) for one in ((title,) if title else guesses)}
             found = [cell for cell in self.cells if folded(cell) in wanted]
@@ -281,14 +304,14 @@ class _Header:
             if len(found) > 1:
                 raise UserError(
                     f"{self.path}, line 1: {' and '.join(map(shown, found))} may each be the "
-                    f"column {key}; choose one: data.columns.{key}=TITLE"
+                    f"column {key}; choose one: {self.option.format(f'columns.{key}', 'TITLE')}"
                 )
             if found:
                 titles[key] = found[0]
             elif title or key in REQUIRED:
                 raise UserError(
                     f"{self.path}, line 1: no column {shown(title or guesses[0])}; {self._found}; "
-                    f"name the one to use: data.columns.{key}=TITLE"
+                    f"name the one to use: {self.option.format(f'columns.{key}', 'TITLE')}"
                 )
         return titles
 
@@ -312,9 +335,9 @@ class _Header:
         """Refuse a table without a column of each finding asked for, or without any."""
         lacking = [name for name in findings or () if name not in by_column]
         if lacking:
+            asked = "data.findings" if self.option.startswith("data.") else "the map's findings"
             raise UserError(
-                f"{self.path}, line 1: no column of data.findings {', '.join(lacking)}; "
-                f"{self._found}"
+                f"{self.path}, line 1: no column of {asked} {', '.join(lacking)}; {self._found}"
             )
         if not by_column:
             raise UserError(

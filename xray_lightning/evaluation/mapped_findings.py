@@ -1,0 +1,167 @@
+"""Findings of other labels as a model answers them: each the union of some of the model's own.
+
+Such a finding is labelled where any of its findings is, called where any of them reaches its
+operating point, and its probability is that of any being there, 1 - (1 - p)(1 - q)..., as if its
+findings were independent given the image. They are not quite (an infiltrate often comes with an
+effusion), so that the probability of a union is somewhat too high where they go together. Its
+order of the images is that of the mean of -log(1 - p): unlike the largest p, it rises with every
+finding that the model sees.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, Ranking
+from xray_lightning.evaluation.scores import COUNTS, share, sums_by_patient, unless_enough
+from xray_lightning.evaluation.scores import too_few as too_few_to_score
+from xray_lightning.runs.predictions import (
+    ENOUGH_PATIENTS,
+    Bools,
+    Floats,
+    Integers,
+    ScoredImages,
+    one_class,
+)
+
+FEW_CALLED = "needs at least ten patients in whom it is called"
+NOT_CALLED = "it is called in no image"
+CALL_SCORES = ("auroc", "sensitivity", "specificity", "ppv")
+
+
+@dataclass(frozen=True)
+class MappedFindings:
+    """Which of a model's findings together mean each finding of other labels.
+
+    Attributes:
+        findings: those of the other labels.
+        places: of each, the places of the model's findings.
+    """
+
+    findings: tuple[str, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, named: Mapping[str, Sequence[str]], known: Sequence[str]) -> "MappedFindings":
+        """From the names that `LabelMap.in_terms_of` gives."""
+        order = {name: place for place, name in enumerate(known)}
+        return cls(
+            tuple(named), tuple(tuple(order[one] for one in ours) for ours in named.values())
+        )
+
+    def probabilities(self, single: Floats) -> Floats:
+        """Probabilities (N, K) that any is there, of those of the model's findings (N, F)."""
+        with np.errstate(divide="ignore"):  # of a probability of 1: any is there
+            absent = np.log1p(-single)
+        columns = [
+            # One alone keeps every bit.
+            single[:, places[0]]
+            if len(places) == 1
+            else -np.expm1(absent[:, list(places)].sum(axis=1))
+            for places in self.places
+        ]
+        return np.stack(columns, axis=1)
+
+    def any_of(self, single: Bools) -> Bools:
+        """Whether any is labelled, or called: (N, K) of (N, F)."""
+        columns = [single[:, list(places)].any(axis=1) for places in self.places]
+        return np.stack(columns, axis=1)
+
+    def images(self, single: ScoredImages) -> ScoredImages:
+        """Predictions of the model's findings as predictions of these."""
+        return replace(
+            single,
+            findings=self.findings,
+            scores=self.probabilities(single.scores),
+            labels=self.any_of(single.labels),
+        )
+
+
+@dataclass(frozen=True)
+class CallScores:
+    """AUROC, sensitivity, specificity and PPV of calls, as a function of how often patients count.
+
+    Attributes:
+        images: what was scored; its labels are the truth.
+        called: whether each finding is called in each image, shape (N, findings).
+        rankings: one per finding.
+        counts: as `Scores.counts`, shape (patients, 4, findings).
+    """
+
+    images: ScoredImages
+    called: Bools
+    rankings: tuple[Ranking, ...]
+    counts: Integers
+
+    @classmethod
+    def of(cls, images: ScoredImages, called: Bools) -> "CallScores":
+        """Prepare the scores."""
+        labels = images.labels
+        cells = [called & labels, called & ~labels, ~called & labels, ~called & ~labels]
+        pairs = zip(images.scores.T, labels.T, strict=True)
+        return cls(
+            images,
+            called,
+            tuple(Ranking.of(scores, truth) for scores, truth in pairs),
+            sums_by_patient(images, np.stack(cells, axis=1).astype(np.int64)),
+        )
+
+    def __call__(self, drawn: Integers) -> dict[str, Floats]:
+        """By the names of `CALL_SCORES`, shape (findings,); NaN: undefined."""
+        weights = drawn[self.images.patients]
+        # Not by the matrix product, whose rounding changes with the number of threads.
+        hits, alarms, missed, passed = np.einsum("p,pcf->cf", drawn, self.counts)
+        return {
+            "auroc": np.array([ranking.auroc(weights) for ranking in self.rankings]),
+            "sensitivity": share(hits, hits + missed),
+            "specificity": share(passed, passed + alarms),
+            "ppv": share(hits, hits + alarms),
+        }
+
+    @property
+    def confusion(self) -> dict[str, Integers]:
+        """The counts of images by the names of `COUNTS`, shape (findings,)."""
+        return dict(zip(COUNTS, self.counts.sum(axis=0), strict=True))
+
+    @property
+    def undefined(self) -> dict[str, list[str | None]]:
+        """Why a score would not exist, of each finding."""
+        sides = [one_class(labels) for labels in self.images.labels.T]
+        return dict.fromkeys(CALL_SCORES[:3], sides) | {"ppv": [NOT_CALLED] * len(sides)}
+
+    @property
+    def too_few(self) -> dict[str, list[str | None]]:
+        """Why there are too few patients for an interval, of each finding."""
+        few = too_few_to_score(self.images)
+        patients = self.images.patients
+        called = [len(np.unique(patients[calls])) >= ENOUGH_PATIENTS for calls in self.called.T]
+        return {name: few[name] for name in CALL_SCORES[:3]} | {
+            "ppv": unless_enough(called, FEW_CALLED)
+        }
+
+    @property
+    def enough(self) -> list[str | None]:
+        """Why too few patients have or lack a finding; None where there are enough of both."""
+        having, lacking = self.images.enough()
+        return unless_enough(having & lacking, FEW_PATIENTS)
+
+
+def estimates(
+    plain: Floats,
+    draws: Floats,
+    *,
+    undefined: Sequence[str | None],
+    few: Sequence[str | None],
+) -> list[Estimate]:
+    """The estimate of each finding.
+
+    Args:
+        plain: shape (findings,).
+        draws: shape (R, findings).
+        undefined, few: why there is no value, or no interval, of each finding.
+    """
+    return [
+        Estimate.of(float(value), drawn, undefined=why, few=reason)
+        for value, drawn, why, reason in zip(plain, draws.T, undefined, few, strict=True)
+    ]
