@@ -359,6 +359,8 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(call: Train, tmp_path
         (["evaluation.operating_point.rule=xyz"], ["operating_point.rule=xyz", "youden"]),
         (["evaluation.calibration.method=abc"], ["calibration.method=abc", "platt"]),
         (["evaluation.calibration=platt"], ["evaluation.calibration.method=platt"]),
+        (["evaluation.shuffled=2"], ["evaluation.shuffled=2", "true or false"]),
+        (["evaluation.shuffled=true", "stages=[fit]"], ["it needs stages=[fit,test]"]),
         (["evaluation.operating_point=f1"], ["evaluation.operating_point.rule=youden"]),
         pytest.param(
             *(["accelerator=cuda"], ["accelerator=cuda", "no CUDA device"]),

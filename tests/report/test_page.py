@@ -313,9 +313,26 @@ def test_the_result_stands_beside_what_metadata_alone_reach(
         "combined_auroc_macro": 0.677,
         "gain_of_combined_macro": 0.041,
         "gain_of_combined_macro_ci95": [0.026, 0.056],
+        "shuffled_labels": {
+            "auroc_macro": 0.507,
+            "auroc_macro_ci95": [0.48, 0.53],
+            "epochs": 8,
+            "gain": 0.155,
+            "gain_ci95": [0.12, 0.19],
+            "undefined_reason": {},
+        },
     }
     text = page_of(write_run(tmp_path, results)).text("result")
-    for part in ("0.636", "0.617 to 0.654", shown, "0.612", "0.580 to 0.640", "0.677", "+0.041"):
+    for part in (
+        "0.636",
+        "0.617 to 0.654",
+        shown,
+        "0.612",
+        "0.580 to 0.640",
+        "0.677",
+        "+0.041",
+        "0.507",
+    ):
         assert part in text
     assert ("cannot be shown" in text) is nothing
     only = (

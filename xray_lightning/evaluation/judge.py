@@ -37,6 +37,7 @@ class Judge:
         seed: of the resamples.
         operating_point: the rule by which each finding's threshold is chosen.
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
+        shuffled: whether the run trains its recipe again, on shuffled labels.
 
     Raises:
         UserError: an option out of range, or no rule.
@@ -49,6 +50,7 @@ class Judge:
         calibration: Calibrator | None = None,
         resamples: int = 1000,
         seed: int = 0,
+        shuffled: bool = False,
     ) -> None:
         if not isinstance(operating_point, OperatingRule):
             given = "null" if operating_point is None else operating_point
@@ -61,7 +63,10 @@ class Judge:
                 f"evaluation.calibration={calibration} is neither null nor a method; give "
                 "evaluation.calibration.method=platt"
             )
+        if not isinstance(shuffled, bool):
+            raise UserError(f"evaluation.shuffled={shuffled} must be true or false")
         self.operating_point, self.calibration = operating_point, calibration
+        self.shuffled = shuffled
         self.evaluator = Evaluator(resamples=resamples, seed=seed)
 
     def __call__(

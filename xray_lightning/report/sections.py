@@ -201,6 +201,7 @@ def time_shares(timing: Timing) -> list[Share]:
         "image cache": timing.cache or 0.0,
         "training, with validation": timing.fit or 0.0,
         "test": timing.test or 0.0,
+        "shuffled labels": timing.shuffled or 0.0,
     }
     parts["the rest"] = (timing.total or 0.0) - sum(parts.values())
     return [

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
-from xray_lightning.runs.predictions import IMAGES_ADD, images_add
+from xray_lightning.runs.predictions import IMAGES_ADD, images_add, shuffled_reach
 from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
@@ -168,6 +168,12 @@ def verdicts(test: TestMetrics) -> list[str]:
 def metadata(test: TestMetrics) -> str:
     """What the images have added to metadata; empty where it is not known."""
     return images_add(*(getattr(test, name) for name in IMAGES_ADD)) or ""
+
+
+def shuffled(test: TestMetrics) -> str:
+    """What the recipe reaches on shuffled labels; empty where that was not asked for."""
+    found = test.shuffled_labels
+    return "" if found is None else shuffled_reach(found.auroc_macro, found.auroc_macro_ci95)
 
 
 def beats_metadata(test: TestMetrics) -> bool:

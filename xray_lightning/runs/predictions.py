@@ -100,6 +100,15 @@ def images_add(
     return f"{said}. Only metadata and the model together reach more than metadata: {together}."
 
 
+def shuffled_reach(auroc: float | None, ci95: Sequence[float] | None) -> str:
+    """What the same recipe reaches on shuffled labels, where 0.5 is expected."""
+    reached = with_interval(auroc, ci95, joint=" to ")
+    return (
+        f"The same recipe on shuffled labels reaches macro AUROC {reached}, where 0.500 is "
+        "expected and some hundredths are chance."
+    )
+
+
 # What `images_add` takes, of the figures over all findings.
 IMAGES_ADD = (
     "metadata_auroc_macro",

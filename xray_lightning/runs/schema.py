@@ -229,6 +229,17 @@ class CombinedModel(_Part):
     undefined: FindingsLeftOut = Field(description="Findings without a regression, and why")
 
 
+class ShuffledLabels(_Part):
+    """The same recipe trained on shuffled labels and tested on the same images: 0.5 is expected."""
+
+    auroc_macro: Fraction | None
+    auroc_macro_ci95: Interval95 | None
+    gain: Gap | None = Field(description="The run's macro AUROC minus it, in the same resamples")
+    gain_ci95: GapInterval95 | None
+    epochs: Count = Field(description="That it was trained for, as the run")
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+
 class TestMetrics(_Part):
     """The metrics of a checkpoint on the test images."""
 
@@ -282,6 +293,10 @@ class TestMetrics(_Part):
     )
     combined_model: CombinedModel | None = Field(
         default=None, description="Metadata and the model together; null where it was not fitted"
+    )
+    shuffled_labels: ShuffledLabels | None = Field(
+        default=None,
+        description="Null where evaluation.shuffled did not ask for it, or the run ended before",
     )
     per_finding: dict[Finding, FindingMetrics] = Field(min_length=1)
 
@@ -377,6 +392,9 @@ class Timing(_Part):
     cache: Amount | None = Field(description=_SECONDS)
     fit: Amount | None = Field(description=_SECONDS)
     test: Amount | None = Field(description=_SECONDS)
+    shuffled: Amount | None = Field(
+        default=None, description="Seconds of the further training on shuffled labels, and its test"
+    )
     total: Amount | None = Field(description=_SECONDS)
     fit_images_per_second: Amount | None = Field(
         description="Training images over the whole of fit, validation included in the time"

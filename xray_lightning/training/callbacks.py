@@ -44,8 +44,9 @@ class Throughput(Callback):
     the end of the warm-up and of an epoch.
     """
 
-    def __init__(self, *, batch_size: int) -> None:
+    def __init__(self, *, batch_size: int, title: str = "") -> None:
         self.batch_size = batch_size  # over all ranks
+        self._title = title  # that its lines begin with
         self.history: list[dict[str, Any]] = []
         self.fit_seconds = 0.0
         self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
@@ -133,7 +134,8 @@ class Throughput(Callback):
             done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
             left = (epochs - done) * self.fit_seconds / (done - self._first_epoch)
             log.info(
-                "epoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
+                "%sepoch %d/%d  loss %.4f  val %.4f, AUROC %.3f  lr %.2g  %.0f images/s  %s left",
+                self._title,
                 done,
                 epochs,
                 *(row[key] for key in ("train_loss", "val_loss", "val_auroc_macro", "lr")),

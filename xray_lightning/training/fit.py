@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,9 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import lightning
+import pandas as pd
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -27,7 +29,7 @@ from xray_lightning.hardware import Speed, choose_accelerator, choose_precision,
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
-from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_table
+from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_table, shuffled_reach
 from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
@@ -39,6 +41,7 @@ from xray_lightning.training.callbacks import (
 )
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.mpi_environment import library_version
+from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
 from xray_lightning.training.strategies import Strategy, World
 
 log = logging.getLogger(__name__)
@@ -106,7 +109,7 @@ def run(job: Job) -> None:
             **_environment(job, accelerator=accelerator, precision=precision, threads=threads),
         }
     throughput = Throughput(batch_size=job.data.batch_size)
-    finite = FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
+    finite = _finite_loss(precision)
     interruption = Interruption(
         job.folder,
         checkpoint=job.folder / "checkpoints" / LAST,
@@ -120,22 +123,13 @@ def run(job: Job) -> None:
         finite,
         _Recorder(job, throughput),
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
-        # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
-        *([ImagesBar(throughput)] if job.world.launcher == "none" and on_terminal() else []),
+        *_bars(job, throughput),
         *job.callbacks,
         interruption,  # last: the checkpoint it saves holds the others' state
     ]
-    try:
-        trainer = job.trainer(
-            accelerator="gpu" if accelerator == "cuda" else "cpu",
-            precision=precision,
-            callbacks=callbacks,
-            logger=list(job.loggers),
-            enable_progress_bar=False,  # ours is among the callbacks
-            **options,
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
+    used = {"accelerator": "gpu" if accelerator == "cuda" else "cpu", "precision": precision}
+    loggers = list(job.loggers)
+    trainer = _trainer(job, callbacks=callbacks, logger=loggers, **used, **options)
     if trainer.world_size != job.world.size:
         raise UserError(
             f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
@@ -144,6 +138,7 @@ def run(job: Job) -> None:
     # A graph holds no collective, and its gradients do not add up over steps.
     alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
     job.classifier.cuda_graph = job.speed.cuda_graph and accelerator == "cuda" and alone
+    fresh = deepcopy(job.classifier) if job.judge.shuffled else None
     if job.speed.compile:
         job.classifier.backbone.compile()
     kept: list[str] = []
@@ -151,12 +146,34 @@ def run(job: Job) -> None:
         with kept_warnings(kept):
             if "fit" in job.stages:
                 _fit(job, trainer)
-            if "test" in job.stages:
-                _test(job, trainer)
+            tested = _test(job, trainer) if "test" in job.stages else None
+            if fresh is not None:
+                _note(job, throughput, kept, finite.skipped)
+                interruption.checkpoint = None  # the main run's is the one to keep
+                epochs = trainer.current_epoch
+                _shuffled(job, fresh, tested, further=[EndAfter(epochs), interruption], used=used)
     finally:
-        job.record.content["training"] = {"warnings": kept, "skipped_steps": finite.skipped}
-        _record_timing(job, throughput)
+        _note(job, throughput, kept, finite.skipped)
     trainer.strategy.barrier("end")  # ranks leave together
+
+
+def _finite_loss(precision: str) -> FiniteLoss:
+    return FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
+
+
+def _bars(job: Job, throughput: Throughput) -> list[Callback]:
+    # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
+    live = job.world.launcher == "none" and on_terminal()
+    return [ImagesBar(throughput)] if live else []
+
+
+def _trainer(job: Job, **options: Any) -> Trainer:
+    """The job's trainer with these options; what it refuses is a one-line error."""
+    try:
+        # Its own progress bar is off: ours is among the callbacks.
+        return job.trainer(enable_progress_bar=False, **options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
 
 
 def _refuse_bad_stages(job: Job) -> None:
@@ -170,6 +187,11 @@ def _refuse_bad_stages(job: Job) -> None:
         )
     if "fit" not in job.stages and job.ckpt_path is None:
         raise UserError("stages=[test] needs ckpt_path=CHECKPOINT")
+    if job.judge.shuffled and {*job.stages} != {*STAGES}:
+        raise UserError(
+            "evaluation.shuffled=true trains a second time and tests it beside the run: it needs "
+            "stages=[fit,test]"
+        )
 
 
 def _fit(job: Job, trainer: Trainer) -> None:
@@ -182,7 +204,8 @@ def _fit(job: Job, trainer: Trainer) -> None:
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
 
 
-def _test(job: Job, trainer: Trainer) -> None:
+def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
+    """Predict, score and record; returns the test predictions on the rank that leads."""
     start = perf_counter()
     ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
     if job.ckpt_path is not None:
@@ -224,6 +247,50 @@ def _test(job: Job, trainer: Trainer) -> None:
         scores = {key: metrics[key] for key in headline}
         log_hyperparameters(trainer, config=job.hyperparameters, metrics=scores)
         _console(job).print(metrics_table(metrics))
+    return predictions.get("test")
+
+
+def _shuffled(
+    job: Job,
+    classifier: Classifier,
+    tested: pd.DataFrame | None,
+    *,
+    further: Sequence[Callback],
+    used: Mapping[str, Any],
+) -> None:
+    """Train the recipe again on shuffled labels, once all of the run itself is on disk.
+
+    Args:
+        classifier: as it was before the fit.
+        tested: the run's test predictions, on the rank that leads.
+        further: callbacks that end the fit.
+        used: accelerator and precision.
+    """
+    start, seed = perf_counter(), job.record.content["seed"] or 0
+    if job.leads:
+        job.record.write()
+        log.info("evaluation.shuffled: training again, on shuffled labels")
+    seed_everything(seed, verbose=False)
+    throughput = Throughput(batch_size=job.data.batch_size, title="shuffled labels: ")
+    finite = _finite_loss(str(used["precision"]))
+    trainer = _trainer(
+        job,
+        callbacks=[throughput, finite, *_bars(job, throughput), *further],
+        logger=False,
+        **used,
+        **job.strategy.trainer_options(),
+    )
+    if job.speed.compile:
+        classifier.backbone.compile()
+    predictions = fit_shuffled(trainer, classifier, job.data, seed=seed)
+    if tested is not None:
+        judge = job.judge.evaluator
+        scores = shuffled_scores(
+            predictions, tested, resamples=judge.resamples, seed=judge.seed
+        ) | {"epochs": trainer.current_epoch}
+        job.record.content["metrics"]["test"]["shuffled_labels"] = scores
+        job.record.content["timing"]["shuffled"] = perf_counter() - start
+        log.info("%s", shuffled_reach(scores["auroc_macro"], scores["auroc_macro_ci95"]))
 
 
 def _console(job: Job) -> Console:
@@ -296,7 +363,9 @@ def _environment(job: Job, *, accelerator: str, precision: str, threads: int) ->
     }
 
 
-def _record_timing(job: Job, throughput: Throughput) -> None:
+def _note(job: Job, throughput: Throughput, warned: list[str], skipped: int) -> None:
+    """Put what the run had to say, and where its time went, into its record."""
+    job.record.content["training"] = {"warnings": warned, "skipped_steps": skipped}
     if not job.leads:
         return
     timing = job.record.content["timing"]

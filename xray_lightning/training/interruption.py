@@ -34,7 +34,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     Args:
         folder: the run's, where a wish to stop may lie as a file.
-        checkpoint: where to save.
+        checkpoint: where to save; None, also later on, for not at all.
         check: raises where the state is not worth saving.
     """
 
@@ -42,12 +42,12 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         self,
         folder: Path,
         *,
-        checkpoint: Path,
+        checkpoint: Path | None,
         world: World,
         check: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         self._stop_file = folder / STOP_FILE
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._world = world
         self._check = check
         self._wanted = 0  # the exit code that a signal asks for
@@ -114,8 +114,9 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     def _stop_if_wanted(self, trainer: Trainer) -> None:
         exit_code = self._agreed()
         if exit_code:
-            self._check(trainer)
-            trainer.save_checkpoint(self._checkpoint)
+            if self.checkpoint is not None:
+                self._check(trainer)
+                trainer.save_checkpoint(self.checkpoint)
             raise interrupted(exit_code)
 
     def _agreed(self) -> int:

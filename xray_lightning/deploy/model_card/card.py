@@ -222,7 +222,7 @@ def headline_table(test: TestMetrics) -> Table:
         f"{counted(test.images, 'test image')}{patients}; macro AUROC over "
         f"{test.auroc_macro_findings} of {counted(len(test.per_finding), 'finding')}. Intervals by "
         "bootstrap over patients.",
-        *filter(None, [wording.metadata(test)]),
+        *filter(None, [wording.metadata(test), wording.shuffled(test)]),
     ]
     if test.prevalence_accuracy is not None:
         guessed = percent(test.prevalence_accuracy)
