@@ -1,15 +1,18 @@
 """The metadata baseline: equal to scikit-learn, and what the images add to it or do not."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Once, Train
 from predicted import arrays, frame, redrawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 from xray_lightning.evaluation.calibration import logit
 from xray_lightning.evaluation.metadata_baseline import (
     FEW_VALIDATION,
@@ -234,3 +237,32 @@ def test_too_few_validation_patients_or_none_leave_the_combination_null_with_the
             assert hernia["undefined_reason"][name] == reason
     assert result["gain_of_combined_macro"] is None
     assert result["undefined_reason"]["gain_of_combined_macro"] == NO_VALIDATION
+
+
+def given_away_by_the_view(folder: Path) -> None:
+    """Phantoms whose Hernia is a matter of the view alone: in 75 % of AP, in 15 % of PA."""
+    ensure_phantoms(folder, PhantomSpec(images=600, size=64, seed=5), workers=1)
+    path = folder / "Data_Entry_2017_v2020.csv"
+    table = pd.read_csv(path, dtype=str)
+    ap = table["View Position"] == "AP"
+    given = np.random.default_rng(0).random(len(table)) < np.where(ap, 0.75, 0.15)
+    table["Finding Labels"] = np.where(given, "Hernia", "No Finding")
+    table.to_csv(path, index=False)
+
+
+def test_a_training_on_phantoms_whose_view_gives_a_finding_away_is_caught(
+    call: Train, once: Once
+) -> None:
+    root = once("given_away", given_away_by_the_view)
+    ended = call(
+        *(f"data.root={root}", "data.findings=[Hernia]", "data.normalize=imagenet"),
+        *("optimizer.lr=0.0003", "trainer.max_epochs=2", "evaluation.resamples=200"),
+    )
+    assert ended.exit_code == 0, ended.stderr
+    hernia = ended.results[0]["metrics"]["test"]["per_finding"]["Hernia"]
+    assert hernia["auroc"] > 0.6
+    low, high = hernia["auroc_within_view_ci95"]
+    assert low < 0.5 < high
+    assert hernia["gain_over_metadata_ci95"][0] < 0
+    assert hernia["gain_of_combined_ci95"][0] < 0
+    assert "cannot be shown" in " ".join(ended.stdout.split())
