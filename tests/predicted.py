@@ -75,8 +75,9 @@ def redrawn(predictions: pd.DataFrame, *, resamples: int, seed: int) -> Iterator
 
 
 def of_model(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A block of metrics without what stands beside the model: metadata, and pairs of one view."""
+    """A block of metrics without metadata, pairs of one view, and what a call is worth."""
     beside = ("metadata_", "combined_", "gain_", "auroc_within_view")
+    beside += ("ppv", "npv", "decision_curve", "abstention")
     kept = {name: value for name, value in row.items() if not name.startswith(beside)}
     if "undefined_reason" in kept:
         kept["undefined_reason"] = of_model(kept["undefined_reason"])

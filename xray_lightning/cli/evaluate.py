@@ -22,6 +22,7 @@ _OF_PREDICTIONS = {
     "seed",
     "labels",
     "map",
+    "prevalence",
 }  # options of `evaluate`
 
 
@@ -95,6 +96,13 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Of the resamples; by default the run's.")
     ] = None,
+    prevalence: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[FINDING=]SHARE",
+            help="Where it is to be used, for PPV and NPV: 0.02, or Mass=0.02; repeat it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where to write; by default RUN/evaluation, or ensemble."),
@@ -112,6 +120,9 @@ def evaluate(
     """
     if (predictions is None) == (not checkpoints):
         raise UserError("xray evaluate needs checkpoints, or --predictions FILE, and not both")
+    from xray_lightning.evaluation.predictive_values import StatedPrevalence
+
+    stated = StatedPrevalence.of_options(prevalence) if prevalence else None
     console = Console()
     given = {
         name
@@ -129,7 +140,13 @@ def evaluate(
         from xray_lightning.evaluation.tables import show_recomputed
 
         recomputed = recompute(
-            predictions, val=val, resamples=resamples, seed=seed, labels=labels, map=map
+            predictions,
+            val=val,
+            resamples=resamples,
+            seed=seed,
+            prevalence=stated,
+            labels=labels,
+            map=map,
         )
         show_recomputed(recomputed, console)
         write_json(json, recomputed.to_plain())
@@ -157,6 +174,7 @@ def evaluate(
         precision=precision,
         resamples=resamples,
         seed=seed,
+        prevalence=stated,
         out=out,
         labels=labels,
         map=map,

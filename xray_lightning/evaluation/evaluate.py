@@ -21,6 +21,7 @@ from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataM
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.predictive_values import StatedPrevalence
 from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
 from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.findings import differing
@@ -49,6 +50,7 @@ class Options:
         accelerator: `auto`, `cpu` or `cuda`.
         precision: as the configuration's group of that name.
         resamples, seed: of the bootstrap; None for those of the first checkpoint's run.
+        prevalence: of the findings where the model is to be used; None for what its run states.
         out: the folder to write to; None for `evaluation` in the run folder, or of several
             checkpoints `ensemble` above them all.
         labels, map: other labels for the same images, and what they mean; None for none.
@@ -61,6 +63,7 @@ class Options:
     precision: str = "32-true"
     resamples: int | None = None
     seed: int | None = None
+    prevalence: StatedPrevalence | None = None
     out: Path | None = None
     labels: Path | None = None
     map: Path | None = None
@@ -107,6 +110,7 @@ def score(
         )
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
     experts = ExpertOptions.of(options.labels, options.map, known=findings)
+    stated = StatedPrevalence.chosen(options.prevalence, trained.evaluation, findings)
     accelerator = choose_accelerator(options.accelerator)
     precision = choose_precision(options.precision, accelerator=accelerator)
     Speed().prepare(accelerator=accelerator, local_ranks=1)
@@ -126,7 +130,7 @@ def score(
     metadata = MetadataModel.from_plain(trained.metadata_model) or MetadataModel.fit(
         data.table("train"), data.findings
     )
-    metrics = Evaluator(resamples=resamples, seed=seed)(
+    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated)(
         whole,
         operating_points=points,
         calibration=calibration,

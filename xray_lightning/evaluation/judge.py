@@ -1,7 +1,7 @@
 """What a run's test is judged at, and by what: fitted on validation, applied to test."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Judge:
         operating_point: the rule by which each finding's threshold is chosen.
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
         shuffled: whether the run trains its recipe again, on shuffled labels.
+        prevalence: of the findings where the model is to be used; see `StatedPrevalence.of`.
 
     Raises:
         UserError: an option out of range, or no rule.
@@ -51,6 +52,7 @@ class Judge:
         resamples: int = 1000,
         seed: int = 0,
         shuffled: bool = False,
+        prevalence: object = None,
     ) -> None:
         if not isinstance(operating_point, OperatingRule):
             given = "null" if operating_point is None else operating_point
@@ -67,7 +69,15 @@ class Judge:
             raise UserError(f"evaluation.shuffled={shuffled} must be true or false")
         self.operating_point, self.calibration = operating_point, calibration
         self.shuffled = shuffled
-        self.evaluator = Evaluator(resamples=resamples, seed=seed)
+        self.evaluator = Evaluator(resamples=resamples, seed=seed, prevalence=prevalence)
+
+    def check(self, findings: Sequence[str]) -> None:
+        """Refuse, before any training, options that do not fit these findings.
+
+        Raises:
+            UserError: a prevalence is stated of another finding.
+        """
+        self.evaluator.prevalence.of_findings(findings)
 
     def __call__(
         self,

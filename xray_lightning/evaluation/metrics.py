@@ -27,6 +27,7 @@ from xray_lightning.evaluation.metadata_baseline import (
     MetadataScores,
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
+from xray_lightning.evaluation.predictive_values import StatedPrevalence, predictive_values
 from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_class
@@ -202,6 +203,7 @@ def _overall(
     figures = {
         "images": len(labels),
         "patients": images.count,
+        "images_without_finding": int((~labels.any(axis=1)).sum()),
         **found["label_accuracy"].figures("label_accuracy"),
         "always_negative_accuracy": float(np.mean(~labels)),
         "prevalence_accuracy": accuracy,
@@ -222,6 +224,15 @@ def _overall(
         average_precision_micro=ALL_THE_SAME,
         prevalence_brier_macro=NO_PREVALENCES,
     )
+
+
+def _joined(rows: Rows, further: Rows) -> dict[str, dict[str, Any]]:
+    """The metrics of each finding with further ones, and the reasons of both."""
+    key = "undefined_reason"
+    return {
+        finding: {**row, **further[finding], key: {**row[key], **further[finding].get(key, {})}}
+        for finding, row in rows.items()
+    }
 
 
 def _calibrated(
@@ -255,16 +266,21 @@ class Evaluator:
         resamples: patient-level bootstrap resamples behind the 95 % intervals; 0 for none. All
             intervals are of the same resamples.
         seed: of the resamples.
+        prevalence: of the findings where the model is to be used, as `StatedPrevalence.of` takes
+            it, or what that gave.
 
     Raises:
         UserError: an option out of range.
     """
 
-    def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
+    def __init__(self, *, resamples: int = 1000, seed: int = 0, prevalence: object = None) -> None:
         check_whole("evaluation.resamples", resamples, least=0)
         check_whole("evaluation.seed", seed, least=0)
         self.resamples = resamples
         self.seed = seed
+        if not isinstance(prevalence, StatedPrevalence):
+            prevalence = StatedPrevalence.of(prevalence)
+        self.prevalence: StatedPrevalence = prevalence
 
     def __call__(
         self,
@@ -308,6 +324,7 @@ class Evaluator:
         cuts = np.full(len(images.findings), THRESHOLD)
         if operating_points is not None:
             cuts = _by_finding(operating_points.cuts, images.findings, what="operating points")
+        stated = self.prevalence.of_findings(images.findings)
         shares = None
         if prevalences is not None:
             shares = _by_finding(prevalences, images.findings, what="prevalences")
@@ -326,6 +343,8 @@ class Evaluator:
         )
         estimates = _estimates(images, plain, draws, metadata=baseline)
         rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
+        called = images.scores >= cuts
+        rows = _joined(rows, predictive_values(images, called, plain, draws, stated=stated))
         figures, missing = _overall(images, estimates, rows, scores=scores, prevalences=shares)
         return {
             **figures,

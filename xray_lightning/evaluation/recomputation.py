@@ -12,6 +12,7 @@ from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.predictive_values import StatedPrevalence
 from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import findings_of, read_predictions
 
@@ -59,6 +60,7 @@ def recompute(
     seed: int | None = None,
     labels: Path | None = None,
     map: Path | None = None,
+    prevalence: StatedPrevalence | None = None,
 ) -> Recomputed:
     """Score a file of predictions as its run did.
 
@@ -68,6 +70,7 @@ def recompute(
         val: the validation predictions; by default predictions_val.csv beside predictions_test.csv.
         resamples, seed: of the bootstrap; None for those of the run.
         labels, map: other labels for the same images, and what they mean; None for none.
+        prevalence: of the findings where the model is to be used; None for what the run states.
 
     Raises:
         UserError: a file that is not there, or the first fault in it with its line and column.
@@ -96,7 +99,9 @@ def recompute(
     if combined is None and val is not None and metadata is not None:
         combined = CombinedModel.fit(read_predictions(val), metadata)
     resamples, seed = trained.bootstrap(resamples, seed)
-    metrics = Evaluator(resamples=resamples, seed=seed)(
+    findings = findings_of(table.columns, what="predictions")
+    stated = StatedPrevalence.chosen(prevalence, trained.evaluation, findings)
+    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated)(
         table,
         operating_points=points,
         calibration=calibration,

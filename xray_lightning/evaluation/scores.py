@@ -19,6 +19,7 @@ from xray_lightning.evaluation.bootstrap import (
     mean_of_defined,
     resampled,
 )
+from xray_lightning.evaluation.predictive_values import shares_right
 from xray_lightning.runs.predictions import (
     SEVERAL_PATIENTS,
     Floats,
@@ -107,6 +108,7 @@ class Scores:
             "auroc_micro": np.array([self.micro.auroc(weights)]),
             "sensitivity": share(hits, hits + missed),
             "specificity": share(passed, passed + alarms),
+            **shares_right(confusion),
             "label_accuracy": np.array([right / (labels * len(self.rankings))]),
         }
         for name, error in zip(("brier_macro", "calibrated_brier_macro"), errors, strict=False):

@@ -87,6 +87,7 @@ def show_scored(scored: Scored, console: Console) -> None:
         if source is not None:
             say(f"{words[0].upper()}{words[1:]}: {source}", console=console)
     _show_baselines(metrics, console)
+    _show_predictive_values(metrics, console)
     if content["ensemble"] is not None:
         _show_gain(content, console)
     if content["expert_labels"] is not None:
@@ -103,6 +104,7 @@ def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     _show_baselines(recomputed.metrics, console)
     if recomputed.expert_labels is not None:
         show_expert_labels(recomputed.expert_labels, console)
+    _show_predictive_values(recomputed.metrics, console)
     for note in recomputed.notes:
         say(f"Note: {note}", console=console, style="yellow")
 
@@ -115,6 +117,25 @@ def _show_baselines(metrics: Mapping[str, Any], console: Console) -> None:
     if metrics["prevalence_brier_macro"] is not None:
         parts.append(f"training prevalences {decimal(metrics['prevalence_brier_macro'])}")
     say(f"Brier score, less is better: {', '.join(parts)}", console=console)
+
+
+def _show_predictive_values(metrics: Mapping[str, Any], console: Console) -> None:
+    """Print PPV and NPV beside those at the stated prevalence, where one is stated."""
+    stated = {k: v for k, v in metrics["per_finding"].items() if "stated_prevalence" in v}
+    if not stated:
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("At the operating point", no_wrap=True)
+    for heading in ("prevalence", "PPV", "NPV", "stated", "PPV there", "NPV there"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for finding, row in stated.items():
+        figures = (
+            *(decimal(row[name]) for name in ("prevalence", "ppv", "npv")),
+            f"{row['stated_prevalence']:g}",
+            *(decimal(row[f"{name}_at_stated_prevalence"]) for name in ("ppv", "npv")),
+        )
+        table.add_row(Text(readable(finding)), *figures)
+    console.print(table)
 
 
 def _show_gain(content: Mapping[str, Any], console: Console) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.html.page import rendered
-from xray_lightning.report import plots, sections, wording
+from xray_lightning.report import clinical_wording, plots, sections, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
@@ -43,6 +43,7 @@ def run_page(run: Run) -> str:
         settings=_settings(run),
         test=test,
         wording=wording,
+        clinical=clinical_wording,
         findings=run.findings,
         findings_plot=sections.findings_panel(test) if test else None,
         curves=_curves(run, predictions, missing),

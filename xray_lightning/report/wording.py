@@ -6,7 +6,7 @@ from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import IMAGES_ADD, images_add, shuffled_reach
-from xray_lightning.runs.schema import FindingMetrics, Subgroup, TestMetrics, Timing
+from xray_lightning.runs.schema import Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"
@@ -269,12 +269,6 @@ def undefined_groups(groups: Sequence[Subgroup]) -> list[str]:
         for group in groups
         if group.undefined_reason
     )
-
-
-def precision(row: FindingMetrics) -> str:
-    """The share of right calls among those that call the finding present."""
-    hits, alarms = row.true_positives, row.false_positives
-    return f"{hits / (hits + alarms):.1%}".replace("%", " %") if hits + alarms else "none called"
 
 
 def speed(timing: Timing) -> str | None:

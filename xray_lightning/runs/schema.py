@@ -82,6 +82,7 @@ _GAIN = "AUROC minus that of metadata, in the same resamples: what the images ha
 _COMBINED = "AUROC of metadata and the model together, by logistic regression fitted on validation"
 _GAIN_OF_COMBINED = "AUROC of both together minus that of metadata, in the same resamples"
 _WITHIN_VIEW = "AUROC over pairs of images of the same view, PA or AP, which the view cannot help"
+_BAYES = "From sensitivity, specificity and the stated prevalence, by Bayes"
 _SECONDS = "Seconds"
 
 
@@ -148,6 +149,21 @@ class FindingMetrics(CalibrationMetrics):
     sensitivity_ci95: Interval95 | None
     specificity: Fraction | None
     specificity_ci95: Interval95 | None
+    ppv: Fraction | None = Field(
+        default=None, description="Right calls among the images that are called positive"
+    )
+    ppv_ci95: Interval95 | None = None
+    npv: Fraction | None = Field(
+        default=None, description="Right calls among the images that are called negative"
+    )
+    npv_ci95: Interval95 | None = None
+    stated_prevalence: Fraction | None = Field(
+        default=None, description="That of where the model is to be used, as its user states it"
+    )
+    ppv_at_stated_prevalence: Fraction | None = Field(default=None, description=_BAYES)
+    ppv_at_stated_prevalence_ci95: Interval95 | None = None
+    npv_at_stated_prevalence: Fraction | None = Field(default=None, description=_BAYES)
+    npv_at_stated_prevalence_ci95: Interval95 | None = None
     true_positives: Count
     false_positives: Count
     false_negatives: Count
@@ -247,6 +263,9 @@ class TestMetrics(_Part):
 
     images: Count
     patients: Count
+    images_without_finding: Count | None = Field(
+        default=None, description="Images with none of the findings"
+    )
     label_accuracy: Fraction | None = Field(
         description="Correct labels over images x findings, at threshold 0.5"
     )

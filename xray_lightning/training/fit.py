@@ -93,6 +93,7 @@ def run(job: Job) -> None:
         XrayError: the run cannot start, or failed.
     """
     _refuse_bad_stages(job)
+    job.judge.check(job.data.findings)
     accelerator = choose_accelerator(job.trainer.keywords["accelerator"])
     asked = job.trainer.keywords["precision"]
     precision = choose_precision(asked, accelerator=accelerator)

@@ -34,7 +34,7 @@ from xray_lightning.files import write_atomically
 from xray_lightning.html import markdown
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST
-from xray_lightning.report import wording
+from xray_lightning.report import clinical_wording, wording
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import FindingRow, Subgroup, TestMetrics
 from xray_lightning.terminal import (
@@ -82,13 +82,14 @@ def card(info: ModelInfo) -> str:
     if checkpoint is not None:  # as it is called from its run folder, or from beside it
         folder = "checkpoints/" if checkpoint.path.parent.name == "checkpoints" else ""
         path = f"{folder}{checkpoint.path.name}"
-    data_tables, test_tables = [], []
+    data_tables: list[Table] = []
+    test_tables: list[Table] = []
     if run is not None and run.sides:
         data_tables.append(splits_table(run))
         if any(split.positives for split in run.sides):
             data_tables.append(positives_table(run))
     if test is not None:
-        test_tables.append(findings_table(test, wide=True))
+        test_tables += filter(None, [findings_table(test, wide=True), stated_table(test)])
         if test.subgroups:
             test_tables.append(subgroups_table(test.subgroups))
     command = "" if run is None else printable(without_folders(run.command))
@@ -238,9 +239,10 @@ def headline_table(test: TestMetrics) -> Table:
 
 def findings_table(test: TestMetrics, *, wide: bool) -> Table:
     """The figures of each finding; `wide` has more of them, and every interval."""
-    figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec."]
+    figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec.", "PPV", "NPV"]
     if wide:
         figures = ["AUROC (95 % CI)", "AP (95 % CI)", "From", "Sensitivity", "Specificity"]
+        figures += ["PPV", "NPV"]
     rows = [
         [
             readable(row.finding),
@@ -250,16 +252,36 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
             decimal(row.threshold),
             with_interval(row.sensitivity, row.sensitivity_ci95 if wide else None),
             with_interval(row.specificity, row.specificity_ci95 if wide else None),
+            with_interval(row.ppv, row.ppv_ci95 if wide else None),
+            with_interval(row.npv, row.npv_ci95 if wide else None),
         ]
         for row in test.finding_rows
     ]
     notes = (
         "From: the probability from which a finding is called present. AP: average precision.",
+        *clinical_wording.predictive_values(test),
         *wording.undefined(test),
     )
     return Table.of(
         "Each finding", (Column("Finding"), *numbers("Positives", *figures)), rows, notes
     )
+
+
+def stated_table(test: TestMetrics) -> Table | None:
+    """PPV and NPV at the stated prevalences; None where none is stated."""
+    rows = [
+        (
+            readable(row.finding),
+            f"{row.stated_prevalence:g}",
+            decimal(row.prevalence),
+            with_interval(row.ppv_at_stated_prevalence, row.ppv_at_stated_prevalence_ci95),
+            with_interval(row.npv_at_stated_prevalence, row.npv_at_stated_prevalence_ci95),
+        )
+        for row in test.finding_rows
+        if row.stated_prevalence is not None
+    ]
+    columns = (Column("Finding"), *numbers("Stated", "In the test", "PPV (95 % CI)", "NPV"))
+    return Table.of("At the stated prevalence", columns, rows) if rows else None
 
 
 def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
