@@ -12,16 +12,21 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.operating_points import (
+    COST_OF_ALL,
     F1_OF_ALL,
     NO_CUT_TELLS,
     RULES,
+    TOO_MANY_ALERTS,
     OperatingPoints,
     OperatingRule,
 )
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE
 
-ALL_RULES = [("youden", None), ("f1", None), ("sensitivity", 0.9), ("specificity", 0.9)]
+ALL_RULES = [
+    *[("youden", None), ("f1", None), ("sensitivity", 0.9), ("specificity", 0.9)],
+    *[("cost", 3), ("cost", 0.4), ("alerts", 150), ("alerts", 400)],
+]
 
 
 def drawn(*, images: int = 200, decimals: int = 16, seed: int = 0) -> pd.DataFrame:
@@ -46,6 +51,15 @@ def judged(rule: str, target: float | None, scores: Any, labels: Any) -> Any:
         value = (2 * precision * recall / (precision + recall).clip(min=1e-300))[:-1]
     elif rule == "youden":
         value = true - false
+    elif rule == "cost":
+        positives = labels.sum()
+        value = -(target * positives * (1 - true) + (len(labels) - positives) * false)
+        value = value.round(9)
+        if value.max() == max(value[0], value[-1]):  # as good as calling none, or all
+            return np.full(len(scores), value[0] < value[-1])
+    elif rule == "alerts":
+        called = np.array([(scores >= cut).mean() for cut in cuts])
+        return scores >= cuts[1000 * called <= target + 1e-9].min()
     elif rule == "sensitivity":
         cuts = cuts[true >= target]
         return scores >= cuts.max()
@@ -134,6 +148,9 @@ ALL_CALLED = "validation RULE is reached only by calling every image {}"
         ("f1", None, [0.1, 0.2, 0.3], [1, 0, 1], F1_OF_ALL),
         ("sensitivity", 0.9, [0.1, 0.2, 0.3], [1, 0, 1], ALL_CALLED.format("positive")),
         ("specificity", 0.9, [0.1, 0.2, 0.3], [0, 1, 0], ALL_CALLED.format("negative")),
+        ("cost", 0.1, [0.1, 0.2, 0.3], [1, 0, 0], COST_OF_ALL.format("negative")),
+        ("cost", 9.0, [0.1, 0.2, 0.3], [1, 0, 1], COST_OF_ALL.format("positive")),
+        ("alerts", 300.0, [0.1, 0.2, 0.3], [0, 1, 1], TOO_MANY_ALERTS.format(300)),
     ],
 )
 def test_a_finding_without_a_cut_of_its_own_keeps_a_half_and_says_why(
@@ -169,6 +186,14 @@ def test_saturated_scores_are_told_apart(scores: list[float]) -> None:
             (rule, target, r"target=.* more than 0 and less than 1")
             for rule in ("sensitivity", "specificity")
             for target in (None, 0, 1, True, -0.5, 90, float("nan"), "0.9")
+        ),
+        *(
+            ("cost", target, r"target=.* must be more than 0: it is how many false alarms")
+            for target in (None, 0, True, -1, float("nan"), float("inf"), "10")
+        ),
+        *(
+            ("alerts", target, r"target=.* more than 0 and less than 1000: it is how many of")
+            for target in (None, 0, True, 1000, float("nan"), "50")
         ),
         ("youden", 0.9, "target=0.9 has no use"),
         ("f1", 0.9, "target=0.9 has no use"),

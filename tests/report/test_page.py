@@ -64,6 +64,25 @@ def test_a_run_with_everything_has_every_section_filled(whole: Page) -> None:
     assert "ab" * 32 in whole.text("reproduce")
 
 
+def test_what_a_call_is_worth_is_said_of_which_patients(tmp_path: Path) -> None:
+    table = predictions()
+    results = sample(table)
+    test = results["metrics"]["test"]
+    none = test["images_without_finding"] / IMAGES
+    share = test["per_finding"]["Atelectasis"]["prevalence"]
+    text = page_of(write_run(tmp_path / "as_it_is", results)).text("confusion")
+    assert f"in which {100 * share:.2g} % of images show Atelectasis" in text
+    assert f"{100 * none:.2g} % show no finding at all" in text
+    assert "xray evaluate --prevalence" in text
+    stated = Evaluator(resamples=20, prevalence={"Atelectasis": 0.02, "Fibrosis": 0.5})(table)
+    results["metrics"]["test"] = stated
+    text = page_of(write_run(tmp_path / "stated", results)).text("confusion")
+    row = stated["per_finding"]["Atelectasis"]
+    assert f"at 2 % it would be {row['ppv_at_stated_prevalence']:.3f} (" in text
+    assert f"enriched: more frequent than stated are Atelectasis ({share / 0.02:.1f} times)" in text
+    assert "At most half as frequent as stated: Fibrosis." in text
+
+
 def test_each_plot_says_in_words_what_it_shows(whole: Page) -> None:
     plots = whole.of("svg")
     assert len(plots) == 2 * DEFINED + len(FINDINGS) + 1 + 1 + 3 + 1

@@ -3,6 +3,7 @@
 They are fitted on the validation images alone and stored in the checkpoint.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,8 +18,15 @@ from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class
 
 UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
 
-AIMED = ("sensitivity", "specificity")  # the rules that need a target
+RATES = ("sensitivity", "specificity")  # the rules whose target is a rate to reach
+# The rules that need a target: above 0, and below this.
+AIMED = {**dict.fromkeys(RATES, 1.0), "cost": math.inf, "alerts": 1000.0}
 RULES = ("youden", "f1", *AIMED)
+_TARGETS = {
+    **dict.fromkeys(RATES, "rule={rule} chooses the cut that reaches it"),
+    "cost": "it is how many false alarms one missed finding weighs",
+    "alerts": "it is how many of 1,000 images may be called positive",
+}
 
 # Scores that differ by less than this share count as one: a table of predictions may keep only
 # seven significant digits, which moves a score by up to 5e-7 of itself. A cut midway between two
@@ -27,6 +35,10 @@ CLOSEST = 2e-6
 
 NO_CUT_TELLS = "no cut tells validation images with it from those without it"
 F1_OF_ALL = "on validation, F1 is best where every image is called positive"
+COST_OF_ALL = "on validation, no cut costs less than calling every image {}"
+TOO_MANY_ALERTS = (
+    "on validation, every cut raises more than {:g} alerts per 1,000 images"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class OperatingPoints:
 
     Attributes:
         rule: one of `RULES`, by which the cuts were chosen.
-        target: the sensitivity or specificity asked for; None for the other rules.
+        target: what the rule aims at; None for those that have none.
         images: validation images that they were fitted on.
         cuts: the cut of each finding, in 0..1.
         undefined: why a finding has none of its own, and 0.5 in `cuts`.
@@ -87,9 +99,13 @@ class OperatingRule:
     Args:
         rule: `youden`, the largest sensitivity + specificity - 1 (Youden, Cancer 1950); `f1`, the
             largest F1; `sensitivity`, the highest cut that has at least the target;
-            `specificity`, the lowest that has. Of cuts that are equally good by `youden` or `f1`
-            the lowest is taken: it misses fewer findings.
-        target: strictly between 0 and 1, for `sensitivity` and `specificity`; None for the others.
+            `specificity`, the lowest that has; `cost`, the least target x missed findings + false
+            alarms; `alerts`, the lowest cut that calls at most the target of 1,000 images
+            positive. Of cuts that are equally good by `youden`, `f1` or `cost` the lowest is
+            taken: it misses fewer findings.
+        target: strictly between 0 and 1 for `sensitivity` and `specificity`; above 0 for `cost`,
+            how many false alarms one missed finding weighs; between 0 and 1,000 for `alerts`;
+            None for the others.
 
     Raises:
         UserError: an unknown rule, or a target that is missing, of no use, or out of range.
@@ -106,14 +122,16 @@ class OperatingRule:
             if self.target is not None:
                 raise UserError(
                     f"{key}.target={self.target} has no use with rule={self.rule}; it belongs to "
-                    f"rule={' and rule='.join(AIMED)}"
+                    f"rule={', '.join(AIMED)}"
                 )
             return
-        number = isinstance(self.target, int | float)
-        if not number or not 0 < self.target < 1:  # type: ignore[operator]
+        most = AIMED[self.rule]
+        number = isinstance(self.target, int | float) and not isinstance(self.target, bool)
+        if not number or not 0 < self.target < most:  # type: ignore[operator]
+            bounds = f"more than 0 and less than {most:g}" if most < math.inf else "more than 0"
             raise UserError(
-                f"{key}.target={self.target} must be more than 0 and less than 1: rule="
-                f"{self.rule} chooses the cut that reaches it"
+                f"{key}.target={self.target} must be {bounds}: "
+                f"{_TARGETS[self.rule].format(rule=self.rule)}"
             )
 
     def fit(self, predictions: pd.DataFrame) -> OperatingPoints:
@@ -144,7 +162,9 @@ class OperatingRule:
         negatives = len(labels) - positives
         hits = (positives - np.cumsum(present)[gaps]).astype(np.float64)
         alarms = len(labels) - (gaps + 1) - hits
-        if self.rule in AIMED:
+        if self.rule == "alerts":
+            return self._fewest_alerts(cuts, hits + alarms, images=len(labels))
+        if self.rule in RATES:
             sensitive = self.rule == "sensitivity"
             rates = hits / positives if sensitive else (negatives - alarms) / negatives
             reached = np.flatnonzero(rates >= (self.target or 0.0))
@@ -158,8 +178,20 @@ class OperatingRule:
         if self.rule == "youden":
             # J times positives and negatives: whole numbers, so that ties are exact.
             values, least, reason = hits * negatives - alarms * positives, 0.0, NO_CUT_TELLS
+        elif self.rule == "cost":
+            weight = self.target or 0.0
+            values = -(weight * (positives - hits) + alarms)
+            least = -min(weight * positives, negatives)
+            way = "negative" if weight * positives < negatives else "positive"
+            reason = COST_OF_ALL.format(way)
         else:
             values = 2 * hits / (hits + alarms + positives)
             least, reason = 2 * positives / (2 * positives + negatives), F1_OF_ALL
         chosen = int(np.argmax(values))  # the first of equals, which is the lowest
         return float(cuts[chosen]) if values[chosen] > least else reason
+
+    def _fewest_alerts(self, cuts: Floats, called: Floats, *, images: int) -> float | str:
+        """The lowest of the rising cuts (C,) that calls few enough, or why there is none."""
+        most = self.target or 0.0
+        few = np.flatnonzero(1000 * called <= most * images)
+        return float(cuts[few[0]]) if len(few) else TOO_MANY_ALERTS.format(most)

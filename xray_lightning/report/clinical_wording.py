@@ -1,4 +1,8 @@
-"""Wording of what clinicians ask for: what a call is worth, and to whom."""
+"""Wording of what clinicians ask for: what a call is worth, and to whom.
+
+Positive and negative predictive values are those of the patients that they were measured on. Each
+sentence names these patients first, and then what would be so of those whom the user states.
+"""
 
 from xray_lightning.runs.schema import TestMetrics
 from xray_lightning.terminal import readable, with_interval

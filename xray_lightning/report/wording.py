@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from xray_lightning.evaluation.operating_points import RATES
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run
@@ -108,6 +109,8 @@ RULES = {
     "f1": "the highest F1 score",
     "sensitivity": "the highest threshold whose sensitivity is at least {target}",
     "specificity": "the lowest threshold whose specificity is at least {target}",
+    "cost": "the threshold of the least cost, one missed finding weighing {target} false alarms,",
+    "alerts": "the lowest threshold that raises at most {target} alerts per 1,000 images",
 }
 METHODS = {"platt": "Platt", "temperature": "temperature"}
 
@@ -228,7 +231,9 @@ def operating_point(test: TestMetrics) -> str:
     point = test.operating_point
     if point is None:
         return "No operating point was fitted: each finding is called present from 0.5 on."
-    rule = RULES[point.rule].format(target=decimal(point.target))
+    rate = point.rule in RATES
+    target = decimal(point.target) if rate or point.target is None else f"{point.target:g}"
+    rule = RULES[point.rule].format(target=target)
     return (
         f"A finding is called present from its threshold on, chosen as {rule} on "
         f"{counted(point.images, 'validation image')}; no test image had a say in it."

@@ -185,8 +185,11 @@ class FindingRow(FindingMetrics):
 class OperatingPoint(_Part):
     """How the thresholds were chosen: by which rule, on how many validation images."""
 
-    rule: Literal["youden", "f1", "sensitivity", "specificity"]
-    target: Fraction | None = Field(description="The sensitivity or specificity asked for")
+    rule: Literal["youden", "f1", "sensitivity", "specificity", "cost", "alerts"]
+    target: Amount | None = Field(
+        description="The sensitivity or specificity asked for, the false alarms that one missed "
+        "finding weighs, or the alerts per 1,000 images"
+    )
     images: Count = Field(description=_FITTED_ON)
     undefined: FindingsLeftOut = Field(
         description="Findings that none could be fitted to, which keep 0.5, and why"

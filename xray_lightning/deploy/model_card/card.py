@@ -89,7 +89,8 @@ def card(info: ModelInfo) -> str:
         if any(split.positives for split in run.sides):
             data_tables.append(positives_table(run))
     if test is not None:
-        test_tables += filter(None, [findings_table(test, wide=True), stated_table(test)])
+        worth = predictive_table(test, wide=True)
+        test_tables += [findings_table(test, wide=True), *filter(None, [worth])]
         if test.subgroups:
             test_tables.append(subgroups_table(test.subgroups))
     command = "" if run is None else printable(without_folders(run.command))
@@ -239,10 +240,9 @@ def headline_table(test: TestMetrics) -> Table:
 
 def findings_table(test: TestMetrics, *, wide: bool) -> Table:
     """The figures of each finding; `wide` has more of them, and every interval."""
-    figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec.", "PPV", "NPV"]
+    figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec."]
     if wide:
         figures = ["AUROC (95 % CI)", "AP (95 % CI)", "From", "Sensitivity", "Specificity"]
-        figures += ["PPV", "NPV"]
     rows = [
         [
             readable(row.finding),
@@ -252,14 +252,11 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
             decimal(row.threshold),
             with_interval(row.sensitivity, row.sensitivity_ci95 if wide else None),
             with_interval(row.specificity, row.specificity_ci95 if wide else None),
-            with_interval(row.ppv, row.ppv_ci95 if wide else None),
-            with_interval(row.npv, row.npv_ci95 if wide else None),
         ]
         for row in test.finding_rows
     ]
     notes = (
         "From: the probability from which a finding is called present. AP: average precision.",
-        *clinical_wording.predictive_values(test),
         *wording.undefined(test),
     )
     return Table.of(
@@ -267,21 +264,26 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
     )
 
 
-def stated_table(test: TestMetrics) -> Table | None:
-    """PPV and NPV at the stated prevalences; None where none is stated."""
-    rows = [
-        (
-            readable(row.finding),
-            f"{row.stated_prevalence:g}",
-            decimal(row.prevalence),
-            with_interval(row.ppv_at_stated_prevalence, row.ppv_at_stated_prevalence_ci95),
-            with_interval(row.npv_at_stated_prevalence, row.npv_at_stated_prevalence_ci95),
-        )
-        for row in test.finding_rows
-        if row.stated_prevalence is not None
-    ]
-    columns = (Column("Finding"), *numbers("Stated", "In the test", "PPV (95 % CI)", "NPV"))
-    return Table.of("At the stated prevalence", columns, rows) if rows else None
+def predictive_table(test: TestMetrics, *, wide: bool) -> Table | None:
+    """PPV and NPV in the test and, where one is stated, at the stated prevalence.
+
+    None of an older record, which has neither; `wide` has every interval.
+    """
+    known = [row for row in test.finding_rows if row.ppv is not None or row.npv is not None]
+    stated = any(row.stated_prevalence is not None for row in known)
+    figures = ["Prevalence", "PPV", "NPV", *(("Stated", "PPV then", "NPV then") if stated else ())]
+    rows = []
+    for row in known:
+        cells = [readable(row.finding), decimal(row.prevalence)]
+        for name in ("ppv", "npv", "ppv_at_stated_prevalence", "npv_at_stated_prevalence"):
+            ends = getattr(row, f"{name}_ci95") if wide else None
+            cells.append(with_interval(getattr(row, name), ends))
+        share = row.stated_prevalence
+        cells.insert(4, NONE if share is None else f"{share:g}")
+        rows.append(cells[: len(figures) + 1])
+    columns = (Column("Finding"), *numbers(*figures))
+    notes = clinical_wording.predictive_values(test)
+    return Table.of("What a call is worth", columns, rows, notes) if rows else None
 
 
 def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
@@ -352,7 +354,8 @@ def print_info(info: ModelInfo, console: Console) -> None:
 
 
 def _print_test(test: TestMetrics, console: Console) -> None:
-    for table in (headline_table(test), findings_table(test, wide=False)):
+    worth = predictive_table(test, wide=False)
+    for table in (headline_table(test), findings_table(test, wide=False), *filter(None, [worth])):
         console.print()
         print_table(table, console)
     console.print(Text(wording.operating_point(test), style="dim"))
