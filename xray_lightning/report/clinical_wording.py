@@ -1,7 +1,8 @@
 """Wording of what clinicians ask for: what a call is worth, and to whom.
 
 Positive and negative predictive values are those of the patients that they were measured on. Each
-sentence names these patients first, and then what would be so of those whom the user states.
+sentence names these patients first, and then what would be so of those whom the user states: a
+test set is often richer in findings than any clinic, and nothing in its figures shows that.
 """
 
 from xray_lightning.runs.schema import TestMetrics
