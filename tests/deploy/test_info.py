@@ -359,7 +359,8 @@ def test_the_body_has_every_section_and_the_figures_of_results_json(run: Path) -
     headings = [line[3:] for line in body.splitlines() if line.startswith("## ")]
     assert headings == [
         *("Model details", "Intended use", "Out of scope", "Training data", "Evaluation"),
-        *("Operating points and calibration", "Limits and biases", "How to use", "Reproduce"),
+        *("Operating points and calibration", "Limits and biases", "Checklist"),
+        *("How to use", "Reproduce"),
     ]
     assert body.count("not a medical device") == 1
     assert "| AUROC, macro | 0.831 | 0.812-0.850 | 0.500, chance |" in body

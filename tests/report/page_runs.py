@@ -23,7 +23,7 @@ IMAGES = 160
 
 SECTIONS = [  # of the page of one run
     *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
-    *("confusion", "mistakes", "time", "paper", "published", "reproduce"),
+    *("confusion", "mistakes", "time", "paper", "published", "claim", "reproduce"),
 ]
 
 Results = dict[str, Any]

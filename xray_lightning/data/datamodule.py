@@ -343,8 +343,35 @@ class XrayDataModule(LightningDataModule):
                 side: {name: int(self._tables[side][name].sum()) for name in self.findings}
                 for side in SIDES
             },
+            "demographics": {side: demographics(self._tables[side]) for side in SIDES},
             "dropped": {reason: count for reason, count in left_out.items() if count},
         }
+
+
+_NAMED = {"sex": {"F": "female", "M": "male"}, "view": {"PA": "PA", "AP": "AP"}}
+
+
+def demographics(table: pd.DataFrame) -> dict[str, Any]:
+    """Who is on images, by image: how many of each sex and view, and their age.
+
+    Args:
+        table: rows of the manifest.
+
+    Returns:
+        `sex` and `view`: images of each, and `unknown`; `age`: `known` images, and of these the
+        `median` and the `quartiles` in years, None where none is known.
+    """
+    counts = {
+        key: {
+            **{name: int((table[key] == value).sum()) for value, name in names.items()},
+            "unknown": int((~table[key].isin(list(names))).sum()),
+        }
+        for key, names in _NAMED.items()
+    }
+    ages = table["age"].dropna().to_numpy(dtype=np.float64)
+    low, median, high = np.quantile(ages, [0.25, 0.5, 0.75]).tolist() if len(ages) else [None] * 3
+    quartiles = None if low is None else [low, high]
+    return counts | {"age": {"known": len(ages), "median": median, "quartiles": quartiles}}
 
 
 def _check_fraction(key: str, value: object) -> None:

@@ -36,9 +36,7 @@ CLOSEST = 2e-6
 NO_CUT_TELLS = "no cut tells validation images with it from those without it"
 F1_OF_ALL = "on validation, F1 is best where every image is called positive"
 COST_OF_ALL = "on validation, no cut costs less than calling every image {}"
-TOO_MANY_ALERTS = (
-    "on validation, every cut raises more than {:g} alerts per 1,000 images"
-)
+TOO_MANY_ALERTS = "on validation, every cut raises more than {:g} alerts per 1,000 images"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.html.page import rendered
-from xray_lightning.report import clinical_wording, plots, sections, wording
+from xray_lightning.report import claim, clinical_wording, plots, sections, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
@@ -59,6 +59,8 @@ def run_page(run: Run) -> str:
         paper=PAPER,
         paper_tables=paper_tables([run]) if of_paper(run) else [],
         published=published_table([run]) if on_published_split(run) else None,
+        claim=claim,
+        claim_items=claim.items(run),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xray_lightning.evaluation.operating_points import RATES
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.folder import Run
+from xray_lightning.runs.folder import Run, Side
 from xray_lightning.runs.predictions import IMAGES_ADD, images_add, shuffled_reach
 from xray_lightning.runs.schema import Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
@@ -145,6 +145,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Precision", precision_of(run)),
         ("Seed", NONE if run.seed is None else str(run.seed)),
     ]
+
+
+def imaged(side: Side) -> str:
+    """Who is on the images of a side, in a few words; empty where that was not recorded."""
+    who = side.demographics
+    if who is None:
+        return ""
+    age, said = who.age, []
+    if age.median is not None and age.quartiles is not None:
+        low, high = age.quartiles
+        said.append(f"age {age.median:.0f} ({low:.0f}-{high:.0f})")
+    shares = (
+        ("female", who.sex.get("female", 0), who.sex.get("male", 0)),
+        ("AP", who.view.get("AP", 0), who.view.get("PA", 0)),
+    )
+    said += [f"{100 * n / (n + rest):.0f} % {name}" for name, n, rest in shares if n + rest]
+    return ", ".join(said) or "age, sex and view unknown"
 
 
 def precision_cell(run: Run | None) -> Cell:

@@ -13,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import RunRecord, flat
-from xray_lightning.runs.schema import DataSummary, Epoch, Results, TestMetrics, Timing
+from xray_lightning.runs.schema import (
+    DataSummary,
+    Demographics,
+    Epoch,
+    Results,
+    TestMetrics,
+    Timing,
+)
 
 
 class DamagedResultsError(ValueError):
@@ -54,12 +61,13 @@ def newest_run(runs: Path) -> Path:
 
 @dataclass(frozen=True)
 class Side:
-    """What the train, val or test images hold; positives by finding."""
+    """What the train, val or test images hold; positives by finding, and who is on them."""
 
     name: str
     images: int
     patients: int | None
     positives: dict[str, int]
+    demographics: Demographics | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ _NO_DATA = DataSummary.model_construct(
     images={},
     patients={},
     positives={},
+    demographics=None,
     dropped={},
 )
 
@@ -160,7 +169,13 @@ def run_of(folder: Path, results: object) -> Run:
         model=f"{model.get('arch', '')}{' + FC layers' if model.get('hidden') else ''}",
         data=data.name,
         sides=tuple(
-            Side(name, images, data.patients.get(name), data.positives.get(name, {}))
+            Side(
+                name,
+                images,
+                data.patients.get(name),
+                data.positives.get(name, {}),
+                (data.demographics or {}).get(name),
+            )
             for name, images in data.images.items()
         ),
         overlap={pair: both.patients for pair, both in data.patient_overlap.items()},

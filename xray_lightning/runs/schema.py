@@ -359,6 +359,22 @@ class Overlap(_Part):
     images: Count
 
 
+class Ages(_Part):
+    """Age of who is on the images of a split, in years; null where no image's is known."""
+
+    known: Count = Field(description="Images whose age is known")
+    median: Amount | None
+    quartiles: Annotated[tuple[Amount, Amount], _LISTED] | None
+
+
+class Demographics(_Part):
+    """Who is on the images of a split, by image."""
+
+    sex: dict[Literal["female", "male", "unknown"], Count]
+    view: dict[Literal["PA", "AP", "unknown"], Count]
+    age: Ages
+
+
 class DataSummary(_Part):
     """The data set, its split, and what was left out."""
 
@@ -374,6 +390,9 @@ class DataSummary(_Part):
     patients: dict[Split, Count] = Field(description="Patients per split")
     positives: dict[Split, dict[Finding, Count]] = Field(
         description="Positive images per split and finding"
+    )
+    demographics: dict[Split, Demographics] | None = Field(
+        default=None, description="Sex, view and age per split; null in older records"
     )
     dropped: dict[AnyText, Count] = Field(description="Rows left out, by reason")
 

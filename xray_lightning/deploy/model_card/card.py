@@ -34,7 +34,7 @@ from xray_lightning.files import write_atomically
 from xray_lightning.html import markdown
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST
-from xray_lightning.report import clinical_wording, wording
+from xray_lightning.report import claim, clinical_wording, wording
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import FindingRow, Subgroup, TestMetrics
 from xray_lightning.terminal import (
@@ -119,7 +119,19 @@ def card(info: ModelInfo) -> str:
         command=Markup(command),
         version_terms=version_terms(info),
         link=info.link,
+        checklist=None if run is None else checklist_table(run),
     )
+
+
+def checklist_table(run: Run) -> Table:
+    """What the record answers of CLAIM 2024, and what only the authors can."""
+    answered = [
+        (str(item.number), item.words, item.answer)
+        for item in claim.items(replace(run, split=split_of(run)))
+        if item.answer is not None
+    ]
+    columns = (Column("No."), Column("Item"), Column("Answer"))
+    return Table.of(claim.SOURCE, columns, answered, [claim.left_to_authors(run)])
 
 
 def front_matter(info: ModelInfo) -> str:
@@ -174,13 +186,19 @@ def _metric(kind: str, of: TestMetrics | FindingRow, key: str, name: str) -> Met
 
 def splits_table(run: Run) -> Table:
     """Images and patients of each split."""
-    columns = (Column("Side"), *numbers("Images", "Patients", "Positive labels"))
+    known = any(split.demographics for split in run.sides)
+    columns = (
+        Column("Side"),
+        *numbers("Images", "Patients", "Positive labels"),
+        *([Column("Who is on them")] if known else []),
+    )
     rows = [
         (
             split.name,
             count(split.images),
             count(split.patients),
             count(sum(split.positives.values())) if split.positives else NONE,
+            *([wording.imaged(split)] if known else []),
         )
         for split in run.sides
     ]
