@@ -418,6 +418,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
     from lightning.pytorch import seed_everything
 
     from xray_lightning.data.transforms import Normalize
+    from xray_lightning.evaluation.grouping import further_columns
     from xray_lightning.models.classifier import Classifier
     from xray_lightning.progress import display, unseen
     from xray_lightning.training.fit import Job
@@ -429,7 +430,13 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         logger.handlers.clear()
         logger.propagate = True
     seed_everything(cfg.seed, verbose=False)
-    data = make(cfg, "data", progress=display if WORLD.rank == 0 else unseen)
+    judge = make(cfg, "evaluation")
+    data = make(
+        cfg,
+        "data",
+        further_columns=further_columns(judge.evaluator.subgroups),
+        progress=display if WORLD.rank == 0 else unseen,
+    )
     speed = make(cfg, "speed")
     model = plain(cfg.model)
     for key in ("_target_", "pretrained", "weights_path"):  # not needed to build it again
@@ -458,7 +465,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         trainer=make(cfg, "trainer"),
         strategy=strategy,
         speed=speed,
-        judge=make(cfg, "evaluation"),
+        judge=judge,
         callbacks=[callback for callback in make(cfg, "callbacks").values() if callback],
         loggers=list(make(cfg, "logger").values()),
         stages=[cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages),

@@ -64,7 +64,7 @@ TEST = ("metrics", "test")
 BLOCKS: list[tuple[Any, ...]] = [
     *[(), ("data",), ("environment",), ("timing",), ("history", 0), TEST],
     *[(*TEST, "operating_point"), (*TEST, "calibrated")],
-    *[(*TEST, "subgroups", 0), (*TEST, "per_finding", "Mass")],
+    *[(*TEST, "subgroups", 2), (*TEST, "per_finding", "Mass")],
 ]
 REQUIRED = [(*block, key) for block in BLOCKS for key in at(SAMPLE, block)]
 
@@ -145,8 +145,12 @@ def test_the_samples_figures_agree_with_each_other() -> None:
             row["true_positives"] / row["positives"], abs=1e-6
         )
     for row in test["subgroups"]:
-        interval = row["gap_ci95"]
-        assert row["flagged"] == bool(interval and (interval[0] > 0 or interval[1] < 0))
+        gaps = {"AUROC": "gap", "specificity": "specificity_gap", "sensitivity": "sensitivity_gap"}
+        joint = "_simultaneous" if "flagged_by" in row else ""
+        ends = {name: row.get(f"{gap}_ci95{joint}") for name, gap in gaps.items()}
+        apart = [name for name, one in ends.items() if one and (one[0] > 0 or one[1] < 0)]
+        assert apart == row.get("flagged_by", apart)
+        assert row["flagged"] == bool(apart)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,8 @@ def test_the_samples_figures_agree_with_each_other() -> None:
         ((*TEST, "per_finding"), {}),
         ((*TEST, "per_finding", "<b>"), {}),
         ((*TEST, "subgroups", 0, "gap"), -1.2),
-        ((*TEST, "subgroups", 0, "by"), "height"),
+        ((*TEST, "subgroups", 0, "by"), ""),
+        ((*TEST, "subgroups", 0, "flagged_by"), ["height"]),
         ((*TEST, "operating_point", "rule"), "best"),
         ((*TEST, "calibrated", "brier_macro"), None),
         ((*TEST, "per_finding", "Mass", "reliability"), []),

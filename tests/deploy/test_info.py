@@ -205,7 +205,7 @@ def test_a_checkpoint_and_run_without_operating_points_are_read(
     code, out, _ = xray("info", run)
     assert code == 0
     assert "no operating points, no calibration" in out
-    assert "by sex, age, view and visit is not known" in " ".join(out.split())
+    assert "by sex, age, view or visit was not asked for, or is not known" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

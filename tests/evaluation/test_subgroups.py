@@ -1,18 +1,27 @@
-"""Subgroups: who is in which, AUROC of each, and a flag where a gap's interval excludes zero."""
+"""Subgroups: who is in which, their scores, and a flag where a gap's interval excludes zero."""
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import arrays, frame, grouped, redrawn, table
-from sklearn.metrics import roc_auc_score
+from predicted import arrays, frame, grouped, points, redrawn, table
+from sklearn.metrics import recall_score, roc_auc_score
 
+from xray_lightning.errors import UserError
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
 
 QUICK = Evaluator(resamples=60)
+RATES = ("sensitivity", "specificity")
+MACROS = ("auroc_macro", *(f"{name}_macro" for name in RATES))
+GAPS = ("gap", *(f"{name}_gap" for name in RATES))
+FIGURES = (
+    *(key for name in (*MACROS, *GAPS) for key in (name, f"{name}_ci95")),
+    *(key for gap in GAPS for key in (f"{gap}_ci95_simultaneous", f"smallest_{gap}")),
+)
 
 
 def rows(predictions: pd.DataFrame, evaluator: Evaluator = QUICK) -> dict[tuple[str, str], Any]:
@@ -110,9 +119,10 @@ def test_what_is_not_known_is_counted_and_in_no_group() -> None:
     for by, count in {"sex": 30, "view": 30, "age": 10, "visit": 5}.items():
         row = found[(by, "unknown")]
         assert row["images"] == row["patients"] == count
-        figures = ("auroc_macro", "auroc_macro_ci95", "gap", "gap_ci95")
-        assert [row[name] for name in figures] == [None] * 4
-        assert set(row["undefined_reason"]) == set(figures)
+        assert [row[name] for name in FIGURES] == [None] * len(FIGURES)
+        assert row["undefined_reason"] == dict.fromkeys(
+            FIGURES, "it is not known which group these images belong to"
+        )
         assert (row["findings"], row["flagged"]) == (0, False)
         known = [r["images"] for (of, group), r in found.items() if of == by and group != "unknown"]
         assert sum(known) == 600 - count
@@ -168,9 +178,9 @@ def test_without_resamples_a_group_has_its_score_alone() -> None:
     assert row["auroc_macro"] is not None
     assert row["gap"] is not None
     assert row["auroc_macro_ci95"] is row["gap_ci95"] is None
-    assert row["undefined_reason"] == dict.fromkeys(
-        ["auroc_macro_ci95", "gap_ci95"], "no resamples were asked for"
-    )
+    plain = {f"{name}_{kind}" for name in RATES for kind in ("macro", "gap")}
+    assert set(row["undefined_reason"]) == {*FIGURES} - {"auroc_macro", "gap", *plain}
+    assert set(row["undefined_reason"].values()) == {"no resamples were asked for"}
     assert row["flagged"] is False
 
 
@@ -180,3 +190,128 @@ def test_labels_of_one_class_leave_every_group_null(label: int) -> None:
     for row in rows(everything).values():
         assert row["auroc_macro"] is row["gap"] is None
         assert row["findings"] == 0
+
+
+def rates(predictions: pd.DataFrame, cut: float = 0.5) -> tuple[float, float]:
+    """Macro sensitivity and specificity by scikit-learn."""
+    scores, labels = arrays(predictions)
+    return tuple(
+        float(
+            np.mean(
+                [
+                    recall_score(t, s >= cut, pos_label=side)
+                    for t, s in zip(labels.T, scores.T, strict=True)
+                ]
+            )
+        )
+        for side in (1, 0)
+    )
+
+
+def test_sensitivity_and_specificity_equal_scikit_learn_on_the_groups_rows() -> None:
+    predictions = grouped(images=1200, patients=400)
+    predictions.loc[:20, "sex"] = ""
+    cuts = points(**dict.fromkeys(FINDINGS, 0.4))
+    metrics = Evaluator(resamples=60)(predictions, operating_points=cuts)
+    found = {(row["by"], row["group"]): row for row in metrics["subgroups"]}
+    for by, group, inside in (
+        ("sex", "female", predictions["sex"] == "F"),
+        ("view", "AP", predictions["view"] == "AP"),
+        ("visit", "follow-up", predictions["follow_up"] > 0),
+    ):
+        known = predictions["sex"] != "" if by == "sex" else inside | True
+        own = rates(predictions[inside], 0.4)
+        rest = rates(predictions[known & ~inside], 0.4)
+        for name, value, other in zip(RATES, own, rest, strict=True):
+            row = found[(by, group)]
+            assert row[f"{name}_macro"] == pytest.approx(value, abs=1e-12), (by, name)
+            assert row[f"{name}_gap"] == pytest.approx(value - other, abs=1e-12), (by, name)
+            low, high = row[f"{name}_gap_ci95"]
+            assert low < value - other < high
+
+
+def test_the_intervals_of_rates_are_of_the_resampled_rows_of_the_group() -> None:
+    predictions = grouped(images=900, patients=300)
+    row = rows(predictions, Evaluator(resamples=30, seed=3))[("sex", "female")]
+    own, gaps = [], []
+    for drawn in redrawn(predictions, resamples=30, seed=3):
+        own.append(rates(drawn[drawn["sex"] == "F"]))
+        gaps.append(np.subtract(own[-1], rates(drawn[drawn["sex"] == "M"])))
+    for place, name in enumerate(RATES):
+        expected = np.quantile(np.array(own)[:, place], [0.025, 0.975])
+        assert row[f"{name}_macro_ci95"] == pytest.approx(expected, abs=1e-9)
+        expected = np.quantile(np.array(gaps)[:, place], [0.025, 0.975])
+        assert row[f"{name}_gap_ci95"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_finding_of_fewer_than_ten_patients_is_in_no_macro_sensitivity() -> None:
+    predictions = grouped()
+    female = predictions["sex"] == "F"
+    ids = predictions.loc[female, "patient_id"].unique()
+    predictions.loc[female, "label_Mass"] = (
+        predictions["patient_id"].isin(ids[:9])[female].astype(int)
+    )
+    kept = [finding for finding in FINDINGS if finding != "Mass"]
+    found = rows(predictions)[("sex", "female")]
+    part = predictions[[c for c in predictions if not c.endswith("_Mass")]]
+    scores = part.loc[female, [f"prob_{finding}" for finding in kept]] >= 0.5
+    labels = part.loc[female, [f"label_{finding}" for finding in kept]]
+    expected = [recall_score(labels.iloc[:, i], scores.iloc[:, i]) for i in range(13)]
+    assert found["sensitivity_macro"] == pytest.approx(np.mean(expected))
+    predictions.loc[female, "label_Mass"] = (
+        predictions["patient_id"].isin(ids[:10])[female].astype(int)
+    )
+    assert rows(predictions)[("sex", "female")]["sensitivity_macro"] != found["sensitivity_macro"]
+
+
+def test_any_column_forms_subgroups_by_its_values_or_its_quartiles() -> None:
+    predictions = grouped()
+    draw = np.random.default_rng(3)
+    predictions["site"] = draw.choice(
+        ["north", "south", "", "Unknown"], 600, p=[0.5, 0.3, 0.1, 0.1]
+    )
+    predictions["device"] = draw.choice([f"d{i}" for i in range(9)], 600)
+    predictions["kilovolt"] = draw.normal(100, 9, 600).round(1).astype(str)
+    predictions["rows"] = draw.choice(["1024", "512"], 600)
+    names = ["site", "device", "kilovolt", "rows"]
+    found = rows(predictions, Evaluator(resamples=30, subgroups=names))
+    counts = predictions["site"].value_counts()
+    assert {key[1]: row["images"] for key, row in found.items() if key[0] == "site"} == {
+        "north": counts["north"],
+        "south": counts["south"],
+        "unknown": counts[""] + counts["Unknown"],
+    }
+    devices = [group for by, group in found if by == "device"]
+    assert len(devices) == 6
+    assert devices[-1] == "other (4 values)"
+    bands = [(group, row["images"]) for (by, group), row in found.items() if by == "kilovolt"]
+    assert [group.split()[0] for group, _ in bands] == ["up", "over", "over", "over"]
+    assert all(140 <= images <= 160 for _, images in bands)
+    assert [group for by, group in found if by == "rows"] == ["512", "1024"]
+    assert not {"sex", "view"} & {by for by, _ in found}
+
+
+def test_without_subgroups_the_rest_of_the_metrics_is_the_same() -> None:
+    predictions = grouped()
+    usual, none = QUICK(predictions), Evaluator(resamples=60, subgroups=[])(predictions)
+    assert none.pop("subgroups") == []
+    assert usual.pop("subgroups")
+    assert none == usual
+    assert none["auroc_within_view_macro"] is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("sex", "must be a list of columns"),
+        ([1], "1 is not the title of a column"),
+        (["sex", "Sex"], "Sex is there twice"),
+        (["follow_up"], "cannot be grouped by; visit tells"),
+        (["label_Mass"], "label_Mass cannot be grouped by"),
+        (["View"], "write View as view"),
+        (["site"], "the predictions have no column site"),
+    ],
+)
+def test_columns_that_cannot_form_subgroups_are_one_line(names: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"evaluation.subgroups.*{re.escape(message)}"):
+        Evaluator(resamples=0, subgroups=names)(grouped())

@@ -65,6 +65,7 @@ class XrayDataModule(LightningDataModule):
         device_memory_share: most that the images may take of a GPU's free memory, 0 to 1. Where
             they take more, each batch is copied there while the one before it is used.
         phantom: what to draw into `root` first, for the embedded data set.
+        further_columns: titles of columns that predictions take along, to form subgroups by.
         progress: display for the long steps.
     """
 
@@ -94,6 +95,7 @@ class XrayDataModule(LightningDataModule):
         device_memory_share: float = 0.5,
         seed: int = 0,
         phantom: PhantomSpec | None = None,
+        further_columns: Sequence[str] = (),
         progress: Display = unseen,
     ) -> None:
         super().__init__()
@@ -116,6 +118,7 @@ class XrayDataModule(LightningDataModule):
             )
         self.name, self.root = name, Path(root)
         self.images = Path(images) if images else None
+        self.further_columns = tuple(further_columns)
         self._chosen = None if findings is None else check_findings(findings, what="data.findings")
         self._own = (
             None
@@ -252,7 +255,13 @@ class XrayDataModule(LightningDataModule):
 
     @cached_property
     def manifest(self) -> Manifest:
-        return read_manifest(self.root, images=self.images, findings=self._chosen, own=self._own)
+        return read_manifest(
+            self.root,
+            images=self.images,
+            findings=self._chosen,
+            own=self._own,
+            further=self.further_columns,
+        )
 
     @cached_property
     def usable(self) -> UsableSplit:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from xray_lightning.data.csv_table import shown
 from xray_lightning.data.faults import FirstFault
 from xray_lightning.data.image_files import find_files, find_named
 from xray_lightning.data.sources import Source, known_sources, recognised
@@ -24,7 +25,7 @@ class Manifest:
         table: unique `image` (file name, or path below the folder in a custom CSV),
             `path` ("" without a file), `patient_id`, `follow_up` (Int64), `age` (years, NaN
             unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), then the findings as
-            uint8, 1 where present.
+            uint8, 1 where present, and as text the further columns that were asked for.
         dialect: "nih" (Data_Entry*.csv), "ai4m" (the AI-for-Medicine one-hot CSVs), "csv" (a
             custom CSV), or as its module in `sources` says.
         root: the folder of the CSVs.
@@ -53,6 +54,7 @@ def read_manifest(
     images: Path | None = None,
     findings: tuple[str, ...] | None = None,
     own: Source | None = None,
+    further: tuple[str, ...] = (),
 ) -> Manifest:
     """Read and check the CSVs in `root`, and find their images by name at any depth of `images`.
 
@@ -61,6 +63,7 @@ def read_manifest(
         images: folder of the image files; `root` when None.
         findings: those to read, in this order; None for all that are known.
         own: how to read a custom CSV; None for the data sets that are known.
+        further: titles of columns to form subgroups by.
 
     Raises:
         UserError: a missing folder or CSV, or the first fault of a CSV with its file and line.
@@ -78,15 +81,22 @@ def read_manifest(
             f"data.findings: {unknown[0]} is none of those that this data set has: "
             f"{', '.join(known)}"
         )
+    if both := [name for name in further if name in (*FACTS, *(known or FINDINGS))]:
+        raise UserError(f"evaluation.subgroups: {both[0]} is a finding or names an image")
     faults = FirstFault()
-    listing = source.read(root, faults, findings=findings)
+    listing = source.read(root, faults, findings=findings, further=further)
     given = dict(source.given_split(root, listing, faults))
     table, chosen = listing.table, findings or listing.findings
+    if lacking := [name for name in further if name not in table]:
+        raise UserError(
+            f"evaluation.subgroups: {', '.join(path.name for path in source.tables(root))} in "
+            f"{root} has no column {shown(lacking[0])}; name another, or leave it out"
+        )
     names = table["image"].tolist()
     find = find_named if source.by_path else find_files
     paths, unlisted = find(images or root, frozenset(names))
     table["path"] = pd.Series([paths.get(name, "") for name in names], dtype=object)
-    table = table[[*FACTS, *chosen]]
+    table = table[[*FACTS, *chosen, *further]]
     return Manifest(table, source.dialect, root, faults.dropped, given, unlisted, images, chosen)
 
 

@@ -167,4 +167,6 @@ def labelled(data: XrayDataModule, probabilities: Array, *, side: str) -> pd.Dat
         targets=torch.empty(0),  # the table has them
         losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
     )
-    return prediction_table(table, outputs, side=side, findings=data.findings)
+    return prediction_table(
+        table, outputs, side=side, findings=data.findings, further=data.further_columns
+    )

@@ -15,6 +15,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
+from xray_lightning.evaluation.grouping import SUBGROUPS
 from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
@@ -130,7 +131,9 @@ def score(
     metadata = MetadataModel.from_plain(trained.metadata_model) or MetadataModel.fit(
         data.table("train"), data.findings
     )
-    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated)(
+    names = SUBGROUPS if trained.subgroups is None else trained.subgroups
+    known = [name for name in names if name in (*SUBGROUPS, *data.further_columns)]
+    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated, subgroups=known)(
         whole,
         operating_points=points,
         calibration=calibration,

@@ -10,6 +10,7 @@ import pandas as pd
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.grouping import SUBGROUPS
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.model_entry import describe_best, fitted_of
@@ -35,6 +36,7 @@ class Judge:
     Args:
         resamples: patient-level bootstrap resamples behind the intervals; 0 for none.
         seed: of the resamples.
+        subgroups: the columns that images are grouped by; none for no subgroups.
         operating_point: the rule by which each finding's threshold is chosen.
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
         shuffled: whether the run trains its recipe again, on shuffled labels.
@@ -53,6 +55,7 @@ class Judge:
         seed: int = 0,
         shuffled: bool = False,
         prevalence: object = None,
+        subgroups: Sequence[str] = SUBGROUPS,
     ) -> None:
         if not isinstance(operating_point, OperatingRule):
             given = "null" if operating_point is None else operating_point
@@ -69,7 +72,9 @@ class Judge:
             raise UserError(f"evaluation.shuffled={shuffled} must be true or false")
         self.operating_point, self.calibration = operating_point, calibration
         self.shuffled = shuffled
-        self.evaluator = Evaluator(resamples=resamples, seed=seed, prevalence=prevalence)
+        self.evaluator = Evaluator(
+            resamples=resamples, seed=seed, prevalence=prevalence, subgroups=subgroups
+        )
 
     def check(self, findings: Sequence[str]) -> None:
         """Refuse, before any training, options that do not fit these findings.

@@ -21,6 +21,7 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.grouping import SUBGROUPS, check_subgroups
 from xray_lightning.evaluation.metadata_baseline import (
     CombinedModel,
     MetadataModel,
@@ -268,12 +269,20 @@ class Evaluator:
         seed: of the resamples.
         prevalence: of the findings where the model is to be used, as `StatedPrevalence.of` takes
             it, or what that gave.
+        subgroups: the columns that images are grouped by; see `attributes_of`.
 
     Raises:
         UserError: an option out of range.
     """
 
-    def __init__(self, *, resamples: int = 1000, seed: int = 0, prevalence: object = None) -> None:
+    def __init__(
+        self,
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+        prevalence: object = None,
+        subgroups: Sequence[str] = SUBGROUPS,
+    ) -> None:
         check_whole("evaluation.resamples", resamples, least=0)
         check_whole("evaluation.seed", seed, least=0)
         self.resamples = resamples
@@ -281,6 +290,7 @@ class Evaluator:
         if not isinstance(prevalence, StatedPrevalence):
             prevalence = StatedPrevalence.of(prevalence)
         self.prevalence: StatedPrevalence = prevalence
+        self.subgroups = check_subgroups(subgroups)
 
     def __call__(
         self,
@@ -298,7 +308,8 @@ class Evaluator:
             predictions: one row per image with columns `image`, `patient_id`, and for each
                 finding `prob_<Finding>` in 0..1 and `label_<Finding>` of 0 or 1; for subgroups
                 also `age` (years), `sex` ("M", "F"), `view` ("PA", "AP") and `follow_up` (0 for
-                the patient's first image), as far as they are there and known.
+                the patient's first image), as far as they are there and known, and any further
+                column that `subgroups` names.
             operating_points: at or above which sensitivity, specificity and the confusion counts
                 call a finding present; None for 0.5. Label accuracy is always at 0.5, as the
                 paper's.
@@ -333,7 +344,8 @@ class Evaluator:
             _refuse_others(calibration.slope, images.findings, what="calibration")
             calibrated = calibration.apply(images.scores, findings=images.findings)
         scores = Scores.of(images, cuts=cuts, calibrated=calibrated)
-        subgroups = Subgroups.of(images)
+        called = images.scores >= cuts
+        subgroups = Subgroups.of(images, called=called, names=self.subgroups)
         baseline = MetadataScores.of(images, metadata, combined)
         plain, draws = resampled(
             lambda drawn: scores(drawn) | subgroups(drawn) | baseline(drawn),

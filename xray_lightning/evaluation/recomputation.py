@@ -8,6 +8,7 @@ from typing import Any
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
+from xray_lightning.evaluation.grouping import subgroups_in
 from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
@@ -101,7 +102,8 @@ def recompute(
     resamples, seed = trained.bootstrap(resamples, seed)
     findings = findings_of(table.columns, what="predictions")
     stated = StatedPrevalence.chosen(prevalence, trained.evaluation, findings)
-    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated)(
+    subgroups = subgroups_in(table) if trained.subgroups is None else trained.subgroups
+    metrics = Evaluator(resamples=resamples, seed=seed, prevalence=stated, subgroups=subgroups)(
         table,
         operating_points=points,
         calibration=calibration,

@@ -11,6 +11,7 @@ from xray_lightning.data.manifest import holds_known_table
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec
 from xray_lightning.errors import UserError, XrayError
 from xray_lightning.evaluation.ensemble import Member
+from xray_lightning.evaluation.grouping import further_columns
 from xray_lightning.progress import Display
 from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.record import FILE_NAME as RESULTS
@@ -68,6 +69,8 @@ def data_for(
         normalize=member.described["normalize"],
         allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
         phantom=spec,
+        # Other data need not have the further columns of the run's own.
+        further_columns=further_columns(trained.subgroups or ()) if choice.root is None else (),
         progress=progress,
     )
 

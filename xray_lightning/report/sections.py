@@ -138,7 +138,7 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
             group.auroc_macro,
             group.auroc_macro_ci95,
             f"n = {group.images}",
-            group.flagged,
+            group.flagged and "AUROC" in (group.flagged_by or ("AUROC",)),
         )
         for group in test.subgroups
         if group.auroc_macro is not None
@@ -155,14 +155,16 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
 
 def _label(group: Subgroup) -> str:
     """The group's name where its heading is not above it: "age 0-17", "PA view"."""
-    if group.by == "age":
-        return f"age {group.group}"
-    return f"{group.group} view" if group.by == "view" else group.group
+    if group.by == "view":
+        return f"{group.group} view"
+    return group.group if group.by in ("sex", "visit") else f"{group.by} {group.group}"
 
 
 def grouped(groups: Sequence[Subgroup]) -> list[tuple[str, list[Subgroup]]]:
     """The groups by what they are formed by, under its heading."""
-    return [(BY[by], list(together)) for by, together in groupby(groups, key=lambda g: g.by)]
+    return [
+        (BY.get(by, by), list(together)) for by, together in groupby(groups, key=lambda g: g.by)
+    ]
 
 
 def training_panels(run: Run) -> list[Panel]:

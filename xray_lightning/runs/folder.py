@@ -293,6 +293,14 @@ class Provenance:
         return _mapping(self.config.get("evaluation"))
 
     @property
+    def subgroups(self) -> tuple[str, ...] | None:
+        """The columns that it formed subgroups by; None where it does not say."""
+        names = self.evaluation.get("subgroups")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return None
+        return tuple(names)
+
+    @property
     def tested_only(self) -> bool:
         """Whether the run tested another run's checkpoint."""
         return self.config.get("ckpt_path") is not None

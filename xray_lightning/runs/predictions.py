@@ -1,5 +1,6 @@
 """Predictions tables: one row an image, as written, read and validated."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells, shown
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.findings import FINDINGS, check_findings
+from xray_lightning.findings import FINDINGS, check_findings, folded
 from xray_lightning.terminal import (
     decimal,
     interval,
@@ -42,10 +44,12 @@ def prediction_table(
     *,
     side: str,
     findings: Sequence[str] = FINDINGS,
+    further: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row an image: image, patient_id, split, prob_<Finding> and label_<Finding> of each.
 
-    Then age, sex, view and follow_up, by which the evaluation forms subgroups.
+    Then age, sex, view, follow_up and the further columns, by which the evaluation forms
+    subgroups.
     """
     if outputs is None or len(outputs.rows) != len(table):
         raise RuntimeError("the predictions are not one an image")
@@ -55,7 +59,8 @@ def prediction_table(
     columns["split"] = side
     columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(findings)}
     columns |= {f"label_{name}": rows[name].to_numpy(dtype=np.uint8) for name in findings}
-    columns |= {name: rows[name].to_numpy() for name in ("age", "sex", "view", "follow_up")}
+    named = ("age", "sex", "view", "follow_up", *further)
+    columns |= {name: rows[name].to_numpy() for name in named}
     return pd.DataFrame(columns)
 
 
@@ -117,6 +122,51 @@ IMAGES_ADD = (
 )
 
 
+# The gaps of a group: what each is of, its key, and that of the smallest that could be shown.
+GAPS = {
+    "AUROC": ("gap", "smallest_gap"),
+    "sensitivity": ("sensitivity_gap", "smallest_sensitivity_gap"),
+    "specificity": ("specificity_gap", "smallest_specificity_gap"),
+}
+
+
+def subgroups_said(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Which groups stand apart from all others, or that none does; None without any interval.
+
+    Args:
+        groups: as `subgroups` of the metrics.
+    """
+    keys = [f"{gap}_ci95_simultaneous" for gap, _ in GAPS.values()]
+    gaps = sum(row.get(key) is not None for row in groups for key in keys)
+    if not gaps:
+        return None
+    told: dict[str, str] = {}
+    sizes = Counter(row["by"] for row in groups if row["auroc_macro"] is not None)
+    for row in groups:
+        if not row["flagged_by"] or (sizes[row["by"]] == 2 and row["by"] in told):
+            continue  # two groups share one gap
+        apart = ", ".join(f"{name} {signed(row[GAPS[name][0]])}" for name in row["flagged_by"])
+        key = row["by"] if sizes[row["by"]] == 2 else f"{row['by']} {row['group']}"
+        told[key] = f"{row['by']} {row['group']} ({apart})"
+    if told:
+        groups_told = "; ".join(told.values())
+        return f"Subgroups apart from the others, {gaps} gaps looked at: {groups_told}."
+    said = f"Subgroups: none of {gaps} gaps in AUROC, sensitivity and specificity can be shown"
+    return f"{said}{_smallest_said(groups)}."
+
+
+def _smallest_said(groups: Sequence[Mapping[str, Any]]) -> str:
+    """How small a gap the smallest group could have shown."""
+    known = [row for row in groups if row.get("smallest_gap") is not None]
+    if not known:
+        return ""
+    row = min(known, key=lambda row: row["patients"])
+    return (
+        f"; the smallest group, {row['by']} {row['group']} ({row['patients']} patients), would "
+        f"have shown one in AUROC from {decimal(row['smallest_gap'])} on"
+    )
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """The table that ends a run: the headline, and each finding."""
     caption = (
@@ -125,9 +175,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     )
     if said := images_add(*(metrics[name] for name in IMAGES_ADD)):
         caption = f"{caption}\n{said}"
+    if said := subgroups_said(metrics["subgroups"]):
+        caption = f"{caption}\n{said}"
     table = Table(
         title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
-        caption=caption,
+        caption=Text(caption),
         caption_justify="left",
     )
     table.add_column("finding")
@@ -310,7 +362,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Returns:
         `image` and `patient_id` as text, `prob_<Finding>` as float32, `label_<Finding>` as uint8;
         and where the file has them `split`, `age` (NaN unknown), `sex`, `view` ("" unknown) and
-        `follow_up` (Int64).
+        `follow_up` (Int64); then its further columns as text, by which subgroups may be formed.
 
     Raises:
         UserError: not such a file, or the first fault in it with its line and column.
@@ -326,7 +378,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
     probabilities = [f"{PROBABILITY}{finding}" for finding in findings]
     labels = [f"{LABEL}{finding}" for finding in findings]
     required = (*REQUIRED, *probabilities, *labels)
-    wanted: Titles = {name: (name,) for name in (*required, *OPTIONAL)}
+    known = (*required, *OPTIONAL)
+    further = _further_titles(titles, known)
+    wanted: Titles = {name: (name,) for name in (*known, *further)}
     cells = read_cells(path, wanted, required=required)
     if not findings:
         raise UserError(f"{path}, line 1: no column {PROBABILITY}<Finding>, one of each finding")
@@ -359,7 +413,14 @@ def read_predictions(path: Path) -> pd.DataFrame:
             optional=True,
         )
         columns["follow_up"] = numbers.astype("Int64")
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns | {name: cells[name] for name in further})
+
+
+def _further_titles(titles: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The titles that are none of those that are known, as far as they can be told apart."""
+    counts = Counter(map(folded, titles))
+    taken = set(map(folded, known))
+    return tuple(t for t in titles if folded(t) not in taken | {""} and counts[folded(t)] == 1)
 
 
 def _numbers(

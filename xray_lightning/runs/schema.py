@@ -84,6 +84,8 @@ _GAIN_OF_COMBINED = "AUROC of both together minus that of metadata, in the same 
 _WITHIN_VIEW = "AUROC over pairs of images of the same view, PA or AP, which the view cannot help"
 _BAYES = "From sensitivity, specificity and the stated prevalence, by Bayes"
 _SECONDS = "Seconds"
+_TOGETHER = "Interval that holds at 95 % for the gaps of all subgroups together"
+_SMALLEST = "The gap whose simultaneous interval would exclude zero in 80 % of tables like this"
 
 
 class _Part(BaseModel):
@@ -212,9 +214,11 @@ class Calibrated(_Part):
 
 
 class Subgroup(_Part):
-    """The macro AUROC of one group of images, and its gap to all others of known group."""
+    """The scores of one group of images, and its gaps to all others of known group."""
 
-    by: Literal["sex", "age", "view", "visit"]
+    by: Annotated[str, Field(min_length=1), WrapValidator(_any_text)] = Field(
+        description="sex, age, view, visit, or another column of the data"
+    )
     group: Annotated[str, Field(min_length=1), WrapValidator(_any_text)]
     images: AtLeastOne
     patients: AtLeastOne
@@ -223,8 +227,47 @@ class Subgroup(_Part):
     auroc_macro_ci95: Interval95 | None
     gap: Gap | None = Field(description="Macro AUROC minus that of all other images of known group")
     gap_ci95: GapInterval95 | None
-    flagged: bool = Field(description="Whether the gap's interval excludes zero")
+    gap_ci95_simultaneous: GapInterval95 | None = Field(default=None, description=_TOGETHER)
+    smallest_gap: Fraction | None = Field(default=None, description=_SMALLEST)
+    sensitivity_macro: Fraction | None = Field(
+        default=None, description="Over the findings that at least ten of its patients have"
+    )
+    sensitivity_macro_ci95: Interval95 | None = None
+    sensitivity_gap: Gap | None = None
+    sensitivity_gap_ci95: GapInterval95 | None = None
+    sensitivity_gap_ci95_simultaneous: GapInterval95 | None = None
+    smallest_sensitivity_gap: Fraction | None = None
+    specificity_macro: Fraction | None = Field(
+        default=None, description="Over the findings that at least ten of its patients lack"
+    )
+    specificity_macro_ci95: Interval95 | None = None
+    specificity_gap: Gap | None = None
+    specificity_gap_ci95: GapInterval95 | None = None
+    specificity_gap_ci95_simultaneous: GapInterval95 | None = None
+    smallest_specificity_gap: Fraction | None = None
+    flagged: bool = Field(
+        description="Whether some gap's simultaneous interval excludes zero; in records without "
+        "any, whether the interval of the AUROC gap does"
+    )
+    flagged_by: Annotated[tuple[Literal["AUROC", "sensitivity", "specificity"], ...], _LISTED] = ()
     undefined_reason: Reasons = Field(description=_REASONS)
+
+    @property
+    def gaps(self) -> tuple[tuple[float | None, Interval | None, float | None], ...]:
+        """In AUROC, sensitivity and specificity: gap, its simultaneous interval, the smallest."""
+        return (
+            (self.gap, self.gap_ci95_simultaneous, self.smallest_gap),
+            (
+                self.sensitivity_gap,
+                self.sensitivity_gap_ci95_simultaneous,
+                self.smallest_sensitivity_gap,
+            ),
+            (
+                self.specificity_gap,
+                self.specificity_gap_ci95_simultaneous,
+                self.smallest_specificity_gap,
+            ),
+        )
 
 
 class MetadataModel(_Part):

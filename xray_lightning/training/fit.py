@@ -226,7 +226,11 @@ def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
         if job.leads:
             table, outputs = job.data.table(side), job.classifier.outputs
             predictions[side] = prediction_table(
-                table, outputs, side=side, findings=job.data.findings
+                table,
+                outputs,
+                side=side,
+                findings=job.data.findings,
+                further=job.data.further_columns,
             )
             write_atomically(job.folder / predictions_name(side), csv_of(predictions[side]))
     trainer.loggers = loggers

@@ -29,7 +29,8 @@ class Listing:
     Attributes:
         table: one row an image: `file`, `line`, `image`, `patient_id`, `follow_up` (Int64), `age`
             (years, NaN unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), and the findings
-            as uint8, 1 where present.
+            as uint8, 1 where present; then, as text, the further columns that were asked for and
+            are there.
         findings: those of its columns that are findings, in their order.
         given: images by split, where the table itself says so.
         rows: whole rows read, with those that are repeated or wrong.
@@ -87,9 +88,19 @@ class Source(ABC):
 
     @abstractmethod
     def read(
-        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+        self,
+        root: Path,
+        faults: Faults,
+        *,
+        findings: tuple[str, ...] | None = None,
+        further: tuple[str, ...] = (),
     ) -> Listing:
-        """Read the tables of a folder; `findings` are asked for where they are not fixed."""
+        """Read the tables of a folder.
+
+        Args:
+            findings: those asked for, where they are not fixed.
+            further: titles of columns to take along as they are, as far as they are there.
+        """
 
     def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
         """The images of each split that the files themselves state; empty where none do."""

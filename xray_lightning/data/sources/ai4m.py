@@ -51,13 +51,18 @@ class Ai4m(Source):
         return {split: path for split, path in paths.items() if path.is_file()}
 
     def read(
-        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+        self,
+        root: Path,
+        faults: Faults,
+        *,
+        findings: tuple[str, ...] | None = None,
+        further: tuple[str, ...] = (),
     ) -> Listing:
         paths = self._by_split(root)
         lacking = [name for split, name in AI4M_TABLES.items() if split not in paths]
         without = dict.fromkeys(lacking, "without it there is no data.split=ai4m")
         faults.tell("list_missing", without)
-        parts = {split: read_table(path, faults) for split, path in paths.items()}
+        parts = {split: read_table(path, faults, further) for split, path in paths.items()}
         whole = {split: part for split, part in parts.items() if len(part.table)}
         if not whole:
             table = Listing.empty().table
@@ -92,9 +97,10 @@ class Ai4m(Source):
 SOURCE = Ai4m()
 
 
-def read_table(path: Path, faults: Faults) -> Listing:
+def read_table(path: Path, faults: Faults, further: tuple[str, ...] = ()) -> Listing:
     """Read one of the CSVs."""
-    cells = read_cells(path, TITLES, required=tuple(TITLES), faults=faults)
+    titles = {**TITLES, **{name: (name,) for name in further}}
+    cells = read_cells(path, titles, required=tuple(TITLES), faults=faults)
     rows, images = len(cells), frozenset(cells["image"])
     cells, values = readable(cells, CELLS, faults)
     table = pd.DataFrame(
@@ -102,6 +108,7 @@ def read_table(path: Path, faults: Faults) -> Listing:
             **name_columns(cells, values, None),
             **unknown_persons(len(cells)),
             **{finding: np.array(values[finding], dtype=np.uint8) for finding in FINDINGS},
+            **{name: cells[name] for name in further if name in cells},
         }
     )
     return Listing(one_row_an_image(table, faults), rows=rows, named=images)

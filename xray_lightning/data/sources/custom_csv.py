@@ -148,12 +148,17 @@ class OwnTable(Source):
         return tables[0]
 
     def read(
-        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+        self,
+        root: Path,
+        faults: Faults,
+        *,
+        findings: tuple[str, ...] | None = None,
+        further: tuple[str, ...] = (),
     ) -> Listing:
         """Read the table up to its first fault; without `findings` those of NIH's 14 it has."""
         path, first = self.find(root), FirstFault()
         try:
-            listing = self._read(path, findings, first)
+            listing = self._read(path, findings, first, further)
         except UserError as error:
             faults.refuse(error)
             told = f"{_QUOTED.sub(_UNQUOTED, str(error))} (read to here only)"
@@ -172,7 +177,13 @@ class OwnTable(Source):
     def check(self, listing: Listing, faults: Faults) -> None:
         check_sexes(listing.table, faults)
 
-    def _read(self, path: Path, findings: tuple[str, ...] | None, faults: FirstFault) -> Listing:
+    def _read(
+        self,
+        path: Path,
+        findings: tuple[str, ...] | None,
+        faults: FirstFault,
+        further: tuple[str, ...],
+    ) -> Listing:
         header = Header(path, header_of(path), option=self.option)
         titles = header.titles(self.columns)
         by_column = header.findings(findings or FINDINGS)
@@ -181,18 +192,19 @@ class OwnTable(Source):
         else:
             titles.pop("labels", None)
             header.refuse_lacking(findings, by_column)
-            used = (*titles.values(), *by_column.values())
+            used = (*titles.values(), *by_column.values(), *further)
             if unused := [title for title in header.cells if title and title not in used]:
                 log.info("columns that are not used: %s", shown(", ".join(unused), limit=400))
         wanted = {"patient_id" if key == "patient" else key: (t,) for key, t in titles.items()}
         wanted |= {name: (title,) for name, title in by_column.items()}
-        cells = read_cells(path, wanted, required=tuple(wanted))
+        required = tuple(wanted)
+        cells = read_cells(path, wanted | {name: (name,) for name in further}, required=required)
         if by_column:
             chosen = tuple(by_column)
             labels = self._one_hot(cells, chosen, faults)
         else:
             chosen, labels = self._labels(cells, findings, faults)
-        return _listing(cells, chosen, labels, faults)
+        return _listing(cells, chosen, labels, faults, further)
 
     def _one_hot(
         self, cells: pd.DataFrame, findings: Sequence[str], faults: FirstFault
@@ -355,6 +367,7 @@ def _listing(
     findings: tuple[str, ...],
     labels: npt.NDArray[np.uint8],
     faults: FirstFault,
+    further: tuple[str, ...],
 ) -> Listing:
     cells = cells.assign(image=readable(cells, {"image": _image_name}, faults)[1]["image"])
     lacking = [key for key in ("follow_up", "age", "sex", "view") if key not in cells]
@@ -366,6 +379,7 @@ def _listing(
             **name_columns(cells, values, faults),
             **person_columns(cells, values, faults),
             **{name: labels[:, column] for column, name in enumerate(findings)},
+            **{name: cells[name] for name in further if name in cells},
         }
     )
     if "split" in cells:

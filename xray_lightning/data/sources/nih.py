@@ -68,7 +68,12 @@ class Nih(Source):
         return sorted(path for path in root.glob(NIH_TABLES) if path.is_file())
 
     def read(
-        self, root: Path, faults: Faults, *, findings: tuple[str, ...] | None = None
+        self,
+        root: Path,
+        faults: Faults,
+        *,
+        findings: tuple[str, ...] | None = None,
+        further: tuple[str, ...] = (),
     ) -> Listing:
         path, *others = self.tables(root)
         if others:
@@ -77,7 +82,7 @@ class Nih(Source):
                 UserError(f"{root}: {both} are both there; keep the one to use and move the other")
             )
             faults.tell("several_tables", [other.name for other in others])
-        return read_table(path, faults)
+        return read_table(path, faults, further=further)
 
     def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
         """The images of the lists that are there."""
@@ -126,9 +131,10 @@ def _release(file: str, listing: Listing, faults: Faults) -> tuple[str, str]:
     return "release unknown", f"the name {file}, and no age as the first release had"
 
 
-def read_table(path: Path, faults: Faults) -> Listing:
+def read_table(path: Path, faults: Faults, *, further: tuple[str, ...] = ()) -> Listing:
     """Read a Data_Entry*.csv."""
-    cells = read_cells(path, TITLES, required=REQUIRED, faults=faults)
+    titles = {**TITLES, **{name: (name,) for name in further}}
+    cells = read_cells(path, titles, required=REQUIRED, faults=faults)
     rows, images = len(cells), frozenset(cells["image"])
     ages = frozenset(cells["age"]) if "age" in cells else frozenset()
     lacking = {key: titles[0] for key, titles in TITLES.items() if key not in cells}
@@ -143,6 +149,7 @@ def read_table(path: Path, faults: Faults) -> Listing:
             **name_columns(cells, values, faults),
             **person_columns(cells, values, faults),
             **{finding: labels[:, column] for column, finding in enumerate(FINDINGS)},
+            **{name: cells[name] for name in further if name in cells},
         }
     )
     return Listing(one_row_an_image(table, faults), rows=rows, named=images, ages=ages)

@@ -305,21 +305,43 @@ def predictive_table(test: TestMetrics, *, wide: bool) -> Table | None:
 
 
 def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
-    """The macro AUROC of each group of images."""
-    figures = ("Images", "Patients", "Macro AUROC (95 % CI)", "Gap to the others (95 % CI)")
+    """The scores of each group of images, and its gaps to the others."""
+    gaps = ("AUROC", "sensitivity", "specificity")
+    figures = ("Images", "Patients", "Macro AUROC (95 % CI)", *(f"Gap in {gap}" for gap in gaps))
     rows = [
         (
             f"{group.by}: {group.group}",
             count(group.images),
             count(group.patients),
             with_interval(group.auroc_macro, group.auroc_macro_ci95),
-            with_interval(group.gap, group.gap_ci95, signed, joint=" to ")
-            + (", flagged" if group.flagged else ""),
+            *(
+                _gap(value, ends, smallest, flagged=name in group.flagged_by)
+                for name, (value, ends, smallest) in zip(gaps, group.gaps, strict=True)
+            ),
         )
         for group in groups
     ]
-    notes = (wording.multiplicity(groups), *wording.undefined_groups(groups))
+    notes = (
+        "Sensitivity and specificity are at the operating points, macro over the findings that ten "
+        "patients of the group, and ten of the others, have or lack. From: the smallest gap that "
+        "could have been shown.",
+        wording.multiplicity(groups),
+        *wording.undefined_groups(groups),
+    )
     return Table.of("Subgroups", (Column("Group"), *numbers(*figures)), rows, notes)
+
+
+def _gap(
+    value: float | None,
+    ends: tuple[float, float] | None,
+    smallest: float | None,
+    *,
+    flagged: bool,
+) -> str:
+    said = with_interval(value, ends, signed, joint=" to ")
+    if smallest is not None:
+        said += f", from {decimal(smallest)}"
+    return f"{said}, flagged" if flagged else said
 
 
 def fitted_table(checkpoint: CheckpointInfo) -> Table | None:

@@ -429,9 +429,9 @@ def limits(info: ModelInfo, *, of_data: bool = True) -> Iterator[str]:
         if few := [readable(row.finding) for row in test.finding_rows if row.auroc_ci95 is None]:
             yield f"Without an interval of their AUROC: {', '.join(few)}."
         if not test.subgroups:
-            yield "How it does by sex, age, view and visit is not known: the data do not name them."
-        if flagged := [f"{one.by} {one.group}" for one in test.subgroups if one.flagged]:
-            yield f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."
+            yield "How it does by sex, age, view or visit was not asked for, or is not known."
+        if flagged := wording.flagged_groups(test.subgroups):
+            yield f"Groups that stand apart from the others: {', '.join(flagged)}."
     if size is not None:
         yield f"It sees {size} x {size} pixels: smaller signs are lost."
     if info.checkpoint is not None and info.checkpoint.points is not None:
