@@ -281,7 +281,8 @@ def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, star
 def name_results(folder: Path) -> None:
     """Log where the results of a finished job are."""
     log.info("results: %s", folder / "results.json")
-    log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
+    if (folder / "tensorboard").exists():
+        log.info("curves:  tensorboard --logdir %s", folder / "tensorboard")
     for kind, name in (("card:   ", "model_card.md"), ("report: ", "report.html")):
         if (folder / name).exists():
             log.info("%s %s", kind, folder / name)

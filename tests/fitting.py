@@ -13,13 +13,14 @@ from xray_lightning.findings import FINDINGS
 from xray_lightning.training.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 
-def data(phantoms: Path, tmp_path: Path) -> XrayDataModule:
+def data(phantoms: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
     return XrayDataModule(
         name="phantom",
         root=str(phantoms),
         cache_dir=str(tmp_path / "cache"),
         image_size=32,
         batch_size=16,
+        **further,
     )
 
 

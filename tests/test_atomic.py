@@ -21,7 +21,7 @@ def test_a_new_file_holds_its_content_and_all_may_read_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
-def test_a_failure_at_any_step_keeps_the_old_file_and_leaves_nothing_beside_it(
+def test_fault_14_25_a_failure_at_any_step_keeps_the_old_file_and_leaves_nothing_beside_it(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"

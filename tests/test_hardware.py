@@ -44,7 +44,7 @@ def test_the_accelerator_is_the_one_asked_for_or_the_best_there_is(
     assert choose_accelerator(asked) == used
 
 
-def test_cuda_that_is_not_there_is_an_error_and_never_a_cpu_run(
+def test_fault_12_cuda_that_is_not_there_is_an_error_and_never_a_cpu_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpus(monkeypatch, 0)

@@ -174,6 +174,18 @@ def test_a_run_of_fewer_batches_records_the_images_that_it_was_trained_on(call: 
     assert epoch["lr"] == pytest.approx(0, abs=1e-6)  # the schedule is as long as the run
 
 
+def test_fault_26_a_run_whose_curves_cannot_be_written_warns_and_goes_on(
+    call: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    ended = call(f"logger.tensorboard.save_dir={tmp_path}/file")
+    (result,) = succeeded(ended)
+    (warned,) = result["training"]["warnings"]
+    assert warned.endswith("/file is a file; give a folder. The run goes on without it")
+    assert ended.stdout.count("The run goes on without it") == 1
+    assert "--logdir" not in ended.stdout
+
+
 # -- going on ------------------------------------------------------------------------------------
 
 
@@ -412,7 +424,9 @@ def test_a_checkpoint_that_does_not_do_is_one_line_and_never_random_weights(
     assert not evil.path.exists()
 
 
-def test_resuming_from_a_truncated_checkpoint_is_one_line(earlier: Path, call: Train) -> None:
+def test_fault_17_resuming_from_a_truncated_checkpoint_is_one_line(
+    earlier: Path, call: Train
+) -> None:
     last = earlier / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     ended = call(f"resume={earlier}", "trainer.max_epochs=2")

@@ -56,7 +56,7 @@ def visited(batches: list[Batch]) -> list[int]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 7, 10, 103])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_image_is_visited_exactly_once_at_any_number_of_ranks(
+def test_fault_57_every_image_is_visited_exactly_once_at_any_number_of_ranks(
     ranks: int, rows: int, shuffle: bool
 ) -> None:
     shares = [
@@ -66,7 +66,7 @@ def test_every_image_is_visited_exactly_once_at_any_number_of_ranks(
     assert sorted(row for share in shares for row in share) == list(range(rows))
 
 
-def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
+def test_fault_23_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
     alone = EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1)
     ranks = orders(20, 8, 3, shuffle=True, seed=1)
     for step, (whole, size) in enumerate(alone.share(2)):
@@ -76,7 +76,7 @@ def test_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
 
 
 @pytest.mark.parametrize("rows", [9, 10, 11, 12, 13])
-def test_in_evaluation_all_ranks_get_equally_many_rows(rows: int) -> None:
+def test_fault_57_in_evaluation_all_ranks_get_equally_many_rows(rows: int) -> None:
     lengths = [
         [len(mine) for mine, _ in order.share(0)] for order in orders(rows, 5, 3, shuffle=False)
     ]
@@ -146,7 +146,7 @@ def test_images_beyond_their_share_of_the_device_are_not_uploaded(
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> None:
+def test_fault_22_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> None:
     straight, stopped = loader(), loader()
     straight.set_epoch(1)
     stopped.set_epoch(1)
@@ -165,7 +165,7 @@ def test_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> No
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
-def test_a_draw_has_the_same_number_and_row_at_any_number_of_ranks(sampler: str) -> None:
+def test_fault_23_a_draw_has_the_same_number_and_row_at_any_number_of_ranks(sampler: str) -> None:
     weights = np.ones(10) if sampler == "balanced" else None
 
     def drawn(ranks: int) -> dict[int, int]:

@@ -99,7 +99,7 @@ def test_what_cannot_be_looked_at_is_refused_in_one_line(
     assert "\n" not in str(done.exception)
 
 
-def test_hostile_names_are_spelled_out_and_left_whole_in_the_json(small: Path) -> None:
+def test_fault_37_hostile_names_are_spelled_out_and_left_whole_in_the_json(small: Path) -> None:
     name = "x\x1b[31m[bold]\u202e.png"
     Image.new("L", (40, 40)).save(small / name)
     with open(os.fsencode(small) + b"/\xff.png", "wb"):
@@ -115,7 +115,7 @@ def test_hostile_names_are_spelled_out_and_left_whole_in_the_json(small: Path) -
     assert notes["unlisted_file"] == [name, "\udcff.png"]
 
 
-def test_ids_and_ages_of_patients_are_never_told(small: Path) -> None:
+def test_fault_60_ids_and_ages_of_patients_are_never_told(small: Path) -> None:
     header = f"{HEADER},Patient Age"
     rows = ["a.png,Mass,MRN-4711,107", "b.png,Mass,MRN-4711,ninety-one", "a.png,Edema,MRN-0815,5"]
     (small / "Data_Entry.csv").write_text("\n".join([header, *rows]))
@@ -126,7 +126,7 @@ def test_ids_and_ages_of_patients_are_never_told(small: Path) -> None:
         assert not any(value in output for value in ("4711", "0815", "107", "ninety"))
 
 
-def test_a_table_of_ones_own_is_not_quoted_where_it_speaks_of_persons(small: Path) -> None:
+def test_fault_60_a_table_of_ones_own_is_not_quoted_where_it_speaks_of_persons(small: Path) -> None:
     (small / "Data_Entry.csv").rename(small / "own.csv")
     (small / "own.csv").write_text("image,patient,Mass,age\na.png,4711,1,it's ninety\n")
     done = check(small, "--findings", "Mass")

@@ -57,7 +57,7 @@ def test_a_file_comes_whole_and_each_byte_is_told(fetch: Fetching) -> None:
     assert (fetch.begun, fetch.bytes, fetch.waits) == ([(0, len(BODY))], len(BODY), [])
 
 
-def test_a_connection_cut_many_times_is_gone_on_with_by_ranges(fetch: Fetching) -> None:
+def test_fault_49_a_connection_cut_many_times_is_gone_on_with_by_ranges(fetch: Fetching) -> None:
     fetch.server.faults = [cut_after(30_000) for _ in range(8)]  # twice as often as tries in vain
     assert fetch.get() == BODY
     assert [wanted for _, wanted in fetch.server.asked] == [
@@ -67,7 +67,7 @@ def test_a_connection_cut_many_times_is_gone_on_with_by_ranges(fetch: Fetching) 
     assert fetch.bytes == len(BODY)  # nothing came twice
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_gave_up(fetch: Fetching) -> None:
+def test_fault_49_a_later_run_goes_on_where_an_earlier_one_gave_up(fetch: Fetching) -> None:
     fetch.server.faults = [cut_after(100_000), *[status(503)] * 4]
     with pytest.raises(RunFailedError, match=r"100,000 bytes are kept: run the same command again"):
         fetch.get()
@@ -75,21 +75,21 @@ def test_a_later_run_goes_on_where_an_earlier_one_gave_up(fetch: Fetching) -> No
     assert fetch.server.asked[-1] == ("/file", "bytes=100000-")
 
 
-def test_a_stalled_connection_is_left_and_gone_on_with(fetch: Fetching) -> None:
+def test_fault_51_a_stalled_connection_is_left_and_gone_on_with(fetch: Fetching) -> None:
     fetch.patience = Patience(stall_seconds=0.1, sleep=fetch.waits.append)
     fetch.server.faults = [stall_after(50_000)]
     assert fetch.get() == BODY
     assert fetch.server.asked[1] == ("/file", "bytes=50000-")
 
 
-def test_a_server_that_ignores_ranges_sends_the_file_anew(fetch: Fetching) -> None:
+def test_fault_49_a_server_that_ignores_ranges_sends_the_file_anew(fetch: Fetching) -> None:
     fetch.server.ranges = False
     fetch.server.faults = [cut_after(200_000)]
     assert fetch.get() == BODY
     assert fetch.begun == [(0, len(BODY)), (0, len(BODY))]
 
 
-def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(fetch: Fetching) -> None:
+def test_fault_49_a_server_that_ignores_ranges_and_always_cuts_is_given_up(fetch: Fetching) -> None:
     fetch.server.ranges = False
     fetch.server.faults = [cut_after(1000)] * 50
     with pytest.raises(RunFailedError, match="4 tries in a row brought nothing new"):
@@ -129,7 +129,7 @@ def test_a_part_without_notes_that_make_sense_is_started_over(notes: str, fetch:
     assert fetch.server.asked == [("/file", None)]
 
 
-def test_a_wrong_file_is_named_and_fetched_once_more(
+def test_fault_50_a_wrong_file_is_named_and_fetched_once_more(
     fetch: Fetching, caplog: pytest.LogCaptureFixture
 ) -> None:
     right, fetch.server.files["/file"] = BODY, b"another" + BODY[7:]
@@ -143,7 +143,7 @@ def test_a_wrong_file_is_named_and_fetched_once_more(
     assert f"{fetch.server.url}file: 300,000 bytes with md5" in caplog.text
 
 
-def test_a_file_that_stays_wrong_is_refused_and_removed(fetch: Fetching) -> None:
+def test_fault_50_a_file_that_stays_wrong_is_refused_and_removed(fetch: Fetching) -> None:
     fetch.server.files["/file"] = b"<html>sign in</html>"
     with pytest.raises(RunFailedError, match=rf"/file: 20 bytes with md5 \w+ where {MD5} belongs"):
         fetch.get()
@@ -184,14 +184,14 @@ def test_a_file_of_unknown_length_comes_whole(fetch: Fetching) -> None:
     assert fetch.begun == [(0, None)]
 
 
-def test_a_file_that_is_not_there_is_not_asked_for_again(fetch: Fetching) -> None:
+def test_fault_51_a_file_that_is_not_there_is_not_asked_for_again(fetch: Fetching) -> None:
     del fetch.server.files["/file"]
     with pytest.raises(UserError, match=r"/file answers 404 Not Found"):
         fetch.get()
     assert (len(fetch.server.asked), fetch.waits) == (1, [])
 
 
-def test_waits_grow_up_to_a_limit(fetch: Fetching) -> None:
+def test_fault_51_waits_grow_up_to_a_limit(fetch: Fetching) -> None:
     fetch.server.faults = [status(502)] * 8
     fetch.patience = Patience(tries=9, longest_wait=20, sleep=fetch.waits.append)
     fetch.get()
@@ -212,7 +212,7 @@ def test_retry_after_is_honoured_in_both_forms_and_bounded(fetch: Fetching) -> N
     assert fetch.again().patience.wait(1, None) == 1
 
 
-def test_a_server_that_is_not_there_is_told_in_one_line(fetch: Fetching) -> None:
+def test_fault_51_a_server_that_is_not_there_is_told_in_one_line(fetch: Fetching) -> None:
     with serving(FileServer()) as fetch.server:
         pass
     with pytest.raises(RunFailedError, match=r"cannot be reached \(.*refused.*\); 4 tries"):

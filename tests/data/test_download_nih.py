@@ -146,14 +146,16 @@ def test_several_archives_that_fail_are_all_named(server: FileServer, tmp_path: 
     assert images(tmp_path) == as_packed(2)
 
 
-def test_an_archive_with_a_wrong_md5_is_never_unpacked(server: FileServer, tmp_path: Path) -> None:
+def test_fault_50_an_archive_with_a_wrong_md5_is_never_unpacked(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.files["/id1.gz"] = BODIES[2]
     with pytest.raises(RunFailedError, match=r"/id1\.gz: .* with md5"):
         get(server, tmp_path, 1)
     assert images(tmp_path) == {}
 
 
-def test_cuts_and_a_busy_server_are_sat_out(server: FileServer, tmp_path: Path) -> None:
+def test_fault_49_51_cuts_and_a_busy_server_are_sat_out(server: FileServer, tmp_path: Path) -> None:
     server.faults = [status(503, Retry_After="9"), cut_after(20_000), cut_after(20_000)]
     get(server, tmp_path, 1)
     assert images(tmp_path) == as_packed(1)

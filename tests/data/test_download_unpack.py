@@ -95,7 +95,7 @@ def test_fault_52_a_hostile_member_is_refused_and_nothing_lies_outside(
     assert not Path("/tmp/xray_outside.png").exists()
 
 
-def test_a_link_then_a_file_through_it_stays_inside(tmp_path: Path) -> None:
+def test_fault_52_a_link_then_a_file_through_it_stays_inside(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     link = member("images", b"", type=tarfile.SYMTYPE, linkname=str(tmp_path / "target"))
     with pytest.raises(RunFailedError, match="a link to"):
@@ -103,7 +103,7 @@ def test_a_link_then_a_file_through_it_stays_inside(tmp_path: Path) -> None:
     assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_a_link_that_lies_in_the_folder_already_leads_nowhere(tmp_path: Path) -> None:
+def test_fault_52_a_link_that_lies_in_the_folder_already_leads_nowhere(tmp_path: Path) -> None:
     inside, target = tmp_path / "in" / "side", tmp_path / "target"
     inside.mkdir(parents=True)
     target.mkdir()
@@ -116,7 +116,7 @@ def test_a_link_that_lies_in_the_folder_already_leads_nowhere(tmp_path: Path) ->
     assert (inside / "b.png").read_bytes() == b"x"
 
 
-def test_an_archive_that_unpacks_to_too_much_is_left_in_time(tmp_path: Path) -> None:
+def test_fault_52_an_archive_that_unpacks_to_too_much_is_left_in_time(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "a.tar.gz", *(member(f"{n}.png", bytes(10**6)) for n in range(20)))
     assert bomb.stat().st_size < 50_000
     with pytest.raises(RunFailedError, match="unpacks to more than 5,000,000 bytes"):
@@ -137,7 +137,7 @@ def headers(*blocks: tarfile.TarInfo) -> bytes:
 
 @pytest.mark.parametrize("size", [2**33, 2**40], ids=["8 GB", "1 TB"])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_that_claims_a_huge_size_takes_no_memory_and_no_disk(
+def test_fault_52_a_header_that_claims_a_huge_size_takes_no_memory_and_no_disk(
     kind: bytes, size: int, tmp_path: Path
 ) -> None:
     info = tarfile.TarInfo("a.png")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -278,6 +279,19 @@ def test_a_failure_while_drawing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_fault_07_a_drawing_process_that_is_killed_ends_the_work_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    def kill(_: int) -> None:
+        for worker in psutil.Process().children():
+            if "spawn_main" in " ".join(worker.cmdline()):
+                worker.kill()
+
+    with pytest.raises(RunFailedError, match="a drawing process died; is there memory left"):
+        ensure_phantoms(tmp_path / "phantoms", PhantomSpec(images=400, size=32), progress=kill)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_redraw_leaves_the_former_data_set(tmp_path: Path) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
@@ -290,7 +304,7 @@ def test_a_failed_redraw_leaves_the_former_data_set(tmp_path: Path) -> None:
     assert files_of(tmp_path) == before
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
+def test_fault_14_a_full_disk_is_told_in_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -127,7 +127,7 @@ def test_a_finding_with_a_box_is_mapped_and_its_box_is_in_the_gallery(
     assert "BBox_List_2017.csv" in err
 
 
-def test_hostile_names_stay_in_the_folder(
+def test_fault_37_hostile_names_stay_in_the_folder(
     ckpt: Path, chest: Path, monkeypatch: pytest.MonkeyPatch, xray: Xray
 ) -> None:
     image = (chest / "a.png").read_bytes()

@@ -399,7 +399,7 @@ def private() -> dict[str, Any]:
     return kept
 
 
-def test_neither_card_nor_json_names_folders_hosts_or_files_of_patients(run: Path) -> None:
+def test_fault_60_neither_card_nor_json_names_folders_hosts_or_files_of_patients(run: Path) -> None:
     write(run, private())
     known = model_info(run)
     for text in (card(known), json.dumps(as_json(known))):

@@ -142,7 +142,7 @@ def test_a_mixed_folder_ends_well_and_every_oddity_has_its_reason(
     assert "flagged as inverted" in err
 
 
-def test_hostile_names_are_one_harmless_row_each(
+def test_fault_37_60_hostile_names_are_one_harmless_row_each(
     models: Path, chest: Path, monkeypatch: pytest.MonkeyPatch, xray: Xray
 ) -> None:
     monkeypatch.chdir(chest)

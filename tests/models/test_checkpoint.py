@@ -63,7 +63,7 @@ def half_written(checkpoint: object, stream: Any) -> None:
         (os, "replace", no_space),
     ],
 )
-def test_a_failure_at_any_step_of_a_save_keeps_the_old_checkpoint(
+def test_fault_13_14_a_failure_at_any_step_of_a_save_keeps_the_old_checkpoint(
     module: Any, step: str, failure: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, step, failure)

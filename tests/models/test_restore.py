@@ -185,7 +185,7 @@ def test_a_classifier_loads_from_its_checkpoint_alone(normalize: str, tmp_path: 
 
 
 @pytest.mark.parametrize("entry", [{"arch": "resnet18", "_target_": "os.system"}, {"arch": "os"}])
-def test_loading_a_classifier_builds_nothing_that_a_checkpoint_names(
+def test_fault_20_loading_a_classifier_builds_nothing_that_a_checkpoint_names(
     entry: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "a.ckpt"

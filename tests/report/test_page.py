@@ -260,7 +260,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_hostile_text_is_shown_as_it_is_written(tmp_path: Path, whole: Page, text: str) -> None:
+def test_fault_37_60_hostile_text_is_shown_as_it_is_written(
+    tmp_path: Path, whole: Page, text: str
+) -> None:
     table = predictions()
     results = sample(table, name=text, status="failed", reason=text, command=text)
     results["data"].update(name=text, split=text, dropped={text: 1}, root=text)

@@ -103,7 +103,7 @@ def test_wide_tables_scroll_in_boxes_that_the_keyboard_reaches(whole: Path, open
     pytest.fail("the arrow key has not scrolled the table")
 
 
-def test_hostile_names_do_nothing(tmp_path: Path, opened: Any) -> None:
+def test_fault_37_60_hostile_names_do_nothing(tmp_path: Path, opened: Any) -> None:
     text = (
         "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> </style><svg onload=alert(3)>"
     )

@@ -131,7 +131,7 @@ class FailsAt(BinaryCrossEntropy):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_at_its_step_and_leaves_the_checkpoints(
+def test_fault_53_a_loss_that_is_no_number_ends_the_run_at_its_step_and_leaves_the_checkpoints(
     value: float, phantoms: Path, tmp_path: Path
 ) -> None:
     images = data(phantoms, tmp_path)
@@ -160,7 +160,9 @@ def take(guard: FiniteLoss, *losses: float, device: str = "cpu", batches: int = 
         guard.on_train_batch_end(trainer, model, {"loss": torch.tensor(loss)}, batch(1), index)
 
 
-def test_with_patience_single_bad_steps_are_counted_and_a_long_run_of_them_ends_it() -> None:
+def test_fault_54_with_patience_single_bad_steps_are_counted_and_a_long_run_of_them_ends_it() -> (
+    None
+):
     guard = FiniteLoss(patience=2)
     take(guard, 1, math.nan, math.inf, 1, math.nan, 1)
     assert guard.skipped == 3
@@ -168,7 +170,7 @@ def test_with_patience_single_bad_steps_are_counted_and_a_long_run_of_them_ends_
         take(guard, 1, math.nan, math.nan, math.nan)
 
 
-def test_a_gpu_is_asked_only_now_and_then_and_the_step_is_named_all_the_same() -> None:
+def test_fault_53_a_gpu_is_asked_only_now_and_then_and_the_step_is_named_all_the_same() -> None:
     losses = [*[1.0] * 5, math.nan, *[1.0] * (FiniteLoss.CUDA_STEPS - 6)]
     guard = FiniteLoss()
     take(guard, *losses[:-1], device="meta")  # as on a GPU: anything but the CPU

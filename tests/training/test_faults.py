@@ -5,6 +5,7 @@ Faults are injected through a callback of the test's own, named on the command l
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ class Fault(Callback):
             stream.write(f"{os.getpid()} {trainer.global_step}\\n")
         if self.kind == "slow":
             time.sleep(0.3)
+        elif self.kind == "stuck" and trainer.global_step == self.step:
+            time.sleep(600)
         elif rank() != self.rank or trainer.global_step < self.step:
             return
         elif self.kind == "exception":
@@ -92,9 +95,10 @@ def faulty(processes: set[int], train: Train, tmp_path: Path) -> Faulty:
 @pytest.fixture
 def start(processes: set[int], small: list[str], tmp_path: Path) -> Start:
     """Start a slow job of two ranks, or of one, and wait for some steps of each."""
+    least = {"slow": 4, "stuck": 3}  # steps to wait for
 
-    def run(*overrides: str, ranks: int = 2) -> subprocess.Popen[str]:
-        slow = ("+callbacks.fault.kind=slow", "data.batch_size=4", *overrides)
+    def run(*overrides: str, ranks: int = 2, kind: str = "slow") -> subprocess.Popen[str]:
+        slow = (f"+callbacks.fault.kind={kind}", "data.batch_size=4", *overrides)
         job = subprocess.Popen(
             [sys.executable, TRAIN_PY, *small, *FAULTY, *slow],
             cwd=tmp_path,
@@ -105,7 +109,7 @@ def start(processes: set[int], small: list[str], tmp_path: Path) -> Start:
         )
         deadline = time.monotonic() + LIMIT
         seen = steps(tmp_path)
-        while (len(dict(seen)) < ranks or len(seen) < 4) and time.monotonic() < deadline:
+        while (len(dict(seen)) < ranks or len(seen) < least[kind]) and time.monotonic() < deadline:
             time.sleep(0.1)
             seen = steps(tmp_path)
         children = psutil.Process(job.pid).children(recursive=True)
@@ -137,7 +141,7 @@ def failed(ended: Ended, *, exit_code: int, status: str) -> str:
     return ended.error
 
 
-def test_01_ranks_and_launcher_die_with_the_process_that_started_them(
+def test_fault_01_ranks_and_launcher_die_with_the_process_that_started_them(
     start: Start, processes: set[int], tmp_path: Path
 ) -> None:
     job = start(*RANKS["mpi"])
@@ -147,7 +151,7 @@ def test_01_ranks_and_launcher_die_with_the_process_that_started_them(
 
 
 @pytest.mark.parametrize("strategy", RANKS)
-def test_01_ranks_die_with_their_launcher_and_the_run_has_failed(
+def test_fault_01_ranks_die_with_their_launcher_and_the_run_has_failed(
     strategy: str, start: Start, tmp_path: Path
 ) -> None:
     job = start(*RANKS[strategy])
@@ -156,7 +160,7 @@ def test_01_ranks_die_with_their_launcher_and_the_run_has_failed(
     failed(end_of(job, tmp_path), exit_code=1, status="failed")
 
 
-def test_04_ctrl_c_while_the_test_runs_interrupts_the_run(
+def test_fault_04_ctrl_c_while_the_test_runs_interrupts_the_run(
     first: Ended, start: Start, tmp_path: Path
 ) -> None:
     best = first.runs[0] / "checkpoints" / "best.ckpt"
@@ -167,13 +171,15 @@ def test_04_ctrl_c_while_the_test_runs_interrupts_the_run(
 
 
 @pytest.mark.parametrize("strategy", RANKS)  # each launcher has its own words for it
-def test_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty: Faulty) -> None:
+def test_fault_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty: Faulty) -> None:
     error = failed(faulty("SIGKILL", *RANKS[strategy]), exit_code=1, status="failed")
     assert "rank 1" in error
     assert "signal 9" in error
 
 
-def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(faulty: Faulty) -> None:
+def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
+    faulty: Faulty,
+) -> None:
     ended = faulty("SIGTERM", *RANKS["mpi"])
     failed(ended, exit_code=143, status="interrupted")
     checkpoint = read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")
@@ -190,7 +196,7 @@ def test_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(faulty: 
         ("ddp", signal.SIGINT, 130),
     ],
 )
-def test_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
+def test_fault_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
     strategy: str, number: signal.Signals, exit_code: int, start: Start, tmp_path: Path
 ) -> None:
     ranks = RANKS.get(strategy, ())
@@ -201,8 +207,20 @@ def test_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
     assert read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")["global_step"] > 0
 
 
+def test_fault_04_a_second_ctrl_c_ends_a_run_that_is_stuck(start: Start, tmp_path: Path) -> None:
+    job = start(ranks=1, kind="stuck")
+    for _ in range(2):
+        time.sleep(1)  # the first would wait for the end of the step
+        assert job.poll() is None
+        job.send_signal(signal.SIGINT)
+    ended = end_of(job, tmp_path)
+    assert ended.exit_code == 130
+    (result,) = ended.results
+    assert (result["status"], result["reason"]) == ("interrupted", "interrupted by Ctrl-C")
+
+
 @pytest.mark.parametrize("strategy", RANKS)  # torchrun waits for a stopped rank, and is ended
-def test_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
+def test_fault_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
     strategy: str, faulty: Faulty
 ) -> None:
     ended = faulty("SIGSTOP", *RANKS[strategy], "strategy.timeout=5")
@@ -211,11 +229,11 @@ def test_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
 
 @pytest.mark.parametrize(
     ("strategy", "before"),
-    # With mpirun started by train.py, test_09 has the same way.
+    # With mpirun started by train.py, test_fault_09 has the same way.
     [("ddp", ()), ("mpi", ("mpirun", "-n", "2"))],
     ids=["ddp", "mpi under the user's own mpirun"],
 )
-def test_06_an_exception_on_one_rank_ends_the_job_with_that_message(
+def test_fault_06_an_exception_on_one_rank_ends_the_job_with_that_message(
     strategy: str, before: tuple[str, ...], faulty: Faulty
 ) -> None:
     error = failed(
@@ -225,18 +243,25 @@ def test_06_an_exception_on_one_rank_ends_the_job_with_that_message(
     assert "ValueError: the sky has fallen" in error
 
 
-def test_06_a_rank_that_just_leaves_ends_the_job(faulty: Faulty) -> None:
+def test_fault_06_a_rank_that_just_leaves_ends_the_job(faulty: Faulty) -> None:
     failed(faulty("exit", *RANKS["mpi"]), exit_code=1, status="failed")
 
 
-def test_09_an_address_that_cannot_be_resolved_is_refused(train: Train) -> None:
+def test_fault_08_a_port_in_use_is_refused(train: Train) -> None:
+    with socket.create_server(("", 0)) as taken:
+        key = f"strategy.port={taken.getsockname()[1]}"
+        ended = train(*RANKS["mpi"], key, timeout=LIMIT)
+    assert f"{key} cannot be used" in failed(ended, exit_code=2, status="failed")
+
+
+def test_fault_09_an_address_that_cannot_be_resolved_is_refused(train: Train) -> None:
     ended = train(*RANKS["mpi"], "strategy.address=nowhere.invalid", timeout=LIMIT)
     error = failed(ended, exit_code=2, status="failed")
     assert "nowhere.invalid" in error
     assert "strategy.address" in error
 
 
-def test_11_a_world_of_another_size_is_refused_before_data_is_read(train: Train) -> None:
+def test_fault_11_a_world_of_another_size_is_refused_before_data_is_read(train: Train) -> None:
     options = ("strategy=mpi", "strategy.processes=3", "data.root=/nowhere")
     ended = train(*options, before=("mpirun", "-n", "2"), timeout=LIMIT)
     error = failed(ended, exit_code=2, status="failed")

@@ -14,6 +14,7 @@ from fitting import data, trainer
 from lightning.pytorch import Callback
 from recorded import Recorded, normalising_backbone
 
+from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import InterruptedRunError
 from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
@@ -66,33 +67,34 @@ class StopAt(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "stop"),  # of 4 steps an epoch: in mid-epoch, at its last step, in the second
-    [("none", 2), ("none", 4), ("cosine", 6), ("plateau", 4), ("plateau", 6)],
-)
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_resume_equals_an_uninterrupted_run(
-    scheduler: str, stop: int, phantoms: Path, tmp_path: Path
+def resumed_beside_uninterrupted(
+    phantoms: Path, tmp_path: Path, *, scheduler: str, stop: int, precision: Any, sampler: str
 ) -> None:
+    """Assert that a run that is stopped and resumed equals one that is not, bit for bit."""
+
+    def images() -> XrayDataModule:
+        return data(phantoms, tmp_path, sampler=sampler)
+
     def parts() -> tuple[Classifier, Seen, Throughput]:
         model = tiny_classifier(backbone=normalising_backbone(), scheduler=SCHEDULERS[scheduler])
         return model, Seen(), Throughput(batch_size=16)
 
     whole, straight, throughput = parts()
-    fit = trainer(tmp_path / "a", straight, throughput, epochs=3)
-    fit.fit(whole, datamodule=data(phantoms, tmp_path))
+    fit = trainer(tmp_path / "a", straight, throughput, epochs=3, precision=precision)
+    fit.fit(whole, datamodule=images())
 
     last = tmp_path / "b" / "last.ckpt"
     stopped, before, counted = parts()
     interruption = Interruption(last.parent, checkpoint=last, world=World("none"))
-    fit = trainer(last.parent, before, counted, StopAt(step=stop), interruption, epochs=3)
+    callbacks = (before, counted, StopAt(step=stop), interruption)
+    fit = trainer(last.parent, *callbacks, epochs=3, precision=precision)
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
-        fit.fit(stopped, datamodule=data(phantoms, tmp_path))
+        fit.fit(stopped, datamodule=images())
     assert len(before.rows) == stop
 
     resumed, after, again = parts()
-    fit = trainer(last.parent, after, again, epochs=3)
-    fit.fit(resumed, datamodule=data(phantoms, tmp_path), ckpt_path=last, weights_only=True)
+    fit = trainer(last.parent, after, again, epochs=3, precision=precision)
+    fit.fit(resumed, datamodule=images(), ckpt_path=last, weights_only=True)
     assert before.rows + after.rows == straight.rows
     assert again.history[-1]["val_loss"] == throughput.history[-1]["val_loss"]
     assert again.history[-1]["lr"] == throughput.history[-1]["lr"]
@@ -100,6 +102,34 @@ def test_resume_equals_an_uninterrupted_run(
     assert all(row["images"] == images[row["epoch"]] for row in again.history)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+not_empty = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "stop"),  # of 4 steps an epoch: in mid-epoch, at its last step, in the second
+    [("none", 2), ("none", 4), ("cosine", 6), ("plateau", 4), ("plateau", 6)],
+)
+@not_empty
+def test_fault_22_resume_equals_an_uninterrupted_run(
+    scheduler: str, stop: int, phantoms: Path, tmp_path: Path
+) -> None:
+    options: Any = {"precision": "32-true", "sampler": "shuffle"}
+    resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 4, 7, 8])
+@pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@not_empty
+def test_fault_22_resume_equals_an_uninterrupted_run_whatever_is_switched(
+    scheduler: str, precision: str, sampler: str, stop: int, phantoms: Path, tmp_path: Path
+) -> None:
+    options: Any = {"precision": precision, "sampler": sampler}
+    resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
 
 
 # A fit whose steps are replayed, through Lightning's own loop, optimizer and precision.

@@ -59,7 +59,7 @@ def test_a_number_that_is_none_is_written_as_null(tmp_path: Path) -> None:
     assert content["config"] == {"a": [1.5, None], "b": "x", "3": True, "c": same}
 
 
-def test_a_failed_write_keeps_the_record_of_before(
+def test_fault_25_a_failed_write_keeps_the_record_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = start(tmp_path)

@@ -70,7 +70,7 @@ def test_a_strategy_joins_the_world_of_its_launcher(strategy: Strategy, world: W
 
 
 @pytest.mark.parametrize("strategy, world", [(Mpirun(3), MPI), (Torchrun(3), TORCHRUN)])
-def test_a_world_of_another_size_is_refused(strategy: Strategy, world: World) -> None:
+def test_fault_11_a_world_of_another_size_is_refused(strategy: Strategy, world: World) -> None:
     with pytest.raises(UserError, match=r"strategy.processes=3, but the \w+ world has 2") as told:
         strategy.launch_command(world, devices=0)
     assert told.value.exit_code == EXIT_USER_ERROR
@@ -80,7 +80,7 @@ def test_a_world_of_another_size_is_refused(strategy: Strategy, world: World) ->
     "strategy, world",
     [(Single(), MPI), (Single(), TORCHRUN), (Torchrun(), MPI), (Mpirun(), TORCHRUN)],
 )
-def test_another_launchers_world_is_refused(strategy: Strategy, world: World) -> None:
+def test_fault_11_another_launchers_world_is_refused(strategy: Strategy, world: World) -> None:
     with pytest.raises(UserError, match=f"strategy={strategy.name} was started"):
         strategy.launch_command(world, devices=0)
 
@@ -148,7 +148,7 @@ def test_alone_a_text_is_shared_with_nobody() -> None:
     assert share(ALONE, "key", "text") == "text"
 
 
-def test_a_machine_without_an_mpi_library_is_told_how_to_get_one(
+def test_fault_10_a_machine_without_an_mpi_library_is_told_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)

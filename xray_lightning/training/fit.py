@@ -15,6 +15,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -24,7 +25,7 @@ from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
-from xray_lightning.files import write_atomically
+from xray_lightning.files import check_writable, write_atomically
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
@@ -119,17 +120,19 @@ def run(job: Job) -> None:
     )
     interruption.install()
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
+    kept: list[str] = []
+    with kept_warnings(kept):
+        loggers = _writable_loggers(job)
     callbacks = [
         throughput,
         finite,
         _Recorder(job, throughput),
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
         *_bars(job, throughput),
-        *job.callbacks,
+        *(one for one in job.callbacks if loggers or not isinstance(one, LearningRateMonitor)),
         interruption,  # last: the checkpoint it saves holds the others' state
     ]
     used = {"accelerator": "gpu" if accelerator == "cuda" else "cpu", "precision": precision}
-    loggers = list(job.loggers)
     trainer = _trainer(job, callbacks=callbacks, logger=loggers, **used, **options)
     if trainer.world_size != job.world.size:
         raise UserError(
@@ -142,7 +145,6 @@ def run(job: Job) -> None:
     fresh = deepcopy(job.classifier) if job.judge.shuffled else None
     if job.speed.compile:
         job.classifier.backbone.compile()
-    kept: list[str] = []
     try:
         with kept_warnings(kept):
             if "fit" in job.stages:
@@ -296,6 +298,20 @@ def _shuffled(
         job.record.content["metrics"]["test"]["shuffled_labels"] = scores
         job.record.content["timing"]["shuffled"] = perf_counter() - start
         log.info("%s", shuffled_reach(scores["auroc_macro"], scores["auroc_macro_ci95"]))
+
+
+def _writable_loggers(job: Job) -> list[Logger]:
+    """The loggers whose folder can be written: for want of curves no run ends."""
+    kept = []
+    for logger in job.loggers:
+        folder = getattr(logger, "log_dir", None) or logger.save_dir or job.folder
+        try:
+            check_writable(Path(folder), key=type(logger).__name__)
+            kept.append(logger)
+        except UserError as error:
+            if job.leads:
+                log.warning("%s. The run goes on without it", error)
+    return kept
 
 
 def _console(job: Job) -> Console:

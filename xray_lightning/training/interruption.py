@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from xray_lightning.training.launch import STOP_FILE, interrupted
+from xray_lightning.training.launch import STOP_FILE, Failure, interrupted
 from xray_lightning.training.strategies import World, end
 
 STOP_FILE_SECONDS = 0.5  # how often it is looked for
@@ -46,7 +46,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         world: World,
         check: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
-        self._stop_file = folder / STOP_FILE
+        self._folder, self._stop_file = folder, folder / STOP_FILE
         self.checkpoint = checkpoint
         self._world = world
         self._check = check
@@ -74,6 +74,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         exit_code = _EXIT_CODES[signal.Signals(number)]
         if self._wanted and self._world.size == 1:
+            Failure.of(interrupted(self._wanted), self._world).record(self._folder)
             os._exit(self._wanted)
         if self._wanted:
             end(self._world, self._wanted)

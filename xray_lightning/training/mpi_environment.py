@@ -32,7 +32,7 @@ class XrayMPIEnvironment(MPIEnvironment):
         port: free TCP port there; None lets rank 0 choose one.
 
     Raises:
-        UserError: an address that some rank cannot use.
+        UserError: an address that some rank cannot use, or a port that is in use.
     """
 
     def __init__(self, *, address: str | None = None, port: int | None = None) -> None:
@@ -47,9 +47,22 @@ class XrayMPIEnvironment(MPIEnvironment):
         if self._comm_local is None:
             raise RuntimeError("MPI gave no communicator for this host")
         self.local_size: int = self._comm_local.Get_size()
-        problems = [text for text in comm.allgather(self._address_problem()) if text]
+        problem = self._address_problem() or (self._port_problem(port) if port else "")
+        problems = [text for text in comm.allgather(problem) if text]
         if problems:  # said on every rank: it would hang on one
             raise UserError(problems[0])
+
+    def _port_problem(self, port: int) -> str:
+        if self.global_rank() != 0:
+            return ""
+        try:
+            with socket.create_server(("", port)):
+                return ""
+        except OSError as error:
+            return (
+                f"strategy.port={port} cannot be used on {socket.gethostname()} "
+                f"({error.strerror}); give another port, or null for a free one"
+            )
 
     def _address_problem(self) -> str:
         host = socket.gethostname()
