@@ -75,6 +75,7 @@ def timed(phantoms: Path, folder: Path) -> Benched:
     return bench("--data", phantoms, "--arms", arms, *options, folder=folder)
 
 
+@pytest.mark.slow
 def test_the_sound_arms_are_timed_and_compared(benched: Benched) -> None:
     arms = benched.content["arms"]
     assert arms.keys() == {"ours", "compute_only"}, benched.stderr
@@ -87,6 +88,7 @@ def test_the_sound_arms_are_timed_and_compared(benched: Benched) -> None:
         assert 0 <= at["data_wait_fraction"] < 1
 
 
+@pytest.mark.slow
 def test_ratios_are_the_quotients_of_the_medians(benched: Benched) -> None:
     rates = {arm: facts["images_per_second"] for arm, facts in benched.content["arms"].items()}
     assert benched.content["ratios"] == {
@@ -96,6 +98,7 @@ def test_ratios_are_the_quotients_of_the_medians(benched: Benched) -> None:
     assert equal["ratio"] == benched.content["ratios"]["ours_to_compute_only"]
 
 
+@pytest.mark.slow
 def test_the_rate_of_ours_is_that_of_its_results_json(benched: Benched) -> None:
     (repeat,) = benched.content["arms"]["ours"]["by_precision"]["32-true"]["repeats"]
     assert repeat["images_per_second"] == repeat["timing"]["steady_images_per_second"]
@@ -103,6 +106,7 @@ def test_the_rate_of_ours_is_that_of_its_results_json(benched: Benched) -> None:
     assert repeat["timing"]["total"] < repeat["seconds"]
 
 
+@pytest.mark.slow
 def test_an_arm_with_other_losses_is_refused_with_both_losses(benched: Benched) -> None:
     reason = benched.content["failed"]["paper_loop"]
     losses = benched.content["losses"]
@@ -111,6 +115,7 @@ def test_an_arm_with_other_losses_is_refused_with_both_losses(benched: Benched) 
     assert losses["ours"][0] == pytest.approx(losses["compute_only"][0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_arm_that_crashes_is_named_with_its_last_line(benched: Benched) -> None:
     assert benched.exit_code == 1
     assert benched.content["failed"]["ours_no_channels_last"].endswith("no power")
@@ -119,6 +124,7 @@ def test_an_arm_that_crashes_is_named_with_its_last_line(benched: Benched) -> No
     assert "ours_no_channels_last: " in benched.stderr
 
 
+@pytest.mark.slow
 def test_the_json_tells_where_and_how_it_was_measured(benched: Benched) -> None:
     content = benched.content
     assert content["kind"] == "bench"
@@ -148,6 +154,7 @@ def bench_here(
     return run
 
 
+@pytest.mark.slow
 def test_the_page_of_a_folder_is_written_by_the_command(
     benched: Benched, tmp_path: Path, bench_here: Callable[..., Benched]
 ) -> None:
@@ -159,6 +166,7 @@ def test_the_page_of_a_folder_is_written_by_the_command(
     assert "| compute_only | 32-true | " in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arm, module", [("timm", "timm"), ("monai", "monai"), ("dali", "nvidia.dali")]
 )

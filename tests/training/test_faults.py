@@ -53,6 +53,8 @@ RANKS = {
     "mpi": ("strategy=mpi", "strategy.processes=2"),
     "ddp": ("strategy=ddp", "strategy.processes=2"),
 }
+SLOW = pytest.mark.slow  # run by CI after the rest: a job of ranks takes a quarter of a minute
+BOTH = ["mpi", pytest.param("ddp", marks=SLOW)]
 
 Faulty = Callable[..., Ended]
 Start = Callable[..., subprocess.Popen[str]]
@@ -150,7 +152,7 @@ def test_fault_01_ranks_and_launcher_die_with_the_process_that_started_them(
     assert end_of(job, tmp_path).exit_code == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("strategy", RANKS)
+@pytest.mark.parametrize("strategy", BOTH)
 def test_fault_01_ranks_die_with_their_launcher_and_the_run_has_failed(
     strategy: str, start: Start, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_fault_01_ranks_die_with_their_launcher_and_the_run_has_failed(
     failed(end_of(job, tmp_path), exit_code=1, status="failed")
 
 
+@SLOW
 def test_fault_04_ctrl_c_while_the_test_runs_interrupts_the_run(
     first: Ended, start: Start, tmp_path: Path
 ) -> None:
@@ -170,7 +173,7 @@ def test_fault_04_ctrl_c_while_the_test_runs_interrupts_the_run(
     failed(end_of(job, tmp_path), exit_code=130, status="interrupted")
 
 
-@pytest.mark.parametrize("strategy", RANKS)  # each launcher has its own words for it
+@pytest.mark.parametrize("strategy", BOTH)  # each launcher has its own words for it
 def test_fault_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty: Faulty) -> None:
     error = failed(faulty("SIGKILL", *RANKS[strategy]), exit_code=1, status="failed")
     assert "rank 1" in error
@@ -193,7 +196,7 @@ def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
         ("single", signal.SIGTERM, 143),
         ("single", signal.SIGINT, 130),
         ("mpi", signal.SIGTERM, 143),
-        ("ddp", signal.SIGINT, 130),
+        pytest.param("ddp", signal.SIGINT, 130, marks=SLOW),
     ],
 )
 def test_fault_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(
@@ -219,7 +222,7 @@ def test_fault_04_a_second_ctrl_c_ends_a_run_that_is_stuck(start: Start, tmp_pat
     assert (result["status"], result["reason"]) == ("interrupted", "interrupted by Ctrl-C")
 
 
-@pytest.mark.parametrize("strategy", RANKS)  # torchrun waits for a stopped rank, and is ended
+@pytest.mark.parametrize("strategy", BOTH)  # torchrun waits for a stopped rank, and is ended
 def test_fault_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
     strategy: str, faulty: Faulty
 ) -> None:
@@ -230,7 +233,7 @@ def test_fault_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
 @pytest.mark.parametrize(
     ("strategy", "before"),
     # With mpirun started by train.py, test_fault_09 has the same way.
-    [("ddp", ()), ("mpi", ("mpirun", "-n", "2"))],
+    [("ddp", ()), pytest.param("mpi", ("mpirun", "-n", "2"), marks=SLOW)],
     ids=["ddp", "mpi under the user's own mpirun"],
 )
 def test_fault_06_an_exception_on_one_rank_ends_the_job_with_that_message(
