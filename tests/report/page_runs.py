@@ -13,6 +13,7 @@ from PIL import Image
 from predicted import frame
 
 from xray_lightning.evaluation.calibration import Calibrator
+from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS
@@ -22,8 +23,8 @@ SAMPLE = json.loads((Path(__file__).parents[1] / "results_sample.json").read_tex
 IMAGES = 160
 
 SECTIONS = [  # of the page of one run
-    *("result", "notes", "findings", "curves", "calibration", "subgroups", "training"),
-    *("confusion", "mistakes", "time", "paper", "published", "claim", "reproduce"),
+    *("result", "notes", "metadata", "findings", "curves", "subgroups", "confusion", "calibration"),
+    *("mistakes", "training", "time", "paper", "published", "claim", "reproduce"),
 ]
 
 Results = dict[str, Any]
@@ -51,11 +52,15 @@ def predictions(*, images: int = IMAGES, skill: float = 1.5, seed: int = 0) -> p
 def scored(table: pd.DataFrame, *, resamples: int = 40) -> Results:
     """metrics.test of the predictions, with what is fitted on others."""
     validation = predictions(seed=99).assign(split="val")
+    train = predictions(seed=98).rename(columns=lambda name: name.removeprefix("label_"))
+    metadata = MetadataModel.fit(train.assign(Hernia=train["Mass"]), FINDINGS)
     return Evaluator(resamples=resamples)(
         table,
         operating_points=OperatingRule().fit(validation),
         calibration=Calibrator().fit(validation),
         prevalences=dict.fromkeys(FINDINGS, 0.1),
+        metadata=metadata,
+        combined=CombinedModel.fit(validation, metadata),
     )
 
 

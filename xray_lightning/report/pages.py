@@ -11,7 +11,7 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.html.page import rendered
-from xray_lightning.report import claim, clinical_wording, plots, sections, wording
+from xray_lightning.report import claim, clinical_wording, plots, sections, verdict, wording
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
@@ -29,6 +29,27 @@ from xray_lightning.runs.record import predictions_name
 from xray_lightning.terminal import Table, counted
 
 PREDICTIONS = predictions_name("test")
+
+
+# The sections of a run's page in the order of a reader's questions: can it be trusted, for whom, at
+# which threshold, and then how it came about. Each is a template, and a link of the navigation.
+SECTIONS = {
+    "result": "Result",
+    "notes": "Notes",
+    "metadata": "Metadata",
+    "findings": "Findings",
+    "curves": "Curves",
+    "subgroups": "Subgroups",
+    "confusion": "Thresholds",
+    "calibration": "Calibration",
+    "mistakes": "Mistakes",
+    "training": "Training",
+    "time": "Time",
+    "paper": "The paper",
+    "published": "Published figures",
+    "claim": "CLAIM",
+    "reproduce": "Reproduce",
+}
 
 
 def run_page(run: Run) -> str:
@@ -59,6 +80,9 @@ def run_page(run: Run) -> str:
         paper=PAPER,
         paper_tables=paper_tables([run]) if of_paper(run) else [],
         published=published_table([run]) if on_published_split(run) else None,
+        sections=SECTIONS,
+        in_short=verdict.in_short(test) if test else [],
+        gains=verdict.gains_table(test) if test else None,
         claim=claim,
         claim_items=claim.items(run),
     )
