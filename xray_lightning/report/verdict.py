@@ -45,10 +45,10 @@ def _shown_to_add(test: TestMetrics) -> str:
 def _groups(test: TestMetrics) -> str:
     if not test.subgroups:
         return "How it does by sex, age, view and visit is not known: the data do not name them."
-    flagged = [f"{group.by} {group.group}" for group in test.subgroups if group.flagged]
+    flagged = wording.flagged_groups(test.subgroups)
     if not flagged:
-        return "Of no group has AUROC been shown to stand apart from that of the others."
-    return f"Groups whose AUROC stands apart from that of the others: {', '.join(flagged)}."
+        return "No group has been shown to stand apart from the others."
+    return f"Groups that stand apart from the others: {', '.join(flagged)}."
 
 
 def _at_thresholds(test: TestMetrics) -> str:
