@@ -1,6 +1,7 @@
 """The recipe trained again on shuffled labels, and the run itself, which stays as it is."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,18 +12,22 @@ import numpy as np
 import pytest
 from conftest import TRAIN_PY, Ended, Train, environment, tiny_classifier
 from fitting import data, trainer
+from lightning.pytorch import Callback
 from predicted import arrays, frame, redrawn, table
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from xray_lightning.errors import InterruptedRunError
 from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.runs.folder import read_run
+from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.shuffled_labels import (
     EndAfter,
     fit_shuffled,
     shuffled_scores,
     with_shuffled_labels,
 )
+from xray_lightning.training.strategies import World
 
 SHUFFLED = "evaluation.shuffled=true"
 
@@ -120,6 +125,7 @@ def test_the_run_itself_is_the_same_and_holds_nothing_of_the_second_training(
     assert again.results[0]["metrics"]["test"]["shuffled_labels"] == found
 
 
+@pytest.mark.slow
 def test_two_ranks_under_mpi_train_on_the_same_shuffled_labels(train: Train) -> None:
     ended = train(SHUFFLED, "strategy=mpi", "strategy.processes=2", "trainer.max_epochs=2")
     assert ended.exit_code == 0, ended.stderr
@@ -131,7 +137,30 @@ def test_two_ranks_under_mpi_train_on_the_same_shuffled_labels(train: Train) -> 
     assert ended.stdout.count("shuffled labels: epoch 2/2") == 1
 
 
-@pytest.mark.parametrize("strategy", ["single", pytest.param("mpi", marks=pytest.mark.slow)])
+class Stop(Callback):
+    """Sends this process SIGTERM in its second step."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_second_training_saves_no_checkpoint(phantoms: Path, tmp_path: Path) -> None:
+    true = data(phantoms, tmp_path)
+    true.prepare_data()
+    true.setup()
+    interruption = Interruption(tmp_path, checkpoint=tmp_path / "run.ckpt", world=World("none"))
+    interruption.checkpoint = None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        fit_shuffled(trainer(tmp_path, Stop(), interruption), tiny_classifier(), true, seed=0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert not [*tmp_path.rglob("*.ckpt")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "mpi"])
 def test_a_signal_in_the_second_training_leaves_the_run_with_its_result(
     strategy: str, small: list[str], tmp_path: Path
 ) -> None:
