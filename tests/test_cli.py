@@ -61,6 +61,7 @@ def test_the_console_script_helps_and_imports_nothing_heavy(tmp_path: Path) -> N
         ("export",),
         ("report",),
         ("evaluate",),
+        ("recalibrate",),
         ("compare",),
         ("data", "phantom"),
         ("data", "check"),

@@ -1,4 +1,4 @@
-"""`xray report`, `evaluate`, `compare`: what runs have reached, and how sure that is."""
+"""`xray report`, `evaluate`, `recalibrate`, `compare`: what runs have reached, how surely."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Average, LabelMapFile, Precision
+from xray_lightning.cli.options import Accelerator, Average, Checkpoint, LabelMapFile, Precision
 from xray_lightning.cli.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
 from xray_lightning.progress import display
@@ -116,6 +116,9 @@ def evaluate(
     --labels scores on other labels, too, such as those of experts, and says what the data set's own
     are worth against them; --map says what they mean in terms of the model's findings.
 
+    --data with --map scores another site's images, whose findings have other names: without --split
+    all of them, at the checkpoint's operating points and calibration, beside both refitted there.
+
     Example: [bold]xray evaluate runs/a/checkpoints/best.ckpt runs/b/checkpoints/best.ckpt[/bold]
     """
     if (predictions is None) == (not checkpoints):
@@ -157,6 +160,7 @@ def evaluate(
         raise UserError("--average is of several checkpoints; give more than one, or leave it out")
 
     from xray_lightning.evaluation.evaluate import DataChoice, Options, score, write
+    from xray_lightning.evaluation.external_validation import validate
     from xray_lightning.evaluation.tables import show_scored
 
     options = Options(
@@ -179,9 +183,63 @@ def evaluate(
         labels=labels,
         map=map,
     )
-    scored = score(checkpoints or [], options, command=command_line(), progress=display)
+    external = map is not None and labels is None
+    judge = validate if external else score
+    scored = judge(checkpoints or [], options, command=command_line(), progress=display)
     show_scored(scored, console)
     say(f"Written: {write(scored)}", console=console)
+
+
+def recalibrate(
+    checkpoint: Checkpoint,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="The site's labelled images, with their CSV.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="CKPT", help="The new checkpoint to write.")],
+    map: LabelMapFile = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Of the operating points; by default the checkpoint's.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="The sensitivity or specificity that the rule aims at.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are, if elsewhere.")
+    ] = None,
+    missing: Annotated[str | None, typer.Option(help="As data.missing: error, or skip.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once.")] = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "32-true",
+) -> None:
+    """Refit a checkpoint's operating points and calibration to a site's own labelled images.
+
+    All images of the folder are used, and the weights stay as they are. A finding that fewer than
+    ten patients have, or lack, keeps the checkpoint's own. What was refitted to what is recorded in
+    the new checkpoint, which xray info shows; the old one is not touched.
+
+    Example: [bold]xray recalibrate best.ckpt --data /data/site --out site.ckpt[/bold]
+    """
+    from xray_lightning.evaluation.recalibration import recalibrate as refit
+    from xray_lightning.evaluation.recalibration import show_recalibration
+    from xray_lightning.evaluation.scored_data import DataChoice
+
+    done = refit(
+        checkpoint,
+        out,
+        DataChoice(
+            root=data, images=images, missing=missing, cache_dir=cache_dir, batch_size=batch_size
+        ),
+        map=map,
+        rule=rule,
+        target=target,
+        accelerator=accelerator,
+        precision=precision,
+        progress=display,
+    )
+    show_recalibration(done, Console())
 
 
 def compare(

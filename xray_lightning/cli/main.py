@@ -10,7 +10,7 @@ import typer
 
 from xray_lightning.cli import data
 from xray_lightning.cli.deploy import export, info, predict
-from xray_lightning.cli.evaluate import compare, evaluate, report
+from xray_lightning.cli.evaluate import compare, evaluate, recalibrate, report
 from xray_lightning.cli.explain import explain
 from xray_lightning.cli.output import FilesOrStdout
 from xray_lightning.errors import EXIT_TERMINATED, XrayError, one_line
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (predict, export, report, evaluate, compare):
+for command in (predict, export, report, evaluate, recalibrate, compare):
     app.command()(command)
 app.command(cls=FilesOrStdout)(explain)
 app.command(cls=FilesOrStdout)(info)

@@ -71,7 +71,10 @@ def _whole_rows(
     try:
         header = next(reader, [])
         places = _places(path, header, titles, required)
-        pick, width = itemgetter(*places.values()), max(places.values()) + 1
+        # Of one place alone, itemgetter gives no tuple.
+        first, *others = places.values()
+        pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
+        width = max(places.values()) + 1
         end = reader.line_num
         for cells in reader:
             start, end = end + 1, reader.line_num

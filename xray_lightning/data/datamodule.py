@@ -35,7 +35,7 @@ from xray_lightning.data.loader import (
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
-from xray_lightning.data.splits import SIDES, UsableSplit, make_split, usable_split
+from xray_lightning.data.splits import SIDES, Split, UsableSplit, make_split, usable_split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.findings import FINDINGS, check_findings
 from xray_lightning.progress import Display, unseen
@@ -263,18 +263,21 @@ class XrayDataModule(LightningDataModule):
             further=self.further_columns,
         )
 
-    @cached_property
-    def usable(self) -> UsableSplit:
-        split = make_split(
+    def split(self) -> Split:
+        """Who is on which side, whether there is a file or not."""
+        return make_split(
             self.manifest,
             self.split_name,
             seed=self.split_seed,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
         )
+
+    @cached_property
+    def usable(self) -> UsableSplit:
         return usable_split(
             self.manifest,
-            split,
+            self.split(),
             missing=self.missing,
             allow_patient_overlap=self.allow_patient_overlap,
         )

@@ -71,7 +71,7 @@ class ExpertLabels:
         table = one_row_an_image(cells[["image", "file", "line"]].assign(**values), FirstFault())
         taken = {folded(title) for title in (titles["image"], *findings)}
         others = [title for title in header.cells if folded(title) and folded(title) not in taken]
-        return cls(path, table[["image", *findings]], _labels_among(others, path, own))
+        return cls(path, table[["image", *findings]], labels_among(others, path, own))
 
 
 def _present(code: int, own: OwnTable) -> bool:
@@ -79,7 +79,7 @@ def _present(code: int, own: OwnTable) -> bool:
     return code == POSITIVE or (code == UNCERTAIN and own.uncertain == "positive")
 
 
-def _labels_among(titles: Sequence[str], path: Path, own: OwnTable) -> tuple[str, ...]:
+def labels_among(titles: Sequence[str], path: Path, own: OwnTable) -> tuple[str, ...]:
     """The columns that hold nothing but yes and no, and some of both."""
     if not titles:
         return ()

@@ -1,14 +1,15 @@
 """Map from the findings of other labels to those of a model (`--map`), a small YAML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xray_lightning.data.csv_table import read_text, shown
-from xray_lightning.data.sources.custom_csv import GUESSES, OwnTable
+from xray_lightning.data.csv_table import header_of, read_text, shown
+from xray_lightning.data.sources import recognised
+from xray_lightning.data.sources.custom_csv import GUESSES, Header, OwnTable
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.findings import check_findings, folded
 
@@ -76,10 +77,28 @@ class LabelMap:
         )
 
     @classmethod
-    def of_same_names(cls, findings: Sequence[str]) -> "LabelMap":
-        """The map of labels whose findings have the model's own names."""
-        table = OwnTable(uncertain="error", empty="error")
-        return cls("the data set", table, {name: (name,) for name in findings})
+    def of_same_names(cls, root: Path, known: Sequence[str]) -> "LabelMap":
+        """The map of a folder whose findings have the model's own names, as many as it has.
+
+        Raises:
+            UserError: no table is there, or none of the findings.
+        """
+        source, table = recognised(root), OwnTable(option=_OPTION)
+        if source is not None and source.findings is not None:
+            there: Collection[str] = source.findings
+        else:
+            path = table.find(root)
+            header = Header(path, header_of(path))
+            there = header.findings(known)
+            if not there and "labels" in header.titles({}, keys=("labels",)):
+                there = known
+        findings = {name: (name,) for name in known if name in there}
+        if not findings:
+            raise UserError(
+                f"{root} has no finding by the names that the model has ({', '.join(known)}); say "
+                "which of its findings mean which of these: --map MAP"
+            )
+        return cls("the data set", table, findings)
 
     def in_terms_of(self, known: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Its findings, each with the names that the model has for those which mean it.

@@ -130,6 +130,15 @@ def make_split(
     return split
 
 
+WHOLE = "whole"
+
+
+def whole_split(manifest: Manifest) -> Split:
+    """Every image on the test side: of a data set that nothing was trained on."""
+    images = tuple(sorted(manifest.table["image"]))
+    return Split(WHOLE, {"train": (), "val": (), "test": images})
+
+
 def _official(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
     for side, file in NIH_LISTS.items():
         if side not in manifest.given:
@@ -256,13 +265,13 @@ def _from_file(manifest: Manifest, name: str) -> Sides:
     return {side: tuple(rows["image"][rows["split"] == side]) for side in SIDES}
 
 
-def check_sides_filled(split: Split, cause: str) -> None:
-    """Refuse a split with an empty side.
+def check_sides_filled(split: Split, cause: str, *, sides: Iterable[str] = SIDES) -> None:
+    """Refuse a split with an empty side among these.
 
     Raises:
         UserError: names the empty sides, and this cause.
     """
-    empty = [side for side in SIDES if not split.sides[side]]
+    empty = [side for side in sides if not split.sides[side]]
     if empty:
         raise UserError(f"data.split={split.name}: no image in {' and '.join(empty)}: {cause}")
 
@@ -361,7 +370,8 @@ def usable_split(
             },
         )
         where = manifest.images or manifest.root
-        check_sides_filled(used, f"none of its rows has a file under {where}; give data.images")
+        cause = f"none of its rows has a file under {where}; give data.images"
+        check_sides_filled(used, cause, sides=[side for side in SIDES if split.sides[side]])
     shared = overlaps(used.sides, patients_by_image(manifest))
     if shared and not allow_patient_overlap:
         problems.append(_overlap_problem(shared))

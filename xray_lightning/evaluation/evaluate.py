@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def score(
     """
     members = read_members(checkpoints)
     first = members[0]
-    out = _folder(members, options.out)  # before the work, not after it
+    out = folder_for(members, options.out)  # before the work, not after it
     trained = Provenance.of_checkpoint(first.path)
     findings = tuple(first.described["findings"])
     if trained.findings not in (None, findings):
@@ -116,7 +117,8 @@ def score(
     precision = choose_precision(options.precision, accelerator=accelerator)
     Speed().prepare(accelerator=accelerator, local_ranks=1)
     data = data_for(first, trained, options.data, progress=progress)
-    data.prepare_data()
+    with _told_of_map(options.data):
+        data.prepare_data()
     data.setup()
     answers = Answers(
         members=members,
@@ -186,6 +188,17 @@ def score(
             ],
         }
     return Scored(answers.given, content, out)
+
+
+@contextmanager
+def _told_of_map(choice: DataChoice) -> Iterator[None]:
+    """Say of a table elsewhere that lacks the model's findings how others can be scored."""
+    try:
+        yield
+    except UserError as error:
+        if choice.root is None or "data.findings" not in str(error):
+            raise
+        raise UserError(f"{error}; where they have other names there: --map MAP") from error
 
 
 def write(scored: Scored) -> Path:
@@ -258,8 +271,10 @@ def _combined(
     return CombinedModel.fit(val, metadata)
 
 
-def _folder(members: Sequence[Member], asked_for: Path | None) -> Path:
-    """Where to write: by default `evaluation` in the run folder, or `ensemble` above them all.
+def folder_for(
+    members: Sequence[Member], asked_for: Path | None, *, name: str = "evaluation"
+) -> Path:
+    """Where to write: by default a `name` in the run folder, or `ensemble` above them all.
 
     Raises:
         UserError: the files there are a run's, or of other checkpoints where nobody has named it.
@@ -267,7 +282,7 @@ def _folder(members: Sequence[Member], asked_for: Path | None) -> Path:
     paths = [member.path.absolute() for member in members]
     folders = [Provenance.of_checkpoint(path).folder or path.parent for path in paths]
     several = Path(os.path.commonpath(folders)) / "ensemble"
-    out = asked_for or (several if len(members) > 1 else folders[0] / "evaluation")
+    out = asked_for or (several if len(members) > 1 else folders[0] / name)
     if (out / RESULTS).exists():
         raise UserError(
             f"--out {out} is a run folder, whose own files would be overwritten; give another"

@@ -16,11 +16,13 @@ from rich.console import Console
 from xray_lightning.data.expert_labels import ExpertLabels
 from xray_lightning.data.label_map import NIH_EXPERT_LABELS, LabelMap
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import Estimate, resampled, undefined_reasons
+from xray_lightning.evaluation.bootstrap import resampled
 from xray_lightning.evaluation.mapped_findings import (
     CallScores,
     MappedFindings,
+    either,
     estimates,
+    figures_of,
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, share
@@ -184,10 +186,10 @@ class BothLabels:
                 "findings": list(ours),
                 "positives": int(images.labels[:, place].sum()),
                 "expert_positives": int(self.expert.images.labels[:, place].sum()),
-                **_figures({key: found[key][place] for key in found if "labels_" not in key}),
+                **figures_of({key: found[key][place] for key in found if "labels_" not in key}),
                 "labels": {
                     **{count: int(confusion[count][place]) for count in COUNTS},
-                    **_figures({key: found[f"labels_{key}"][place] for key in WORTH}),
+                    **figures_of({key: found[f"labels_{key}"][place] for key in WORTH}),
                 },
             }
             for place, (name, ours) in enumerate(findings.items())
@@ -199,7 +201,7 @@ class BothLabels:
         return {
             **{name: own[name] for name in SCORES},
             **{f"expert_{name}": expert[name] for name in SCORES},
-            **{f"{name}_difference": _either(own[name], expert[name]) for name in SCORES},
+            **{f"{name}_difference": either(own[name], expert[name]) for name in SCORES},
             **{f"labels_{name}": expert[name] for name in ("sensitivity", "specificity")},
             "labels_ppv": [NO_LABEL] * count,
             "labels_kappa": [NO_KAPPA] * count,
@@ -211,23 +213,11 @@ class BothLabels:
         return {
             **{name: own[name] for name in SCORES},
             **{f"expert_{name}": expert[name] for name in SCORES},
-            **{f"{name}_difference": _either(own[name], expert[name]) for name in SCORES},
+            **{f"{name}_difference": either(own[name], expert[name]) for name in SCORES},
             **{f"labels_{name}": labels[name] for name in ("sensitivity", "specificity")},
             "labels_ppv": labelled,
-            "labels_kappa": _either(own["auroc"], expert["auroc"]),
+            "labels_kappa": either(own["auroc"], expert["auroc"]),
         }
-
-
-def _either(first: Sequence[str | None], second: Sequence[str | None]) -> list[str | None]:
-    return [one or other for one, other in zip(first, second, strict=True)]
-
-
-def _figures(found: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Values and intervals by name, and why some are None."""
-    figures = {
-        key: value for name, one in found.items() for key, value in one.figures(name).items()
-    }
-    return figures | {"undefined_reason": undefined_reasons(figures, found)}
 
 
 _TITLES = {"auroc": "AUROC", "sensitivity": "Sens.", "specificity": "Spec."}

@@ -10,10 +10,12 @@ finding that the model sees.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, Ranking
+from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, Ranking, undefined_reasons
+from xray_lightning.evaluation.predictive_values import FEW_CALLED, NONE_CALLED
 from xray_lightning.evaluation.scores import COUNTS, share, sums_by_patient, unless_enough
 from xray_lightning.evaluation.scores import too_few as too_few_to_score
 from xray_lightning.runs.predictions import (
@@ -25,8 +27,6 @@ from xray_lightning.runs.predictions import (
     one_class,
 )
 
-FEW_CALLED = "needs at least ten patients in whom it is called"
-NOT_CALLED = "it is called in no image"
 CALL_SCORES = ("auroc", "sensitivity", "specificity", "ppv")
 
 
@@ -128,7 +128,7 @@ class CallScores:
     def undefined(self) -> dict[str, list[str | None]]:
         """Why a score would not exist, of each finding."""
         sides = [one_class(labels) for labels in self.images.labels.T]
-        return dict.fromkeys(CALL_SCORES[:3], sides) | {"ppv": [NOT_CALLED] * len(sides)}
+        return dict.fromkeys(CALL_SCORES[:3], sides) | {"ppv": [NONE_CALLED] * len(sides)}
 
     @property
     def too_few(self) -> dict[str, list[str | None]]:
@@ -165,3 +165,16 @@ def estimates(
         Estimate.of(float(value), drawn, undefined=why, few=reason)
         for value, drawn, why, reason in zip(plain, draws.T, undefined, few, strict=True)
     ]
+
+
+def either(first: Sequence[str | None], second: Sequence[str | None]) -> list[str | None]:
+    """The first reason of each finding, or else the second."""
+    return [one or other for one, other in zip(first, second, strict=True)]
+
+
+def figures_of(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Values and intervals by name, and why some are None."""
+    figures: dict[str, Any] = {}
+    for name, one in found.items():
+        figures |= one.figures(name)
+    return figures | {"undefined_reason": undefined_reasons(figures, found)}

@@ -1,12 +1,13 @@
 """Operating points and calibration fitted on validation, kept in the checkpoint they belong to."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.fitted_values import AGAIN
+from xray_lightning.evaluation.fitted_values import AGAIN, FittedValues
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.findings import FINDINGS
 
@@ -27,14 +28,18 @@ def describe_best(
     from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 
     checkpoint = read_checkpoint(path)
-    plain = operating_points.to_plain()
-    checkpoint["xray"] = {
-        **checkpoint["xray"],
+    checkpoint["xray"] = {**checkpoint["xray"], **fitted_entry(operating_points, calibration)}
+    write_checkpoint(checkpoint, path)
+
+
+def fitted_entry(points: OperatingPoints, calibration: Calibration | None) -> dict[str, Any]:
+    """What a checkpoint's `xray` entry says of them."""
+    plain = points.to_plain()
+    return {
         "thresholds": dict(plain["cuts"]),
         "operating_points": plain,
         "calibration": None if calibration is None else calibration.to_plain(),
     }
-    write_checkpoint(checkpoint, path)
 
 
 def fitted_of(described: Mapping[str, Any]) -> tuple[OperatingPoints | None, Calibration | None]:
@@ -96,3 +101,59 @@ def check_alike(members: Sequence[Described]) -> None:
                     f"checkpoints that were not trained alike cannot be averaged: {key} is {was} "
                     f"in {first.path} and {now} in {member.path}"
                 )
+
+
+RECALIBRATED = "recalibrated"  # what was recalibrated, in a checkpoint's `xray` entry
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """What a checkpoint was recalibrated on, as its `xray` entry records it.
+
+    Attributes:
+        data: the name of the data set.
+        images, patients: how many they were.
+        positives: images with each finding that was refitted.
+        kept: the findings that keep the checkpoint's own, and why.
+        checkpoint_sha256: of the file whose weights these are.
+        split_sha256: of the images, as of a split that has them all on its test side.
+    """
+
+    data: str
+    images: int
+    patients: int
+    positives: dict[str, int]
+    kept: dict[str, str]
+    checkpoint_sha256: str
+    split_sha256: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """Dicts, text and numbers alone, for the checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def in_entry(cls, described: Mapping[str, Any]) -> "Recalibrated | None":
+        """What an `xray` entry says; None of a checkpoint that never was recalibrated.
+
+        Raises:
+            UserError: one line, where it is anything else than `to_plain` gave.
+        """
+        if (plain := described.get(RECALIBRATED)) is None:
+            return None
+        findings = described["findings"]
+        values = FittedValues(plain, findings, "the checkpoint's recalibration values")
+        texts = {key: values.value(key) for key in ("data", "checkpoint_sha256", "split_sha256")}
+        positives = values.value("positives")
+        kept = FittedValues({"undefined": values.value("kept")}, findings, values.where)
+        counted_all = isinstance(positives, Mapping) and all(
+            name in findings and type(count) is int for name, count in positives.items()
+        )
+        if not counted_all or not all(isinstance(text, str) for text in texts.values()):
+            raise UserError(f"{values.where} are damaged; recalibrate it again")
+        return cls(
+            **texts,
+            images=values.count("images"),
+            patients=values.count("patients"),
+            positives=dict(positives),
+            kept=kept.undefined(),
+        )

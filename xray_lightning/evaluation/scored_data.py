@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xray_lightning.data.csv_table import header_of
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.data.manifest import holds_known_table
+from xray_lightning.data.expert_labels import labels_among
+from xray_lightning.data.label_map import LabelMap
+from xray_lightning.data.manifest import check_folder, holds_known_table
+from xray_lightning.data.sources.custom_csv import Header, OwnTable
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec
+from xray_lightning.data.splits import WHOLE, Split, whole_split
 from xray_lightning.errors import UserError, XrayError
 from xray_lightning.evaluation.ensemble import Member
 from xray_lightning.evaluation.grouping import further_columns
+from xray_lightning.findings import FINDINGS, folded
 from xray_lightning.progress import Display
 from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.record import FILE_NAME as RESULTS
@@ -73,6 +79,72 @@ def data_for(
         further_columns=further_columns(trained.subgroups or ()) if choice.root is None else (),
         progress=progress,
     )
+
+
+class MappedData(XrayDataModule):
+    """A data set whose labels have other names than the model's findings.
+
+    Args:
+        own: how its table is read; None where the data set is a known one.
+        options: as of `XrayDataModule`; without a split every image is on the test side.
+    """
+
+    def __init__(self, *, own: OwnTable | None, **options: Any) -> None:
+        super().__init__(**({"split": WHOLE} | options))
+        self._own = self.own = own
+
+    def split(self) -> Split:
+        return whole_split(self.manifest) if self.split_name == WHOLE else super().split()
+
+
+def mapped_data_for(
+    member: Member,
+    trained: Provenance,
+    choice: DataChoice,
+    label_map: LabelMap,
+    *,
+    progress: Display,
+) -> MappedData:
+    """The data of another site, as the model wants its images and as a map reads its labels.
+
+    Raises:
+        UserError: no folder is named, or it does not exist.
+    """
+    if choice.root is None:
+        raise UserError("--map is of other data: give their folder, --data DIR")
+    check_folder(choice.root, key="--data")
+    own = label_map.table if label_map.table.columns else None
+    if own is None and not holds_known_table(choice.root):
+        own = label_map.table
+    given = _kept(trained)
+    kept = {key: given[key] for key in ("split_seed", "val_fraction", "cache_dir") if key in given}
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(choice).items()
+        if value is not None
+    }
+    return MappedData(
+        **({"cache_dir": "data/cache"} | kept | chosen),
+        own=own,
+        name=choice.root.absolute().name,
+        findings=list(label_map.findings),
+        image_size=member.described["image_size"],
+        normalize=member.described["normalize"],
+        allow_patient_overlap=True,
+        progress=progress,
+    )
+
+
+def labels_not_named(data: MappedData) -> list[str]:
+    """What a data set's table says further of its images: findings that its map does not name."""
+    if data.own is None:
+        return [name for name in FINDINGS if name not in data.findings]
+    path = data.own.find(data.root)
+    header = Header(path, header_of(path), option=data.own.option)
+    used = {folded(title) for title in header.titles(data.own.columns).values()}
+    used |= {folded(name) for name in data.findings} | {""}
+    others = [title for title in header.cells if folded(title) not in used]
+    return list(labels_among(others, path, data.own))
 
 
 def _elsewhere(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xray_lightning import terminal
+from xray_lightning.data.splits import WHOLE
 from xray_lightning.evaluation.compare import Comparison
 from xray_lightning.evaluation.evaluate import Scored
+from xray_lightning.evaluation.external_validation import AT_POINTS
 from xray_lightning.evaluation.label_agreement import show_expert_labels
 from xray_lightning.evaluation.recomputation import Recomputed
 from xray_lightning.runs.predictions import metrics_table
-from xray_lightning.terminal import by_reason, decimal, interval, readable, say, signed
+from xray_lightning.terminal import (
+    Column,
+    by_reason,
+    count,
+    decimal,
+    interval,
+    numbers,
+    print_table,
+    readable,
+    say,
+    signed,
+)
 
 SIDE_TITLES = {"train": "Training", "val": "Validation", "test": "Test"}
 EXCLUDES, INCLUDES = "excludes zero", "includes zero"
@@ -75,6 +89,9 @@ def sentence(comparison: Comparison) -> str:
 def show_scored(scored: Scored, console: Console) -> None:
     """Print what checkpoints score, and for an ensemble what averaging gains."""
     content = scored.content
+    if content.get("external") is not None:
+        show_external(content, console)
+        return
     data, metrics = content["data"], content["metrics"]
     table = metrics_table(metrics)
     where = SIDE_TITLES[data["side"]]
@@ -175,4 +192,82 @@ def _add(
         interval(found["ci95"], signed, joint=" to "),
         "" if found["ci95"] is None else EXCLUDES if excludes else INCLUDES,
         style="bold" if excludes else "",
+    )
+
+
+def show_external(content: Mapping[str, Any], console: Console) -> None:
+    """Print a checkpoint's scores on another site's images."""
+    external, data = content["external"], content["data"]
+    cases = f"{external['images']:,} images of {external['patients']:,} patients"
+    side = "all images" if data["split"] == WHOLE else f"{data['side']} side of {data['split']}"
+    print_table(_ranks(external, title=f"{data['name']}, {side}: {cases}"), console)
+    console.print()
+    print_table(_at_points(external), console)
+    for whose, names in external["not_scored"].items():
+        if names:
+            told = ", ".join(map(readable, names))
+            say(f"Not scored, of the {readable(whose)}: {told}", console=console)
+    if content["note"] is not None:
+        say(f"Note: {content['note']}", console=console, style="yellow")
+
+
+def _ranks(external: Mapping[str, Any], *, title: str) -> terminal.Table:
+    """AUROC there, of the run's own test, and the gap."""
+    rows: list[tuple[str | tuple[str, ...], ...]] = []
+    lacking: list[tuple[str, str]] = []
+    for name, row in external["per_finding"].items():
+        own, gap = row["own_test"] or {}, row["gap"] or {}
+        positives = count(row["positives"])
+        rows.append((readable(name), positives, *_cells("auroc", row, own, gap)))
+        lacking += [(readable(name), why) for why in set(row["undefined_reason"].values())]
+    macro = [
+        {"auroc": external.get(key), "auroc_ci95": external.get(f"{key}_ci95")}
+        for key in ("auroc_macro", "own_test_auroc_macro", "gap_auroc_macro")
+    ]
+    rows.append((f"macro over {external['auroc_macro_findings']}", "", *_cells("auroc", *macro)))
+    columns = (Column("Finding"), *numbers("Positives", "AUROC there", "Own test", "Gap"))
+    return terminal.Table.of(title, columns, rows, by_reason(lacking))
+
+
+def _cells(name: str, here: Any, own: Any, gap: Any) -> tuple[tuple[str, ...], ...]:
+    ends = interval(gap.get(f"{name}_ci95"), signed, joint=", ")
+    return (
+        (decimal(here[name]), interval(here[f"{name}_ci95"])),
+        (decimal(own.get(name)), interval(own.get(f"{name}_ci95"))),
+        (signed(gap.get(name)), ends),
+    )
+
+
+def _at_points(external: Mapping[str, Any]) -> terminal.Table:
+    """Operating points and calibration of the checkpoint, and those fitted there."""
+    rows: list[tuple[str | tuple[str, ...], ...]] = []
+    for name, row in external["per_finding"].items():
+        for label, block in (("as it is", row["kept"]), ("refitted", row["recalibrated"])):
+            if block is None:
+                continue
+            cells = ((decimal(block[k]), interval(block[f"{k}_ci95"])) for k in AT_POINTS)
+            scored = decimal(block["brier"]), interval(block["brier_ci95"])
+            error = decimal(block["expected_calibration_error"])
+            whose = readable(name) if label == "as it is" else ""
+            rows.append(((whose, label), *cells, scored, error))
+    what = "raw probabilities" if external["calibration"] is None else "calibrated probabilities"
+    notes = [
+        f"As it is: the checkpoint's operating points, and its {what}. Refitted: both fitted "
+        f"there, in {external['folds']} folds of patients, each judged by the fit to the others.",
+        "Brier score and error of calibration (15 bins): less is better.",
+    ]
+    mended = external["recalibrated_brier_macro"]
+    if mended is not None:
+        before, after = (
+            decimal(external[f"{key}expected_calibration_error_macro"])
+            for key in ("", "recalibrated_")
+        )
+        brier = decimal(external["brier_macro"])
+        notes.append(
+            f"Macro over {external['recalibrated_findings']}: Brier score {brier}, refitted "
+            f"{decimal(mended)}; error of calibration {before}, refitted {after}."
+        )
+    headings = ("Sensitivity", "Specificity", "PPV", "Brier", "Error")
+    return terminal.Table.of(
+        "At the operating points", (Column("Finding"), *numbers(*headings)), rows, notes
     )

@@ -341,6 +341,13 @@ class Provenance:
         return _mapping(_mapping(test).get("combined_model"))
 
     @property
+    def thresholds(self) -> dict[str, Any]:
+        """From which probability its test called each finding present; empty without a test."""
+        test = _mapping(_mapping(self.results.get("metrics")).get("test"))
+        rows = _mapping(test.get("per_finding"))
+        return {finding: _mapping(row).get("threshold") for finding, row in rows.items()}
+
+    @property
     def findings(self) -> tuple[str, ...] | None:
         """Those of its data, in their order."""
         positives = _mapping(_mapping(self.results.get("data")).get("positives"))

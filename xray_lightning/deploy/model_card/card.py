@@ -113,6 +113,7 @@ def card(info: ModelInfo) -> str:
         test_tables=test_tables,
         fitted=None if checkpoint is None else fitted_table(checkpoint),
         calibration=None if checkpoint is None else checkpoint.calibration,
+        recalibrated=None if checkpoint is None else checkpoint.recalibrated,
         limits=list(limits(info, of_data=False)),
         python_path=Markup(json.dumps(path)),
         shell_path=Markup(shlex.quote(printable(path))),

@@ -14,6 +14,7 @@ from xray_lightning.deploy.model import EXPORTED, fitted_in
 from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.model_entry import Recalibrated
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -49,6 +50,7 @@ class CheckpointInfo:
     # Of an exported one: checkpoint_sha256, precision, and int8, the scores beside float32's.
     exported: Mapping[str, Any] | None = None
     int8_cost: str | None = None  # those scores in words
+    recalibrated: Recalibrated | None = None  # on the cases of another site
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -79,6 +81,10 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
             "lightning": _text(content.get("pytorch-lightning_version")),
         }
     points, calibration = fitted_in(described, path=path)
+    try:
+        further["recalibrated"] = Recalibrated.in_entry(described)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return CheckpointInfo(
         path=path,
         schema_version=described["schema_version"],
@@ -305,6 +311,9 @@ def _joined(checkpoint: CheckpointInfo, run: Run, results: Mapping[str, Any]) ->
     info = ModelInfo(checkpoint, run, results, f"{alike}; no other sign tells.", untested)
     if run.test is None:
         return info
+    if (record := checkpoint.recalibrated) is not None:
+        reason = f"The run tested it before it was recalibrated on {record.data}"
+        return replace(info, untested=f"{reason}: its operating points are others now.")
     best, own = info.best_epoch, checkpoint.epoch
     if None not in (best, own) and own != best:
         reason = f"The run tested the checkpoint of epoch {best}; this one is of {own}."
@@ -336,9 +345,10 @@ def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
     alike = own == of if run.test else {*of} <= {*own}
     if not alike:
         found.append("other findings")
-    if checkpoint.points is not None and run.test is not None and run.test.operating_point:
+    fitted_by_run = checkpoint.points is not None and checkpoint.recalibrated is None
+    if fitted_by_run and run.test is not None and run.test.operating_point:
         cuts = {row.finding: row.threshold for row in run.test.finding_rows}
-        if checkpoint.points.cuts != cuts:
+        if checkpoint.points is not None and checkpoint.points.cuts != cuts:
             found.append("other operating points")
     return list(dict.fromkeys(found))
 
@@ -436,6 +446,8 @@ def limits(info: ModelInfo, *, of_data: bool = True) -> Iterator[str]:
         yield f"It sees {size} x {size} pixels: smaller signs are lost."
     if info.checkpoint is not None and info.checkpoint.points is not None:
         images = counted(info.checkpoint.points.images, "validation image")
+        if (record := info.checkpoint.recalibrated) is not None:
+            images = f"{counted(record.images, 'image')} of {record.data}, as far as refitted"
         yield f"Its operating points are fitted to {images}: fit them anew for other images."
 
 
@@ -471,7 +483,18 @@ def model_terms(info: ModelInfo) -> Terms:
         saved = [] if checkpoint.epoch is None else [f"epoch {checkpoint.epoch}"]
         saved += [] if checkpoint.steps is None else [f"{checkpoint.steps:,} steps"]
         said.append(("Checkpoint", f"{file}: {', '.join([*saved, schema])}"))
-    return [*said, ("Fitted", _fitted(checkpoint))]
+    said.append(("Fitted", _fitted(checkpoint)))
+    if checkpoint.recalibrated is not None:
+        said.append(("Recalibrated", _recalibrated(checkpoint.recalibrated)))
+    return said
+
+
+def _recalibrated(record: Recalibrated) -> str:
+    """What was refitted to what."""
+    refitted = ", ".join(f"{readable(name)} ({n:,})" for name, n in record.positives.items())
+    cases = f"{counted(record.images, 'image')} of {counted(record.patients, 'patient')}"
+    same = f"; as they were: {', '.join(map(readable, record.kept))}" if record.kept else ""
+    return f"on {cases} of {record.data}; refitted (positives): {refitted}{same}"
 
 
 def training_terms(info: ModelInfo) -> Terms:
@@ -538,12 +561,13 @@ def _backbone(info: ModelInfo) -> str:
 
 def _fitted(checkpoint: CheckpointInfo) -> str:
     said = []
+    whose = "validation image" if checkpoint.recalibrated is None else "image"
     if (points := checkpoint.points) is not None:
         target = "" if points.target is None else f" {points.target:g}"
-        images = counted(points.images, "validation image")
+        images = counted(points.images, whose)
         said.append(f"operating points by {points.rule}{target} on {images}")
     if (calibration := checkpoint.calibration) is not None:
-        images = counted(calibration.images, "validation image")
+        images = counted(calibration.images, whose)
         said.append(f"calibration by {calibration.method} on {images}")
     return "; ".join(said) or "no operating points, no calibration"
 
@@ -582,13 +606,14 @@ def as_json(info: ModelInfo) -> dict[str, object]:
     Keys: schema_version; name; status and reason of the run; link: how it is known that run and
     checkpoint belong together; model; checkpoint, the file; exported, how that was exported;
     training; metrics: metrics.test of results.json, as it is there; metrics_unknown: why there
-    are none; operating_points and calibration of the checkpoint; versions; notice, intended_use,
-    out_of_scope, limits: sentences. What is not known is null.
+    are none; operating_points and calibration of the checkpoint; recalibrated, on what; versions;
+    notice, intended_use, out_of_scope, limits: sentences. What is not known is null.
     """
     checkpoint, run = info.checkpoint, info.run
-    file = points = calibration = None
+    file = points = calibration = record = None
     if checkpoint is not None:
         points, calibration = checkpoint.points, checkpoint.calibration
+        record = checkpoint.recalibrated
         file = {"path": str(checkpoint.path)}
         file |= _said(checkpoint, "schema_version", "epoch", "steps")
     content: dict[str, object] = {
@@ -604,6 +629,7 @@ def as_json(info: ModelInfo) -> dict[str, object]:
         "metrics_unknown": info.untested,
         "operating_points": None if points is None else points.to_plain(),
         "calibration": None if calibration is None else calibration.to_plain(),
+        "recalibrated": None if record is None else record.to_plain(),
         "versions": versions(info),
         "notice": NOTICE,
         "intended_use": INTENDED,
