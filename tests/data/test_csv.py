@@ -360,3 +360,26 @@ def test_nihs_own_table_gives_the_findings_asked_for(findings: list[str], phanto
 def test_a_finding_that_nih_does_not_have_is_refused(phantoms: Path) -> None:
     with pytest.raises(UserError, match=r"data\.findings: Fracture is none of those"):
         XrayDataModule(name="nih", root=str(phantoms), findings=["Fracture"]).load()
+
+
+def test_further_columns_are_taken_along_as_text_and_have_to_be_there(
+    tmp_path: Path, phantoms: Path
+) -> None:
+    text = "image,patient,Effusion,Site\na.png,1,0, north \nb.png,1,1,\nc.png,2,0,7\n"
+
+    def listed(*further: str) -> Manifest:
+        own = OwnTable(uncertain="error")
+        return read_manifest(written(tmp_path, text), own=own, further=further)
+
+    assert listed("site").table["site"].tolist() == ["north", "", "7"]
+    assert "site" not in listed().table
+    for name, said in (
+        ("ward", "evaluation.subgroups: films.csv in .* has no column 'ward'"),
+        ("Effusion", "evaluation.subgroups: Effusion is a finding"),
+    ):
+        with pytest.raises(UserError, match=said):
+            listed(name)
+    with pytest.raises(UserError, match=r"Data_Entry_2017\S*\.csv in .* has no column 'site'"):
+        XrayDataModule(name="nih", root=str(phantoms), further_columns=["site"]).load()
+    ids = read_manifest(phantoms, further=("Patient Gender",)).table
+    assert (ids["Patient Gender"] == ids["sex"]).all()

@@ -14,8 +14,9 @@ from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
+from xray_lightning.evaluation.recomputation import recompute
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import csv_of, read_predictions
+from xray_lightning.runs.predictions import csv_of, read_predictions, subgroups_said
 
 QUICK = Evaluator(resamples=50)
 
@@ -42,6 +43,41 @@ def test_a_table_read_back_from_its_file_gives_the_same_figures(tmp_path: Path) 
     predictions[scores] = np.random.default_rng(0).random((600, 14)).astype(np.float32)
     (tmp_path / "predictions_test.csv").write_text(csv_of(predictions))
     assert QUICK(read_predictions(tmp_path / "predictions_test.csv")) == QUICK(predictions)
+
+
+def test_further_columns_are_read_back_as_text_and_group_as_before(tmp_path: Path) -> None:
+    sites = np.random.default_rng(0).choice(["north, old", 'the "south"', "", "3"], 600)
+    predictions = grouped().astype({"follow_up": "Int64"}).assign(site=sites)
+    path = tmp_path / "predictions_test.csv"
+    path.write_text(csv_of(predictions))
+    found = read_predictions(path)
+    assert found["site"].tolist() == sites.tolist()
+    alone = recompute(path, resamples=20).metrics["subgroups"]
+    assert [row["by"] for row in alone].count("site") == 4
+    evaluation = {"evaluation": {"subgroups": ["site"], "resamples": 20}}
+    (tmp_path / "results.json").write_text(json.dumps({"config": evaluation}))
+    asked = recompute(path).metrics["subgroups"]
+    assert {row["by"] for row in asked} == {"site"}
+    evaluation["evaluation"]["subgroups"] = ["ward"]
+    (tmp_path / "results.json").write_text(json.dumps({"config": evaluation}))
+    with pytest.raises(UserError, match="the predictions have no column ward"):
+        recompute(path)
+
+
+def test_the_last_line_of_a_run_says_which_groups_stand_apart_or_how_small_a_gap_shows() -> None:
+    usual = grouped(images=1200, patients=400)
+    said = subgroups_said(Evaluator(resamples=60)(usual)["subgroups"])
+    assert said is not None
+    assert said.startswith("Subgroups: none of ")
+    assert "; the smallest group, age 80+ (" in said
+    worse = usual.copy()
+    for finding in FINDINGS:
+        worse.loc[worse["sex"] == "F", f"prob_{finding}"] = 0.0
+    said = subgroups_said(Evaluator(resamples=60)(worse)["subgroups"])
+    assert said is not None
+    assert "sex female (AUROC -0.2" in said
+    assert "sex male" not in said  # two groups share one gap
+    assert subgroups_said([]) is None
 
 
 def test_fault_57_an_image_counted_twice_ends_the_run() -> None:

@@ -42,6 +42,8 @@ def test_predictions_hold_image_patient_side_probabilities_and_labels(
         *(f"label_{name}" for name in FINDINGS),
         *("age", "sex", "view", "follow_up"),
     ]
+    further = prediction_table(table.assign(site="a"), outputs, side="test", further=["site"])
+    assert list(further.columns) == [*predictions.columns, "site"]
     assert (predictions["split"] == "test").all()
     assert predictions["prob_Mass"].to_numpy() == pytest.approx(
         outputs.probabilities[:, FINDINGS.index("Mass")].numpy()

@@ -317,14 +317,20 @@ def multiplicity(groups: Sequence[Subgroup]) -> str:
             f"{counted(flagged, 'group')} flagged, by the interval of the gap in AUROC alone: no "
             "intervals that hold for all gaps together are known."
         )
-    flags = sum(len(group.flagged_by) for group in groups)
-    return (
-        f"{flags} of {counted(gaps, 'gap')} in AUROC, sensitivity and specificity flagged, as the "
-        "interval of the gap to all other images of the attribute leaves out 0. These intervals "
-        "hold at 95 % for all gaps together: where no group differs, at most one test in twenty "
-        "has any flag. A gap without a flag may still be there: beside each stands the smallest "
+    flags = [name for group in groups for name in group.flagged_by]
+    said = (
+        f"{len(flags)} of {counted(gaps, 'gap')} in AUROC, sensitivity and specificity flagged, as "
+        "the interval of the gap to all other images of the attribute leaves out 0. These "
+        "intervals hold at 95 % for all gaps together: where no group differs, at most one test in "
+        "twenty has any flag. A gap without a flag may still be there: 'shown from' is the size "
         "that would have been flagged in 80 % of such tests. Two groups of one attribute share one "
         "gap."
+    )
+    if {"sensitivity", "specificity"}.isdisjoint(flags):
+        return said
+    return (
+        f"{said} One threshold for all groups by itself gives a group that scores higher, such as "
+        "one of more ill patients, more sensitivity and less specificity."
     )
 
 

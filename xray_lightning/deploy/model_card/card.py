@@ -324,8 +324,7 @@ def subgroups_table(groups: tuple[Subgroup, ...]) -> Table:
     ]
     notes = (
         "Sensitivity and specificity are at the operating points, macro over the findings that ten "
-        "patients of the group, and ten of the others, have or lack. From: the smallest gap that "
-        "could have been shown.",
+        "patients of the group, and ten of the others, have or lack.",
         wording.multiplicity(groups),
         *wording.undefined_groups(groups),
     )
@@ -341,7 +340,7 @@ def _gap(
 ) -> str:
     said = with_interval(value, ends, signed, joint=" to ")
     if smallest is not None:
-        said += f", from {decimal(smallest)}"
+        said += f", shown from {decimal(smallest)}"
     return f"{said}, flagged" if flagged else said
 
 
