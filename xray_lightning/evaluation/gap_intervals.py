@@ -7,8 +7,10 @@ max_j |d_rj - d_j| / s_j, and the intervals are d_j +- c s_j. As all gaps are of
 knows that the two groups of one attribute share one gap, and that the gaps of one group in AUROC
 and in sensitivity go together.
 
-Of groups of few patients that alone is too sure: simulated without any gap (120 patients, three
-findings), one table in ten had a flag, not one in twenty. Three things correct it:
+Of groups of few patients that alone is too sure. Simulated without any gap (120 to 500 patients,
+three to six findings in 2 to 30 % of the images, unequal groups, images of one patient alike; 300
+tables of each of five kinds, 250 resamples), 6 to 15 % of the tables had a flag. With what follows
+it was 1 to 4 %, and 2.5 % of all 1,500:
 
 - Resamples of m patients vary by (m - 1) / m too little: what is missing is added for each
   finding, both groups, and the images with and without the finding (as in DeLong's variance;
@@ -20,6 +22,7 @@ findings), one table in ten had a flag, not one in twenty. Three things correct 
   of Student's t that is as rare as c is of a normal variable. The degrees of freedom are
   2 / Var(s_j^2 / E s_j^2), from how the variance is spread over the patients (Satterthwaite,
   Biometrics 1946).
+- A gap in AUROC, which may be over findings of two patients each, needs ten of them in all.
 """
 
 from collections.abc import Sequence

@@ -44,10 +44,15 @@ def _shown_to_add(test: TestMetrics) -> str:
 
 def _groups(test: TestMetrics) -> str:
     if not test.subgroups:
-        return "How it does by sex, age, view and visit is not known: the data do not name them."
+        return "How it does by sex, age, view or visit was not asked for, or is not known."
     flagged = wording.flagged_groups(test.subgroups)
     if not flagged:
-        return "No group has been shown to stand apart from the others."
+        said = "No group has been shown to stand apart from the others"
+        sizes = [group.smallest_gap for group in test.subgroups if group.smallest_gap is not None]
+        if not sizes:
+            return f"{said}."
+        least, most = decimal(min(sizes)), decimal(max(sizes))
+        return f"{said}; a gap in AUROC of {least} to {most}, by the group's size, would have been."
     return f"Groups that stand apart from the others: {', '.join(flagged)}."
 
 
