@@ -24,7 +24,7 @@ IMAGES = 160
 
 SECTIONS = [  # of the page of one run
     *("result", "notes", "metadata", "findings", "curves", "subgroups", "confusion", "calibration"),
-    *("mistakes", "training", "time", "paper", "published", "claim", "reproduce"),
+    *("decisions", "mistakes", "training", "time", "paper", "published", "claim", "reproduce"),
 ]
 
 Results = dict[str, Any]

@@ -31,7 +31,7 @@ from xray_lightning.report.sections import Mistake, most_confident, with_picture
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import write_run_report
 
-OF_TEST = ("result", "findings", "curves", "calibration", "subgroups", "confusion", "mistakes")
+OF_TEST = tuple(name for name in SECTIONS[:10] if name != "notes")
 DEFINED = len(FINDINGS) - 1  # no image has Hernia
 
 
@@ -74,7 +74,7 @@ def test_what_a_call_is_worth_is_said_of_which_patients(tmp_path: Path) -> None:
     assert f"in which {100 * share:.2g} % of images show Atelectasis" in text
     assert f"{100 * none:.2g} % show no finding at all" in text
     assert "xray evaluate --prevalence" in text
-    stated = Evaluator(resamples=20, prevalence={"Atelectasis": 0.02, "Fibrosis": 0.5})(table)
+    stated = Evaluator(resamples=9, prevalence={"Atelectasis": 0.02, "Fibrosis": 0.5})(table)
     results["metrics"]["test"] = stated
     text = page_of(write_run(tmp_path / "stated", results)).text("confusion")
     row = stated["per_finding"]["Atelectasis"]
@@ -83,9 +83,17 @@ def test_what_a_call_is_worth_is_said_of_which_patients(tmp_path: Path) -> None:
     assert "At most half as frequent as stated: Fibrosis." in text
 
 
+def test_the_decision_curves_say_where_the_model_is_worth_acting_on(whole: Page) -> None:
+    text = whole.text("decisions")
+    assert "5 % on takes 19 needless actions to be worth one" in text
+    assert re.search(r"Shown to be worth acting on, by the threshold: \w+ \([\d.]+ % to", text)
+    assert "Hernia: no image has the finding." in text
+    assert "Of calibrated probabilities (of Hernia raw)" in text
+
+
 def test_each_plot_says_in_words_what_it_shows(whole: Page) -> None:
     plots = whole.of("svg")
-    assert len(plots) == 2 * DEFINED + len(FINDINGS) + 1 + 1 + 3 + 1
+    assert len(plots) == 3 * DEFINED + len(FINDINGS) + 1 + 1 + 3 + 1
     for plot in plots:
         assert plot["role"] == "img"
         assert len(plot["aria-label"]) > 20

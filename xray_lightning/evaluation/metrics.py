@@ -21,6 +21,7 @@ from xray_lightning.evaluation.bootstrap import (
     undefined_reasons,
 )
 from xray_lightning.evaluation.calibration import Calibration
+from xray_lightning.evaluation.decision_curves import DecisionCurves
 from xray_lightning.evaluation.grouping import SUBGROUPS, check_subgroups
 from xray_lightning.evaluation.metadata_baseline import (
     CombinedModel,
@@ -357,6 +358,7 @@ class Evaluator:
         rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
         called = images.scores >= cuts
         rows = _joined(rows, predictive_values(images, called, plain, draws, stated=stated))
+        rows = _joined(rows, self._decision_curves(images, calibration, calibrated))
         figures, missing = _overall(images, estimates, rows, scores=scores, prevalences=shares)
         return {
             **figures,
@@ -378,6 +380,19 @@ class Evaluator:
             "combined_model": None if combined is None else combined.to_plain(),
             "per_finding": rows,
         }
+
+    def _decision_curves(
+        self, images: ScoredImages, calibration: Calibration | None, calibrated: Floats | None
+    ) -> Rows:
+        """The decision curve of each finding, of its calibrated probabilities if it has them."""
+        left = images.findings if calibration is None else calibration.undefined
+        curves = DecisionCurves.of(images, images.scores if calibrated is None else calibrated)
+        found = curves.rows(
+            resamples=self.resamples,
+            seed=self.seed,
+            calibrated=np.array([finding not in left for finding in images.findings]),
+        )
+        return {finding: {"decision_curve": curve} for finding, curve in found.items()}
 
 
 def _by_finding(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> Floats:

@@ -5,8 +5,9 @@ sentence names these patients first, and then what would be so of those whom the
 test set is often richer in findings than any clinic, and nothing in its figures shows that.
 """
 
-from xray_lightning.runs.schema import TestMetrics
-from xray_lightning.terminal import readable, with_interval
+from xray_lightning.evaluation.decision_curves import NOWHERE
+from xray_lightning.runs.schema import DecisionCurve, TestMetrics
+from xray_lightning.terminal import by_reason, readable, with_interval
 
 FAR = 2.0  # times as frequent as stated, or the other way round: another set of patients
 
@@ -53,3 +54,47 @@ def _enriched(test: TestMetrics) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %"
+
+
+def useful_range(curve: DecisionCurve) -> str:
+    """At which thresholds acting on the model is shown to be better than on all and on none."""
+    if curve.useful_from is None or curve.useful_to is None:
+        return "not shown" if curve.net_benefit_ci95 else "no interval"
+    if curve.useful_from == curve.useful_to:
+        return f"at {_percent(curve.useful_from)}"
+    return f"{_percent(curve.useful_from)} to {_percent(curve.useful_to)}"
+
+
+def usefulness(test: TestMetrics) -> str:
+    """Of which findings the model is shown to be worth acting on, at which thresholds."""
+    curves = [
+        (readable(row.finding), row.decision_curve)
+        for row in test.finding_rows
+        if row.decision_curve is not None
+    ]
+    shown = [f"{name} ({useful_range(one)})" for name, one in curves if one.useful_from is not None]
+    never = [name for name, one in curves if one.undefined_reason.get("useful_from") == NOWHERE]
+    said = []
+    if shown:
+        said.append(f"Shown to be worth acting on, by the threshold: {', '.join(shown)}.")
+    if never:
+        said.append(f"At no threshold shown to be worth acting on: {', '.join(never)}.")
+    return " ".join(said) or "Nothing can be shown: there are no intervals."
+
+
+def about_curves(test: TestMetrics) -> list[str]:
+    """Of which probabilities and patients the curves are, and what has none."""
+    curves = {row.finding: row.decision_curve for row in test.finding_rows if row.decision_curve}
+    raw = [readable(finding) for finding, curve in curves.items() if curve.of == "raw"]
+    of = "calibrated" if len(raw) < len(curves) else "raw"
+    but = f" (of {', '.join(raw)} raw)" if raw and of == "calibrated" else ""
+    return [
+        f"Of {of} probabilities{but}, at the prevalences of this test set: where findings are "
+        "rarer, so is the benefit.",
+        "Each threshold has an interval of its own; of several together one may miss by chance.",
+        *by_reason(
+            (readable(finding), reason)
+            for finding, curve in curves.items()
+            if (reason := curve.undefined_reason.get("useful_from", NOWHERE)) != NOWHERE
+        ),
+    ]

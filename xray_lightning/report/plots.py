@@ -176,6 +176,47 @@ def curve_plot(
         return inline(figure, name=name, text=text)
 
 
+@dataclass(frozen=True)
+class NetBenefit:
+    """Net benefit by threshold, with the ends of its intervals; `useful` is where it beats both."""
+
+    thresholds: Sequence[float]
+    model: Sequence[float]
+    ends: Sequence[Interval | None]
+    treat_all: Sequence[float]
+    useful: tuple[float, float] | None
+
+
+def decision_plot(curve: NetBenefit, *, name: str, text: str) -> Markup:
+    """Net benefit over the threshold, its interval, and that of acting on all and on none."""
+    known = [(pt, *ends) for pt, ends in zip(curve.thresholds, curve.ends, strict=True) if ends]
+    top = max([*curve.model, *curve.treat_all, *(high for _, _, high in known), 1e-6])
+    with drawing():
+        figure, axes = _figure(SMALL, left=36, right=8, bottom=32, top=8)
+        axes.axhline(0, color=MUTED, linewidth=1.0, linestyle=":")
+        axes.plot(curve.thresholds, curve.treat_all, "--", color=SERIES[1], linewidth=1.2)
+        if known:
+            low, high = ([ends[side] for ends in known] for side in (1, 2))
+            axes.fill_between(
+                [pt for pt, *_ in known], low, high, color=SERIES[0], alpha=0.2, linewidth=0
+            )
+        axes.plot(curve.thresholds, curve.model, color=SERIES[0])
+        if curve.useful is not None:
+            level = -0.16 * top
+            axes.plot(curve.useful, [level, level], color=SERIES[2], linewidth=4)
+        axes.set_xscale("log")
+        axes.set_xlim(curve.thresholds[0], curve.thresholds[-1])
+        axes.set_ylim(-0.25 * top, 1.08 * top)
+        axes.minorticks_off()
+        ticks = [0.001, 0.01, 0.1, 0.8]
+        axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+        axes.set_xlabel("threshold")
+        axes.set_ylabel("net benefit")
+        return inline(figure, name=name, text=text)
+
+
 def reliability_plot(
     raw: Sequence[Bin], calibrated: Sequence[Bin] | None, *, name: str, text: str
 ) -> Markup:

@@ -16,7 +16,7 @@ from xray_lightning.data.image_files import find_named
 from xray_lightning.data.images import decode_gray
 from xray_lightning.errors import UserError
 from xray_lightning.html.page import data_uri
-from xray_lightning.report import plots
+from xray_lightning.report import clinical_wording, plots
 from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.schema import CalibrationMetrics, Subgroup, TestMetrics, Timing
@@ -101,6 +101,31 @@ def curve_panels(test: TestMetrics, predictions: pd.DataFrame) -> tuple[list[Pan
         )
         precision_recall.append(Panel(title, f"AP {precision}, chance {decimal(chance)}", svg))
     return roc, precision_recall
+
+
+def decision_panels(test: TestMetrics) -> list[Panel]:
+    """The decision curves of the findings that have one."""
+    panels = []
+    for number, row in enumerate(test.finding_rows):
+        curve = row.decision_curve
+        if curve is None or row.auroc is None:
+            continue
+        useful, title = clinical_wording.useful_range(curve), readable(row.finding)
+        svg = plots.decision_plot(
+            plots.NetBenefit(
+                curve.thresholds,
+                curve.net_benefit,
+                curve.net_benefit_ci95 or [None] * len(curve.thresholds),
+                curve.treat_all,
+                None
+                if curve.useful_from is None or curve.useful_to is None
+                else (curve.useful_from, curve.useful_to),
+            ),
+            name=f"decision-{number}",
+            text=f"Decision curve of {title}, {curve.of} probabilities: {useful}",
+        )
+        panels.append(Panel(title, useful, svg))
+    return panels
 
 
 def calibration_panels(test: TestMetrics) -> list[Panel]:

@@ -55,6 +55,9 @@ Interval95 = TypeAliasType(
 GapInterval95 = TypeAliasType(
     "GapInterval95", Annotated[tuple[Gap, Gap], _LISTED, Field(description=_INTERVAL)]
 )
+AnyInterval95 = TypeAliasType(
+    "AnyInterval95", Annotated[tuple[float, float], _LISTED, Field(description=_INTERVAL)]
+)
 Texts = Annotated[tuple[AnyText, ...], _LISTED]
 Split = Literal["train", "val", "test"]
 Finding = TypeAliasType(
@@ -125,6 +128,24 @@ class CalibrationMetrics(_Part):
     )
 
 
+class DecisionCurve(_Part):
+    """Net benefit of acting on one finding's probabilities, by threshold (Vickers & Elkin 2006)."""
+
+    of: Literal["calibrated", "raw"] = Field(description="The probabilities that are acted on")
+    thresholds: Annotated[tuple[Fraction, ...], _LISTED]
+    net_benefit: Annotated[tuple[float, ...], _LISTED]
+    net_benefit_ci95: Annotated[tuple[AnyInterval95 | None, ...], _LISTED] | None
+    treat_all: Annotated[tuple[float, ...], _LISTED] = Field(
+        description="The net benefit of acting on every image; of acting on none it is 0"
+    )
+    useful_from: Fraction | None = Field(
+        description="The thresholds at each of which the interval of the gain over the better of "
+        "treat_all and 0 excludes 0; the longest run of them"
+    )
+    useful_to: Fraction | None
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+
 class FindingMetrics(CalibrationMetrics):
     """The test metrics of one finding; the counts are of images at `threshold`."""
 
@@ -166,6 +187,7 @@ class FindingMetrics(CalibrationMetrics):
     ppv_at_stated_prevalence_ci95: Interval95 | None = None
     npv_at_stated_prevalence: Fraction | None = Field(default=None, description=_BAYES)
     npv_at_stated_prevalence_ci95: Interval95 | None = None
+    decision_curve: DecisionCurve | None = None
     true_positives: Count
     false_positives: Count
     false_negatives: Count

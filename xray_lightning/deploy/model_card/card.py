@@ -111,6 +111,7 @@ def card(info: ModelInfo) -> str:
         data_tables=data_tables,
         headline=None if test is None else headline_table(test),
         test_tables=test_tables,
+        decisions=_decisions(test),
         fitted=None if checkpoint is None else fitted_table(checkpoint),
         calibration=None if checkpoint is None else checkpoint.calibration,
         recalibrated=None if checkpoint is None else checkpoint.recalibrated,
@@ -133,6 +134,13 @@ def checklist_table(run: Run) -> Table:
     ]
     columns = (Column("No."), Column("Item"), Column("Answer"))
     return Table.of(claim.SOURCE, columns, answered, [claim.left_to_authors(run)])
+
+
+def _decisions(test: TestMetrics | None) -> str | None:
+    """What the decision curves show; None of a record without any."""
+    if test is None or not any(row.decision_curve for row in test.finding_rows):
+        return None
+    return " ".join([clinical_wording.usefulness(test), *clinical_wording.about_curves(test)])
 
 
 def front_matter(info: ModelInfo) -> str:
@@ -403,6 +411,8 @@ def _print_test(test: TestMetrics, console: Console) -> None:
         label = wording.calibrated_label(test)
         text = f"Brier score once {label}: {decimal(test.calibrated.brier_macro)}."
         console.print(Text(text, style="dim"))
+    if any(row.decision_curve for row in test.finding_rows):
+        console.print(Text(clinical_wording.usefulness(test), style="dim"))
 
 
 def _print_section(
