@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 from predicted import frame
 
+from xray_lightning.evaluation.abstention import AbstentionRule
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
@@ -24,7 +25,17 @@ IMAGES = 160
 
 SECTIONS = [  # of the page of one run
     *("result", "notes", "metadata", "findings", "curves", "subgroups", "confusion", "calibration"),
-    *("decisions", "mistakes", "training", "time", "paper", "published", "claim", "reproduce"),
+    *(
+        "decisions",
+        "abstention",
+        "mistakes",
+        "training",
+        "time",
+        "paper",
+        "published",
+        "claim",
+        "reproduce",
+    ),
 ]
 
 Results = dict[str, Any]
@@ -54,9 +65,11 @@ def scored(table: pd.DataFrame, *, resamples: int = 40) -> Results:
     validation = predictions(seed=99).assign(split="val")
     train = predictions(seed=98).rename(columns=lambda name: name.removeprefix("label_"))
     metadata = MetadataModel.fit(train.assign(Hernia=train["Mass"]), FINDINGS)
+    points = OperatingRule().fit(validation)
     return Evaluator(resamples=resamples)(
         table,
-        operating_points=OperatingRule().fit(validation),
+        operating_points=points,
+        abstention=AbstentionRule(alpha=0.2).fit(validation, points),
         calibration=Calibrator().fit(validation),
         prevalences=dict.fromkeys(FINDINGS, 0.1),
         metadata=metadata,

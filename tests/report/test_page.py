@@ -31,7 +31,7 @@ from xray_lightning.report.sections import Mistake, most_confident, with_picture
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import write_run_report
 
-OF_TEST = tuple(name for name in SECTIONS[:10] if name != "notes")
+OF_TEST = tuple(name for name in SECTIONS[:11] if name not in ("notes", "metadata"))
 DEFINED = len(FINDINGS) - 1  # no image has Hernia
 
 
@@ -89,6 +89,13 @@ def test_the_decision_curves_say_where_the_model_is_worth_acting_on(whole: Page)
     assert re.search(r"Shown to be worth acting on, by the threshold: \w+ \([\d.]+ % to", text)
     assert "Hernia: no image has the finding." in text
     assert "Of calibrated probabilities (of Hernia raw)" in text
+
+
+def test_what_the_model_would_say_nothing_of_stands_in_a_table(whole: Page) -> None:
+    text = whole.text("abstention")
+    assert "of those it says no of fewer than 20 % are missed, with 90 % confidence" in text
+    assert "Hernia: no lower threshold, no validation image has the finding." in text
+    assert "Patients with a no" in text
 
 
 def test_each_plot_says_in_words_what_it_shows(whole: Page) -> None:

@@ -36,7 +36,7 @@ def describe(checkpoint: Mapping[str, Any], *, sha256: str) -> dict[str, Any]:
         sha256: of the checkpoint's file.
     """
     same = ("findings", "image_size", "normalize", "model", "split_sha256")
-    fitted = ("thresholds", "operating_points", "calibration", "recalibrated")
+    fitted = ("thresholds", "operating_points", "calibration", "abstention", "recalibrated")
     return {
         "schema_version": SCHEMA_VERSION,
         "notice": NOTICE,

@@ -13,6 +13,7 @@ import torch
 
 from xray_lightning.data.datamodule import SIDES
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.compare import SCORES, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
@@ -21,7 +22,7 @@ from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, fitted_of
+from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, abstention_of, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
 from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
@@ -130,6 +131,7 @@ def score(
     )
     whole, each = answers.of(options.side)
     points, calibration, source = _fitted(members, answers, options.side)
+    abstention = _abstention(members, answers, points)
     metadata = MetadataModel.from_plain(trained.metadata_model) or MetadataModel.fit(
         data.table("train"), data.findings
     )
@@ -139,6 +141,7 @@ def score(
         whole,
         operating_points=points,
         calibration=calibration,
+        abstention=abstention,
         prevalences=trained.prevalences or training_prevalences(data),
         metadata=metadata,
         combined=_combined(answers, options.side, trained, metadata, own=source),
@@ -269,6 +272,20 @@ def _combined(
         return None
     val = answers.given["val"] if "val" in answers.given else answers.of("val")[0]
     return CombinedModel.fit(val, metadata)
+
+
+def _abstention(
+    members: Sequence[Member], answers: Answers, points: OperatingPoints | None
+) -> Abstention | None:
+    """The checkpoint's own lower thresholds, or an ensemble's, fitted by the first's rule."""
+    try:
+        own = abstention_of(members[0].described)
+    except UserError as error:
+        raise UserError(f"{members[0].path}: {error}") from error
+    if own is None or points is None or len(members) == 1:
+        return own if points else None
+    val, _ = answers.of("val")
+    return AbstentionRule(own.alpha, own.confidence).fit(val, points)
 
 
 def folder_for(

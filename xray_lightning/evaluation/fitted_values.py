@@ -42,6 +42,14 @@ class FittedValues:
             raise self._damaged(f"{key} is {_shortened(value)}")
         return value
 
+    def share(self, key: str) -> float:
+        """A number between 0 and 1."""
+        value = self.value(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < 1:
+            raise self._damaged(f"{key} is {_shortened(value)}")
+        return float(value)
+
     def by_finding(
         self, key: str, *, low: float = -math.inf, high: float = math.inf
     ) -> dict[str, float]:

@@ -9,11 +9,12 @@ import pandas as pd
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.abstention import AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.grouping import SUBGROUPS
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import describe_best, fitted_of
+from xray_lightning.evaluation.model_entry import abstention_of, describe_best, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.models.checkpoint import read_checkpoint
 
@@ -39,6 +40,7 @@ class Judge:
         subgroups: the columns that images are grouped by; none for no subgroups.
         operating_point: the rule by which each finding's threshold is chosen.
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
+        abstention: how the thresholds are chosen below which the model says no; None for none.
         shuffled: whether the run trains its recipe again, on shuffled labels.
         prevalence: of the findings where the model is to be used; see `StatedPrevalence.of`.
 
@@ -51,6 +53,7 @@ class Judge:
         *,
         operating_point: OperatingRule | None,
         calibration: Calibrator | None = None,
+        abstention: AbstentionRule | None = None,
         resamples: int = 1000,
         seed: int = 0,
         shuffled: bool = False,
@@ -70,6 +73,12 @@ class Judge:
             )
         if not isinstance(shuffled, bool):
             raise UserError(f"evaluation.shuffled={shuffled} must be true or false")
+        if abstention is not None and not isinstance(abstention, AbstentionRule):
+            raise UserError(
+                f"evaluation.abstention={abstention} is neither null nor a rule; give "
+                "evaluation.abstention.alpha=0.05"
+            )
+        self.abstention = abstention
         self.operating_point, self.calibration = operating_point, calibration
         self.shuffled = shuffled
         self.evaluator = Evaluator(
@@ -107,19 +116,29 @@ class Judge:
         Raises:
             XrayError: what cannot be scored, or a checkpoint that cannot be read or written.
         """
-        points, calibration = None, None
+        points, calibration, abstention = None, None, None
         if not fit:
-            points, calibration = fitted_of(read_checkpoint(checkpoint)["xray"])
+            described = read_checkpoint(checkpoint)["xray"]
+            points, calibration = fitted_of(described)
+            abstention = abstention_of(described)
         self._tell_what_differs(checkpoint, points, calibration)
         points = points or self.operating_point.fit(val)
         wanted = self.calibration
         calibration = None if wanted is None else calibration or wanted.fit(val)
+        rule = self.abstention
+        abstention = None if rule is None else abstention or rule.fit(val, points)
         if fit:
-            describe_best(checkpoint, operating_points=points, calibration=calibration)
+            describe_best(
+                checkpoint,
+                operating_points=points,
+                calibration=calibration,
+                abstention=abstention,
+            )
         return self.evaluator(
             test,
             operating_points=points,
             calibration=calibration,
+            abstention=abstention,
             prevalences=prevalences,
             metadata=metadata,
             combined=None if metadata is None else CombinedModel.fit(val, metadata),

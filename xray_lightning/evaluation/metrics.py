@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, check_whole
+from xray_lightning.evaluation.abstention import Abstention, AbstentionScores
 from xray_lightning.evaluation.bootstrap import (
     ALL_THE_SAME,
     NAN,
@@ -299,6 +300,7 @@ class Evaluator:
         *,
         operating_points: OperatingPoints | None = None,
         calibration: Calibration | None = None,
+        abstention: Abstention | None = None,
         prevalences: Mapping[str, float] | None = None,
         metadata: MetadataModel | None = None,
         combined: CombinedModel | None = None,
@@ -316,6 +318,7 @@ class Evaluator:
                 paper's.
             calibration: of which the `calibrated` block tells what it would change. Everything
                 else is of the probabilities as they are.
+            abstention: the thresholds below which the model says no; None for none.
             prevalences: share of the training images with each finding, for the
                 baseline that gives each image the same probabilities; None for no such baseline.
             metadata: the baseline that sees no image, fitted on training images; None for none.
@@ -348,8 +351,11 @@ class Evaluator:
         called = images.scores >= cuts
         subgroups = Subgroups.of(images, called=called, names=self.subgroups)
         baseline = MetadataScores.of(images, metadata, combined)
+        if abstention is not None:
+            _refuse_others(abstention.low, images.findings, what="abstention")
+        silent = AbstentionScores.of(images, abstention, cuts)
         plain, draws = resampled(
-            lambda drawn: scores(drawn) | subgroups(drawn) | baseline(drawn),
+            lambda drawn: scores(drawn) | subgroups(drawn) | baseline(drawn) | silent(drawn),
             patients=images.count,
             resamples=self.resamples,
             seed=self.seed,
@@ -358,6 +364,7 @@ class Evaluator:
         rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
         called = images.scores >= cuts
         rows = _joined(rows, predictive_values(images, called, plain, draws, stated=stated))
+        rows = _joined(rows, silent.rows(plain, draws))
         rows = _joined(rows, self._decision_curves(images, calibration, calibrated))
         figures, missing = _overall(images, estimates, rows, scores=scores, prevalences=shares)
         return {
@@ -372,6 +379,9 @@ class Evaluator:
             "operating_point": None
             if operating_points is None
             else {k: v for k, v in operating_points.to_plain().items() if k != "cuts"},
+            "abstention": None
+            if abstention is None
+            else {key: getattr(abstention, key) for key in ("alpha", "confidence", "patients")},
             "calibrated": None
             if calibration is None or calibrated is None
             else _calibrated(images, estimates, calibration, calibrated),

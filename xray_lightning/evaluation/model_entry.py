@@ -1,4 +1,4 @@
-"""Operating points and calibration fitted on validation, kept in the checkpoint they belong to."""
+"""What was fitted on validation, kept in the checkpoint that it belongs to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.abstention import Abstention
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.fitted_values import AGAIN, FittedValues
 from xray_lightning.evaluation.operating_points import OperatingPoints
@@ -13,9 +14,13 @@ from xray_lightning.findings import FINDINGS
 
 
 def describe_best(
-    path: Path, *, operating_points: OperatingPoints, calibration: Calibration | None
+    path: Path,
+    *,
+    operating_points: OperatingPoints,
+    calibration: Calibration | None,
+    abstention: Abstention | None = None,
 ) -> None:
-    """Write operating points and calibration into a saved checkpoint's `xray` entry.
+    """Write what was fitted on validation into a saved checkpoint's `xray` entry.
 
     `thresholds`, which was 0.5 for each finding, becomes the cuts. All else stays as it is, and a
     kill leaves the old file or the new.
@@ -39,6 +44,7 @@ def fitted_entry(points: OperatingPoints, calibration: Calibration | None) -> di
         "thresholds": dict(plain["cuts"]),
         "operating_points": plain,
         "calibration": None if calibration is None else calibration.to_plain(),
+        "abstention": None if abstention is None else abstention.to_plain(),
     }
 
 
@@ -61,6 +67,24 @@ def fitted_of(described: Mapping[str, Any]) -> tuple[OperatingPoints | None, Cal
     if calibration is None:
         return read, None
     return read, Calibration.from_plain(calibration, findings=findings)
+
+
+def abstention_of(described: Mapping[str, Any]) -> Abstention | None:
+    """The lower thresholds of a checkpoint's `xray` entry; None where it has none.
+
+    Raises:
+        UserError: one line, where what is there is not what `describe_best` has written.
+    """
+    plain, findings = described.get("abstention"), described.get("findings", FINDINGS)
+    if plain is None:
+        return None
+    read = Abstention.from_plain(plain, findings=findings)
+    points, _ = fitted_of(described)
+    if points is None or any(read.low[finding] > cut for finding, cut in points.cuts.items()):
+        raise UserError(
+            f"the checkpoint's abstention thresholds do not lie below its operating points; {AGAIN}"
+        )
+    return read
 
 
 AVERAGES = ("probabilities", "logits")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
 from xray_lightning.evaluation.grouping import subgroups_in
@@ -88,7 +89,7 @@ def recompute(
         raise UserError(
             f"--val {val} is the file that is scored: operating points must be fitted to others"
         )
-    points, calibration = (None, None) if val is None else _fit(val, trained)
+    points, calibration, abstention = (None,) * 3 if val is None else _fit(val, trained)
     if val is None:
         notes.append(NO_VAL)
     elif trained.tested_only:
@@ -107,6 +108,7 @@ def recompute(
         table,
         operating_points=points,
         calibration=calibration,
+        abstention=abstention,
         prevalences=trained.prevalences,
         metadata=metadata,
         combined=combined,
@@ -117,12 +119,21 @@ def recompute(
     return Recomputed(predictions, val, metrics, tuple(notes), both)
 
 
-def _fit(val: Path, trained: Provenance) -> tuple[OperatingPoints, Calibration | None]:
+def _fit(
+    val: Path, trained: Provenance
+) -> tuple[OperatingPoints, Calibration | None, Abstention | None]:
     table = read_predictions(val)
     rule = OperatingRule(**_options(trained.evaluation.get("operating_point")))
     given = trained.evaluation.get("calibration", {})
     calibrator = None if given is None else Calibrator(**_options(given))
-    return rule.fit(table), None if calibrator is None else calibrator.fit(table)
+    given = trained.evaluation.get("abstention", {})
+    abstention = None if given is None else AbstentionRule(**_options(given))
+    points = rule.fit(table)
+    return (
+        points,
+        None if calibrator is None else calibrator.fit(table),
+        None if abstention is None else abstention.fit(table, points),
+    )
 
 
 def _options(given: Any) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def _options(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return {}
     options = {key: value for key, value in given.items() if not key.startswith("_")}
-    unknown = options.keys() - {"rule", "target", "method"}
+    unknown = options.keys() - {"rule", "target", "method", "alpha", "confidence"}
     if unknown:
         raise UserError(f"results.json beside the predictions: evaluation has {sorted(unknown)}")
     return options

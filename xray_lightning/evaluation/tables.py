@@ -105,6 +105,7 @@ def show_scored(scored: Scored, console: Console) -> None:
             say(f"{words[0].upper()}{words[1:]}: {source}", console=console)
     _show_baselines(metrics, console)
     _show_predictive_values(metrics, console)
+    _show_abstention(metrics, console)
     if content["ensemble"] is not None:
         _show_gain(content, console)
     if content["expert_labels"] is not None:
@@ -122,6 +123,7 @@ def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     if recomputed.expert_labels is not None:
         show_expert_labels(recomputed.expert_labels, console)
     _show_predictive_values(recomputed.metrics, console)
+    _show_abstention(recomputed.metrics, console)
     for note in recomputed.notes:
         say(f"Note: {note}", console=console, style="yellow")
 
@@ -153,6 +155,19 @@ def _show_predictive_values(metrics: Mapping[str, Any], console: Console) -> Non
         )
         table.add_row(Text(readable(finding)), *figures)
     console.print(table)
+
+
+def _show_abstention(metrics: Mapping[str, Any], console: Console) -> None:
+    """Print of how many images the model would say yes or no, where it has thresholds for that."""
+    rows = {finding: row.get("abstention") for finding, row in metrics["per_finding"].items()}
+    answered = [
+        f"{readable(finding)} {decimal(row['answered'])}"
+        for finding, row in rows.items()
+        if row and row["low"] is not None
+    ]
+    if metrics["abstention"] is not None:
+        said = f"answers of {', '.join(answered)}" if answered else "never says no"
+        say(f"With abstention it {said} (share of images)", console=console)
 
 
 def _show_gain(content: Mapping[str, Any], console: Console) -> None:

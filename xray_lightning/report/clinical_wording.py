@@ -6,8 +6,8 @@ test set is often richer in findings than any clinic, and nothing in its figures
 """
 
 from xray_lightning.evaluation.decision_curves import NOWHERE
-from xray_lightning.runs.schema import DecisionCurve, TestMetrics
-from xray_lightning.terminal import by_reason, readable, with_interval
+from xray_lightning.runs.schema import DecisionCurve, FindingRow, TestMetrics
+from xray_lightning.terminal import by_reason, counted, readable, with_interval
 
 FAR = 2.0  # times as frequent as stated, or the other way round: another set of patients
 
@@ -98,3 +98,33 @@ def about_curves(test: TestMetrics) -> list[str]:
             if (reason := curve.undefined_reason.get("useful_from", NOWHERE)) != NOWHERE
         ),
     ]
+
+
+def abstention(test: TestMetrics) -> str:
+    """What the thresholds between yes and no promise, and on how many patients."""
+    rule = test.abstention
+    if rule is None:
+        return "No thresholds of abstention were fitted."
+    return (
+        "From its operating point on the model would say yes of a finding, below a lower threshold "
+        f"no, and between them nothing. Fitted on {counted(rule.patients, 'validation patient')}, "
+        f"so that of those it says no of fewer than {_percent(rule.alpha)} are missed, with "
+        f"{_percent(rule.confidence)} confidence for each finding. Of a finding that fewer than "
+        f"{_percent(rule.alpha)} of patients have, that asks for nothing."
+    )
+
+
+def abstention_rows(test: TestMetrics) -> list[FindingRow]:
+    """The findings that have a lower threshold."""
+    return [row for row in test.finding_rows if row.abstention and row.abstention.low is not None]
+
+
+def without_abstention(test: TestMetrics) -> list[str]:
+    """Why the others have none, one sentence a reason."""
+    return by_reason(
+        (readable(row.finding), f"no lower threshold, {reason}" if key == "low" else reason)
+        for row in test.finding_rows
+        if row.abstention
+        for key, reason in row.abstention.undefined_reason.items()
+        if key == "low" or row.abstention.low is not None
+    )

@@ -43,6 +43,7 @@ SECTIONS = {
     "confusion": "Thresholds",
     "calibration": "Calibration",
     "decisions": "Decision curves",
+    "abstention": "Abstention",
     "mistakes": "Mistakes",
     "training": "Training",
     "time": "Time",

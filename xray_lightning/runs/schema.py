@@ -146,6 +146,30 @@ class DecisionCurve(_Part):
     undefined_reason: Reasons = Field(description=_REASONS)
 
 
+class AbstentionMetrics(_Part):
+    """What the model does if it says no below `low`, yes from `high` on, and else nothing."""
+
+    low: Fraction | None
+    high: Fraction
+    answered: Fraction | None = Field(description="Share of images that it says yes or no of")
+    answered_ci95: Interval95 | None
+    misses_among_no: Fraction | None = Field(
+        description="Of the patients with an image that it says no of, those of whom one such "
+        "image shows the finding"
+    )
+    misses_among_no_ci95: Interval95 | None
+    patients: Count = Field(description="Test patients with an image that it says no of")
+    undefined_reason: Reasons = Field(description=_REASONS)
+
+
+class AbstentionRule(_Part):
+    """How the thresholds below which the model says no were chosen on validation."""
+
+    alpha: Fraction = Field(description="The share of misses that `low` stays under")
+    confidence: Fraction = Field(description="With which it does, of each finding for itself")
+    patients: Count = Field(description="Of validation")
+
+
 class FindingMetrics(CalibrationMetrics):
     """The test metrics of one finding; the counts are of images at `threshold`."""
 
@@ -188,6 +212,7 @@ class FindingMetrics(CalibrationMetrics):
     npv_at_stated_prevalence: Fraction | None = Field(default=None, description=_BAYES)
     npv_at_stated_prevalence_ci95: Interval95 | None = None
     decision_curve: DecisionCurve | None = None
+    abstention: AbstentionMetrics | None = None
     true_positives: Count
     false_positives: Count
     false_negatives: Count
@@ -370,6 +395,9 @@ class TestMetrics(_Part):
     undefined_reason: Reasons = Field(description=_REASONS)
     operating_point: OperatingPoint | None = Field(
         description="How the thresholds were chosen on validation; null for 0.5 everywhere"
+    )
+    abstention: AbstentionRule | None = Field(
+        default=None, description="Of the `abstention` of each finding; null where it is off"
     )
     calibrated: Calibrated | None = Field(
         description="What calibration would change; all else is of the raw probabilities"

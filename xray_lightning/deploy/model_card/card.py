@@ -49,6 +49,7 @@ from xray_lightning.terminal import (
     numbers,
     percent,
     print_table,
+    probability,
     readable,
     signed,
     with_interval,
@@ -112,6 +113,8 @@ def card(info: ModelInfo) -> str:
         headline=None if test is None else headline_table(test),
         test_tables=test_tables,
         decisions=_decisions(test),
+        clinical=clinical_wording,
+        abstaining=None if test is None else _abstaining(test),
         fitted=None if checkpoint is None else fitted_table(checkpoint),
         calibration=None if checkpoint is None else checkpoint.calibration,
         recalibrated=None if checkpoint is None else checkpoint.recalibrated,
@@ -141,6 +144,19 @@ def _decisions(test: TestMetrics | None) -> str | None:
     if test is None or not any(row.decision_curve for row in test.finding_rows):
         return None
     return " ".join([clinical_wording.usefulness(test), *clinical_wording.about_curves(test)])
+
+
+def _abstaining(test: TestMetrics) -> str:
+    """What each finding's thresholds do on the test images, and why others have none."""
+    said = [
+        f"{readable(row.finding)}: no below {probability(of.low)}, yes from "
+        f"{probability(of.high)}; {with_interval(of.answered, of.answered_ci95)} of images "
+        f"answered, {with_interval(of.misses_among_no, of.misses_among_no_ci95)} of "
+        f"{counted(of.patients, 'patient')} missed among its no."
+        for row in clinical_wording.abstention_rows(test)
+        if (of := row.abstention) is not None and of.low is not None
+    ]
+    return " ".join([*said, *clinical_wording.without_abstention(test)])
 
 
 def front_matter(info: ModelInfo) -> str:
