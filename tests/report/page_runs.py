@@ -25,17 +25,8 @@ IMAGES = 160
 
 SECTIONS = [  # of the page of one run
     *("result", "notes", "metadata", "findings", "curves", "subgroups", "confusion", "calibration"),
-    *(
-        "decisions",
-        "abstention",
-        "mistakes",
-        "training",
-        "time",
-        "paper",
-        "published",
-        "claim",
-        "reproduce",
-    ),
+    *("decisions", "abstention", "mistakes", "training", "time", "paper", "published", "claim"),
+    "reproduce",
 ]
 
 Results = dict[str, Any]
