@@ -86,7 +86,9 @@ def test_of_one_image_a_patient_the_threshold_is_the_last_that_mapies_p_values_p
     last = int((scores < low).sum())
     assert 120 < last < 600
     sizes = np.arange(120, last + 2)
-    shares = (np.cumsum(labels)[sizes - 1] - 1e-9).clip(0) / sizes  # it rounds up what rounding adds
+    shares = (np.cumsum(labels)[sizes - 1] - 1e-9).clip(
+        0
+    ) / sizes  # it rounds up what rounding adds
     values = compute_hoeffding_bentkus_p_value(shares, sizes, RULE.alpha, binary=True).ravel()
     first = 0 if values[0] <= 0.1 else int(np.argmax(values <= 0.1))
     assert first < 20  # the tests start where one more miss becomes possible

@@ -33,12 +33,17 @@ def describe_best(
     from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 
     checkpoint = read_checkpoint(path)
-    checkpoint["xray"] = {**checkpoint["xray"], **fitted_entry(operating_points, calibration)}
+    checkpoint["xray"] = {
+        **checkpoint["xray"],
+        **fitted_entry(operating_points, calibration, abstention),
+    }
     write_checkpoint(checkpoint, path)
 
 
-def fitted_entry(points: OperatingPoints, calibration: Calibration | None) -> dict[str, Any]:
-    """What a checkpoint's `xray` entry says of them."""
+def fitted_entry(
+    points: OperatingPoints, calibration: Calibration | None, abstention: Abstention | None = None
+) -> dict[str, Any]:
+    """What a checkpoint's `xray` entry says of them; thresholds of abstention go with the rest."""
     plain = points.to_plain()
     return {
         "thresholds": dict(plain["cuts"]),
