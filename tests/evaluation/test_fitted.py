@@ -101,6 +101,7 @@ def test_nothing_but_the_description_changes(best: Path) -> None:
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     assert len(leaves(before["optimizer_states"])) > 10
     assert new == old | {
+        "abstention": None,
         "thresholds": POINTS.cuts,
         "operating_points": POINTS.to_plain(),
         "calibration": CALIBRATION.to_plain(),

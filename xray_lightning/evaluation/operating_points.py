@@ -115,7 +115,8 @@ class OperatingRule:
     def __post_init__(self) -> None:
         key = "evaluation.operating_point"
         if self.rule not in RULES:
-            raise UserError(f"{key}.rule={self.rule} must be one of {', '.join(RULES)}")
+            shown = str(self.rule)[:60]  # a damaged checkpoint may hold anything
+            raise UserError(f"{key}.rule={shown} must be one of {', '.join(RULES)}")
         if self.rule not in AIMED:
             if self.target is not None:
                 raise UserError(
