@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import ONE_PATIENT, Estimate, undefined_reasons
 from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.evaluation.operating_points import CLOSEST, OperatingPoints
 from xray_lightning.findings import FINDINGS
@@ -242,6 +241,9 @@ class AbstentionScores:
         self, plain: Mapping[str, Floats], draws: Mapping[str, Floats]
     ) -> dict[str, dict[str, Any]]:
         """The figures of each finding, for JSON; none where no thresholds were fitted."""
+        # It imports torch, and who reads the thresholds of an exported model does not.
+        from xray_lightning.evaluation.bootstrap import ONE_PATIENT, Estimate, undefined_reasons
+
         if self.fitted is None:
             return {finding: {} for finding in self.images.findings}
         found = {}
