@@ -192,7 +192,7 @@ def decision_plot(curve: NetBenefit, *, name: str, text: str) -> Markup:
     known = [(pt, *ends) for pt, ends in zip(curve.thresholds, curve.ends, strict=True) if ends]
     top = max([*curve.model, *curve.treat_all, *(high for _, _, high in known), 1e-6])
     with drawing():
-        figure, axes = _figure(SMALL, left=36, right=8, bottom=32, top=8)
+        figure, axes = _figure(SMALL, left=50, right=8, bottom=32, top=8)
         axes.axhline(0, color=MUTED, linewidth=1.0, linestyle=":")
         axes.plot(curve.thresholds, curve.treat_all, "--", color=SERIES[1], linewidth=1.2)
         if known:
