@@ -170,7 +170,7 @@ def _least(values: Floats, patients: Integers, count: int) -> Floats:
     return least
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # of a decision curve, two a threshold
 def misses_allowed(alpha: float, risk: float, most: int) -> Integers:
     """The misses m of k = 0 to `most` patients up to which P(Bin(k, alpha) <= m) <= risk.
 

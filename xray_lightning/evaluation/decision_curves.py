@@ -4,7 +4,9 @@ Who acts from a probability pt on takes one needless action to be worth pt / (1 
 that is acted on in time. The net benefit of acting so is TP/n - FP/n x pt / (1 - pt); acting on all
 images has one too, and acting on none has 0 (Vickers & Elkin, Medical Decision Making 2006; 26).
 A model is worth acting on where it beats both. Intervals are of the same resamples of patients as
-all others, and the gain over the better of both is taken within each of them.
+all others, and the gain over the better of both is taken within each of them. Where no patient
+below pt has the finding, no resample shows a miss, however few they are: there must be patients
+enough for a binomial test, too.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xray_lightning.evaluation.abstention import misses_allowed
 from xray_lightning.evaluation.bootstrap import (
     FEW_PATIENTS,
     NO_RESAMPLES,
@@ -103,6 +106,7 @@ class DecisionCurves:
             model, everyone = self.net_benefit(block)
             drawn[rows_of], gains[rows_of] = model, model - np.maximum(everyone, 0)
         enough = np.logical_and(*self.images.enough())
+        borne_out = self.borne_out()
         rows = {}
         for column, finding in enumerate(self.images.findings):
             why = one_class(self.images.labels[:, column])
@@ -113,9 +117,33 @@ class DecisionCurves:
                 "thresholds": list(THRESHOLDS),
                 "net_benefit": _rounded(plain[column]),
                 "treat_all": _rounded(treat_all[column]),
-                **_intervals(drawn[:, column], gains[:, column], why),
+                **_intervals(drawn[:, column], gains[:, column], borne_out[column], why),
             }
         return rows
+
+    def borne_out(self) -> Bools:
+        """Where the patients are enough to tell the model from acting on all and on none, (F, T).
+
+        Acting on all is better where the finding's share among the images left is above pt, acting
+        on none where its share among those acted on is below pt. Both are refused at 2.5 % by a
+        binomial test (Clopper & Pearson, Biometrika 1934) of as many trials as there are patients
+        left, or acted on, as if all images of a patient were one, and of the share of the images.
+        """
+        shape = (self.images.count, len(self.images.findings), len(self.odds))
+        images, positives, acted = np.split(self.counts, [1, 1 + shape[1]], axis=1)
+        true, false = (part.reshape(shape) for part in np.split(acted, 2, axis=1))
+        left, missed = images[..., None] - true - false, positives[..., None] - true
+        found = np.ones(shape[1:], dtype=bool)
+        for of, wrong, share in (
+            (left, missed, lambda threshold: threshold),
+            (true + false, false, lambda threshold: 1 - threshold),
+        ):
+            patients = (of > 0).sum(axis=0)  # (F, T)
+            errors = np.ceil(wrong.sum(axis=0) / np.maximum(of.sum(axis=0), 1) * patients)
+            for place, threshold in enumerate(THRESHOLDS):
+                allowed = misses_allowed(share(threshold), 0.025, shape[0])
+                found[:, place] &= errors[:, place] <= allowed[patients[:, place]]
+        return found
 
     def _blocks(self, resamples: int, seed: int) -> Iterator[tuple[slice, Floats]]:
         """The draws of the patients, many at once: their places, and shape (R, patients)."""
@@ -129,10 +157,11 @@ def _rounded(values: Floats) -> list[float]:
     return [float(value) for value in values.round(DIGITS) + 0.0]  # no -0.0
 
 
-def _intervals(drawn: Floats, gains: Floats, why: str | None) -> dict[str, Any]:
+def _intervals(drawn: Floats, gains: Floats, borne_out: Bools, why: str | None) -> dict[str, Any]:
     """The intervals of net benefit and where its gain excludes 0, from draws (R, T).
 
     Args:
+        borne_out: where the patients are enough, shape (T,).
         why: there are none; None where there are.
     """
     names = ("net_benefit_ci95", "useful_from", "useful_to")
@@ -142,7 +171,7 @@ def _intervals(drawn: Floats, gains: Floats, why: str | None) -> dict[str, Any]:
     pairs = [[float(low), float(high)] if low < high else None for low, high in ends.T]
     reasons = {names[0]: NO_SPREAD} if None in pairs else {}
     lowest = np.quantile(gains, 0.025, axis=0)
-    found = longest_run(lowest > 0)
+    found = longest_run((lowest > 0) & borne_out)
     useful = (None, None) if found is None else (THRESHOLDS[found[0]], THRESHOLDS[found[1]])
     return {
         "net_benefit_ci95": pairs,

@@ -140,7 +140,7 @@ class DecisionCurve(_Part):
     )
     useful_from: Fraction | None = Field(
         description="The thresholds at each of which the interval of the gain over the better of "
-        "treat_all and 0 excludes 0; the longest run of them"
+        "treat_all and 0 excludes 0, and patients are enough; the longest run of them"
     )
     useful_to: Fraction | None
     undefined_reason: Reasons = Field(description=_REASONS)
