@@ -289,7 +289,9 @@ def test_recalibrating_mends_what_is_off_and_keeps_all_else(
     assert all(
         torch.equal(new["state_dict"][key], old["state_dict"][key]) for key in old["state_dict"]
     )
-    fitted = {"thresholds", "operating_points", "calibration", "recalibrated"}
+    # Thresholds of abstention hold beside the operating points that they were fitted with alone.
+    assert now["abstention"] is None
+    fitted = {"thresholds", "operating_points", "calibration", "recalibrated", "abstention"}
     assert {key: now[key] for key in now.keys() - fitted} == {
         key: was[key] for key in was.keys() - fitted
     }

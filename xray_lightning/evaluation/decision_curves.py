@@ -134,14 +134,15 @@ class DecisionCurves:
         true, false = (part.reshape(shape) for part in np.split(acted, 2, axis=1))
         left, missed = images[..., None] - true - false, positives[..., None] - true
         found = np.ones(shape[1:], dtype=bool)
-        for of, wrong, share in (
-            (left, missed, lambda threshold: threshold),
-            (true + false, false, lambda threshold: 1 - threshold),
+        worthless = np.array(THRESHOLDS)  # share of errors at which acting so gains nothing
+        for of, wrong, shares in (
+            (left, missed, worthless),
+            (true + false, false, 1 - worthless),
         ):
             patients = (of > 0).sum(axis=0)  # (F, T)
             errors = np.ceil(wrong.sum(axis=0) / np.maximum(of.sum(axis=0), 1) * patients)
-            for place, threshold in enumerate(THRESHOLDS):
-                allowed = misses_allowed(share(threshold), 0.025, shape[0])
+            for place, share in enumerate(shares.tolist()):
+                allowed = misses_allowed(share, 0.025, shape[0])
                 found[:, place] &= errors[:, place] <= allowed[patients[:, place]]
         return found
 

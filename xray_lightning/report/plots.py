@@ -209,10 +209,10 @@ def decision_plot(curve: NetBenefit, *, name: str, text: str) -> Markup:
         axes.set_ylim(-0.25 * top, 1.08 * top)
         axes.minorticks_off()
         ticks = [0.001, 0.01, 0.1, 0.8]
-        axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+        axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-        axes.set_xlabel("threshold")
+        axes.set_xlabel("threshold in %")
         axes.set_ylabel("net benefit")
         return inline(figure, name=name, text=text)
 
