@@ -31,7 +31,7 @@ from xray_lightning.findings import differing
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
 from xray_lightning.runs.folder import Provenance
-from xray_lightning.runs.predictions import csv_of
+from xray_lightning.runs.predictions import write_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import finite, predictions_name
 
@@ -217,7 +217,7 @@ def write(scored: Scored) -> Path:
         for side in set(SIDES) - scored.predictions.keys():
             (out / predictions_name(side)).unlink(missing_ok=True)  # of an earlier evaluation
         for side, predictions in scored.predictions.items():
-            write_atomically(out / predictions_name(side), csv_of(predictions))
+            write_predictions(out, predictions, side=side)
         write_atomically(out / FILE_NAME, text + "\n")
     return out
 

@@ -14,7 +14,9 @@ from rich.text import Text
 
 from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells, shown
 from xray_lightning.errors import RunFailedError, UserError
+from xray_lightning.files import write_atomically
 from xray_lightning.findings import FINDINGS, check_findings, folded
+from xray_lightning.runs.record import predictions_name
 from xray_lightning.terminal import (
     decimal,
     interval,
@@ -70,6 +72,15 @@ def csv_of(predictions: pd.DataFrame) -> str:
     Probabilities are float32, which nine digits tell apart (IEEE 754).
     """
     return predictions.to_csv(index=False, float_format="%.9g")
+
+
+def write_predictions(folder: Path, predictions: pd.DataFrame, *, side: str) -> None:
+    """Write predictions_<side>.csv into a folder.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is untouched.
+    """
+    write_atomically(folder / predictions_name(side), csv_of(predictions))
 
 
 def images_add(

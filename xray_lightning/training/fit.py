@@ -25,13 +25,18 @@ from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
-from xray_lightning.files import check_writable, write_atomically
+from xray_lightning.files import check_writable
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
-from xray_lightning.runs.predictions import csv_of, metrics_table, prediction_table, shuffled_reach
-from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
+from xray_lightning.runs.predictions import (
+    metrics_table,
+    prediction_table,
+    shuffled_reach,
+    write_predictions,
+)
+from xray_lightning.runs.record import RunRecord, differences, kept_warnings
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
     FiniteLoss,
@@ -234,7 +239,7 @@ def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
                 findings=job.data.findings,
                 further=job.data.further_columns,
             )
-            write_atomically(job.folder / predictions_name(side), csv_of(predictions[side]))
+            write_predictions(job.folder, predictions[side], side=side)
     trainer.loggers = loggers
     if job.leads:
         metrics = job.judge(
