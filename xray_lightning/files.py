@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
 from xray_lightning.errors import RunFailedError, UserError, one_line
 
 # What ends a write and is no mistake of the caller's: no room, a quota, a limit, a failing disk.
@@ -104,6 +102,8 @@ def working_in(root: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written, or another download works in it.
     """
+    from filelock import FileLock, Timeout  # `--help` should not wait for it
+
     state = root / STATE
     try:
         state.mkdir(parents=True, exist_ok=True)
