@@ -5,10 +5,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from xray_lightning.errors import EXIT_INTERRUPTED, InterruptedRunError, RunFailedError, XrayError
+
+WAIT_SECONDS = 0.2  # at once, for a result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,9 +66,9 @@ def in_threads(
             todo.put((future, item))
             del future
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft())
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -77,6 +79,17 @@ def in_threads(
             todo.put(None)
         for thread in () if interrupted else pool:
             thread.join()
+
+
+def _result(future: Future[Result]) -> Result:
+    """Its result, waited for a little at a time.
+
+    A signal that comes just before a wait is only seen after it, however long that is: tried, one
+    Ctrl-C in sixty.
+    """
+    while not future.done():
+        wait([future], timeout=WAIT_SECONDS)
+    return future.result()
 
 
 def all_of(

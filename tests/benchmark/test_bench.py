@@ -237,6 +237,7 @@ def test_a_missing_peer_that_was_named_is_an_error_with_its_install_line(phantom
         time_arms(Options(data=phantoms, command="", accelerator="cpu", arms=["timm"]))
 
 
+@pytest.mark.slow
 def test_control_c_leaves_no_process_and_no_file(phantoms: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(phantoms), "--arms", "compute_only", *TINY]
     process = subprocess.Popen(

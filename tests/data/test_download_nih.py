@@ -286,11 +286,13 @@ def test_a_kill_while_an_archive_is_unpacked_leaves_whole_images_and_ends_whole(
 def test_ctrl_c_is_told_as_such() -> None:
     from xray_lightning.parallel import all_of
 
-    stop = threading.Event()
+    stop, ended = threading.Event(), threading.Event()
+    told: list[bool] = []
 
     def press() -> int:
         os.kill(os.getpid(), signal.SIGINT)
-        stop.wait(20)
+        told.append(stop.wait(20))
+        ended.set()
         return 1
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or ignored: see SCRIPT
@@ -299,7 +301,8 @@ def test_ctrl_c_is_told_as_such() -> None:
             all_of([press], jobs=1, stop=stop)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert stop.is_set()
+    assert ended.wait(30)
+    assert told == [True]  # at once, not when the work had ended by itself
 
 
 # -- the table and the lists -----------------------------------------------------------------------

@@ -250,6 +250,7 @@ def given_away_by_the_view(folder: Path) -> None:
     table.to_csv(path, index=False)
 
 
+@pytest.mark.slow
 def test_a_training_on_phantoms_whose_view_gives_a_finding_away_is_caught(
     call: Train, once: Once
 ) -> None:

@@ -152,7 +152,8 @@ def test_fault_01_ranks_and_launcher_die_with_the_process_that_started_them(
     assert end_of(job, tmp_path).exit_code == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@SLOW
+@pytest.mark.parametrize("strategy", RANKS)
 def test_fault_01_ranks_die_with_their_launcher_and_the_run_has_failed(
     strategy: str, start: Start, tmp_path: Path
 ) -> None:
@@ -194,7 +195,7 @@ def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
     ("strategy", "number", "exit_code"),
     [
         ("single", signal.SIGTERM, 143),
-        ("single", signal.SIGINT, 130),
+        pytest.param("single", signal.SIGINT, 130, marks=SLOW),
         ("mpi", signal.SIGTERM, 143),
         pytest.param("ddp", signal.SIGINT, 130, marks=SLOW),
     ],
@@ -222,7 +223,8 @@ def test_fault_04_a_second_ctrl_c_ends_a_run_that_is_stuck(start: Start, tmp_pat
     assert (result["status"], result["reason"]) == ("interrupted", "interrupted by Ctrl-C")
 
 
-@pytest.mark.parametrize("strategy", BOTH)  # torchrun waits for a stopped rank, and is ended
+@SLOW
+@pytest.mark.parametrize("strategy", RANKS)  # torchrun waits for a stopped rank, and is ended
 def test_fault_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
     strategy: str, faulty: Faulty
 ) -> None:
@@ -246,6 +248,7 @@ def test_fault_06_an_exception_on_one_rank_ends_the_job_with_that_message(
     assert "ValueError: the sky has fallen" in error
 
 
+@SLOW
 def test_fault_06_a_rank_that_just_leaves_ends_the_job(faulty: Faulty) -> None:
     failed(faulty("exit", *RANKS["mpi"]), exit_code=1, status="failed")
 
@@ -264,6 +267,7 @@ def test_fault_09_an_address_that_cannot_be_resolved_is_refused(train: Train) ->
     assert "strategy.address" in error
 
 
+@SLOW
 def test_fault_11_a_world_of_another_size_is_refused_before_data_is_read(train: Train) -> None:
     options = ("strategy=mpi", "strategy.processes=3", "data.root=/nowhere")
     ended = train(*options, before=("mpirun", "-n", "2"), timeout=LIMIT)

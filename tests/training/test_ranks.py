@@ -89,6 +89,7 @@ if "OMPI_COMM_WORLD_RANK" in os.environ:
 """
 
 
+@pytest.mark.slow
 def test_fault_57_one_two_and_three_ranks_test_a_checkpoint_to_the_same_predictions_and_metrics(
     first: Ended, train: Train, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def numbered(value: Any) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_ranks_that_train_say_nothing_but_what_the_run_has_to_say(
     train: Train, tmp_path: Path
 ) -> None:
