@@ -130,7 +130,7 @@ class JointInterval:
     Attributes:
         ci95: low and high, at 95 % for all of them.
         smallest: the smallest gap whose interval would exclude zero in 80 % of such tables
-            (simulated: in 74 to 76 %); None where no gap is so large.
+            (simulated: 81 % of AUROC, 75 % of sensitivity); None where no gap is so large.
     """
 
     ci95: tuple[float, float]
@@ -161,12 +161,14 @@ def joint_intervals(gaps: Sequence[Gap]) -> list[JointInterval | None]:
         if not error > 0:
             found.append(None)
             continue
-        times = _student(c, 1 / (1 / gap.freedom + 1 / (resamples - 1)))
+        freedom = 1 / (1 / gap.freedom + 1 / (resamples - 1))
+        times = _student(c, freedom)
         deviation = float(np.sqrt(error**2 + gap.variance))
         low, high = gap.value - times * deviation, gap.value + times * deviation
-        smallest = (times + _Z_POWER) * deviation
+        # That of the noncentral t (Johnson & Welch, Biometrika 1940): the error is estimated, too.
+        smallest = (times + _Z_POWER * np.sqrt(1 + times**2 / (2 * freedom))) * deviation
         ends = (max(low, -1.0), min(high, 1.0))
-        found.append(JointInterval(ends, smallest if smallest <= 1 else None))
+        found.append(JointInterval(ends, float(smallest) if smallest <= 1 else None))
     return found
 
 
