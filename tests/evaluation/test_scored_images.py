@@ -16,7 +16,8 @@ from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.recomputation import recompute
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.predictions import csv_of, read_predictions, subgroups_said
+from xray_lightning.runs.predictions import csv_of, read_predictions
+from xray_lightning.runs.summary import subgroups_said
 
 QUICK = Evaluator(resamples=50)
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Outputs
-from xray_lightning.runs.predictions import metrics_table, prediction_table
+from xray_lightning.runs.predictions import prediction_table
+from xray_lightning.runs.summary import metrics_table
 
 ROWS = 40
 

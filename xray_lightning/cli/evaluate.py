@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Average, Checkpoint, LabelMapFile, Precision
+from xray_lightning.cli.options import (
+    Accelerator,
+    Average,
+    Checkpoint,
+    KeptBatch,
+    KeptCache,
+    KeptImages,
+    KeptMissing,
+    LabelMapFile,
+    Precision,
+)
 from xray_lightning.cli.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
 from xray_lightning.progress import display
@@ -14,7 +24,7 @@ from xray_lightning.terminal import say
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
-_OF_PREDICTIONS = {
+_OF_PREDICTIONS = {  # options of `evaluate`
     "predictions",
     "val",
     "json",
@@ -23,7 +33,7 @@ _OF_PREDICTIONS = {
     "labels",
     "map",
     "prevalence",
-}  # options of `evaluate`
+}
 
 
 def report(
@@ -78,16 +88,12 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data set, if not that of the first's run.")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where its images are, if elsewhere.")
-    ] = None,
+    images: KeptImages = None,
     split: Annotated[str | None, typer.Option(help="As data.split.")] = None,
     side: Annotated[str, typer.Option(help="test, val or train.")] = "test",
-    missing: Annotated[str | None, typer.Option(help="As data.missing: error, or skip.")] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at once.")] = None,
+    missing: KeptMissing = None,
+    cache_dir: KeptCache = None,
+    batch_size: KeptBatch = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "32-true",
     resamples: Annotated[
@@ -203,14 +209,10 @@ def recalibrate(
     target: Annotated[
         float | None, typer.Option(help="The sensitivity or specificity that the rule aims at.")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are, if elsewhere.")
-    ] = None,
-    missing: Annotated[str | None, typer.Option(help="As data.missing: error, or skip.")] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at once.")] = None,
+    images: KeptImages = None,
+    missing: KeptMissing = None,
+    cache_dir: KeptCache = None,
+    batch_size: KeptBatch = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "32-true",
 ) -> None:

@@ -17,6 +17,14 @@ LabelMapFile = Annotated[
     typer.Option("--map", metavar="FILE", help="Their findings in terms of the model's, in YAML."),
 ]
 
+# Of data that are scored or refitted to; what is not given is as it was in the checkpoint's run.
+KeptImages = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where the images are, if elsewhere.")
+]
+KeptMissing = Annotated[str | None, typer.Option(help="As data.missing: error, or skip.")]
+KeptCache = Annotated[Path | None, typer.Option(metavar="DIR", help="As data.cache_dir.")]
+KeptBatch = Annotated[int | None, typer.Option(help="Images at once.")]
+
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]
 DataFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Data set: its CSV, its images.")]
 ImagesFolder = Annotated[

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.bootstrap import ONE_PATIENT, Estimate, share, undefined_reasons
 from xray_lightning.evaluation.fitted_values import FittedValues
 from xray_lightning.evaluation.operating_points import CLOSEST, OperatingPoints
 from xray_lightning.findings import FINDINGS
@@ -233,17 +234,12 @@ class AbstentionScores:
         if self.fitted is None:
             return {}
         images, answered, no, missed = np.einsum("p,pcf->cf", drawn, self.counts)
-        shares: Floats = np.full(no.shape, np.nan)
-        np.divide(missed, no, out=shares, where=no > 0)
-        return {"answered": answered / images, "misses_among_no": shares}
+        return {"answered": answered / images, "misses_among_no": share(missed, no)}
 
     def rows(
         self, plain: Mapping[str, Floats], draws: Mapping[str, Floats]
     ) -> dict[str, dict[str, Any]]:
         """The figures of each finding, for JSON; none where no thresholds were fitted."""
-        # It imports torch, and who reads the thresholds of an exported model does not.
-        from xray_lightning.evaluation.bootstrap import ONE_PATIENT, Estimate, undefined_reasons
-
         if self.fitted is None:
             return {finding: {} for finding in self.images.findings}
         found = {}

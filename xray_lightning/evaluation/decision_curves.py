@@ -23,6 +23,7 @@ from xray_lightning.evaluation.bootstrap import (
     NO_SPREAD,
     patient_draws,
 )
+from xray_lightning.evaluation.scores import sums_by_patient
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_class
 
 # 25 thresholds, about evenly spaced in their logarithm and denser below 10 %: prevalences lie
@@ -71,8 +72,7 @@ class DecisionCurves:
         np.add.at(cells, (side, patient, column, reached), 1.0)
         acted = cells[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # from each threshold on
         per_image = np.column_stack([np.ones(len(images.labels)), images.labels])
-        totals = np.zeros((patients, 1 + findings))
-        np.add.at(totals, images.patients, per_image)
+        totals = sums_by_patient(images, per_image)
         true, false = (kind.reshape(patients, -1) for kind in acted)
         odds = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
         return cls(images, np.column_stack([totals, true, false]), odds)

@@ -30,7 +30,6 @@ from xray_lightning.evaluation.mapped_findings import (
     CallScores,
     MappedFindings,
     either,
-    estimates,
     figures_of,
 )
 from xray_lightning.evaluation.metrics import reliability
@@ -269,7 +268,7 @@ class Judged:
             few[f"{prefix}brier"] = [alone] * count
         undefined["auroc"], few["auroc"] = self.kept.undefined["auroc"], self.kept.too_few["auroc"]
         return {
-            name: estimates(plain[name], draws[name], undefined=undefined[name], few=few[name])
+            name: Estimate.each(plain[name], draws[name], undefined=undefined[name], few=few[name])
             for name in plain
         }
 
@@ -334,8 +333,8 @@ def _compared(
     of_own, gap = {}, {}
     for name in COMPARED:
         why, few = own.undefined[name], own.too_few[name]
-        of_own[name] = estimates(first[name], drawn_first[name], undefined=why, few=few)
-        gap[name] = estimates(
+        of_own[name] = Estimate.each(first[name], drawn_first[name], undefined=why, few=few)
+        gap[name] = Estimate.each(
             plain[name] - first[name],
             draws[name] - drawn_first[name],
             undefined=either(here.undefined[name], why),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.evaluation.bootstrap import sums_before
+from xray_lightning.evaluation.bootstrap import share, sums_before
 from xray_lightning.evaluation.grouping import Attribute
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages
 
@@ -94,18 +94,14 @@ def aurocs_of_groups(wins: Integers) -> Floats:
     with_others = with_it.sum(axis=1, keepdims=True) - with_it
     without_others = without.sum(axis=1, keepdims=True) - without
     pairs = np.stack([with_it * without, with_others * without_others], axis=-1)
-    values: Floats = np.full(pairs.shape, np.nan)
-    np.divide(np.stack([own, rest], axis=-1), 2 * pairs, out=values, where=pairs > 0)
-    return values
+    return share(np.stack([own, rest], axis=-1), 2 * pairs)
 
 
 def auroc_within_groups(wins: Integers) -> Floats:
     """AUROC of each finding over the pairs of images of the same group, (findings,)."""
     own = np.diagonal(wins[:, :-2], axis1=1, axis2=2).sum(axis=1)
     pairs = (wins[:, -2] * wins[:, -1]).sum(axis=1)
-    values: Floats = np.full(len(pairs), np.nan)
-    np.divide(own, 2 * pairs, out=values, where=pairs > 0)
-    return values
+    return share(own, 2 * pairs)
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,5 @@ class GroupRates:
         for groups in self.groups:
             own = by_group[start : start + groups].transpose(2, 1, 3, 0)
             part, whole = np.stack([own, own.sum(axis=-1, keepdims=True) - own], axis=-1)
-            rates: Floats = np.full(part.shape, np.nan)
-            np.divide(part, whole, out=rates, where=whole > 0)
-            yield rates
+            yield share(part, whole)
             start += groups

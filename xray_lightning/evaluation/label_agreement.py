@@ -16,16 +16,15 @@ from rich.console import Console
 from xray_lightning.data.expert_labels import ExpertLabels
 from xray_lightning.data.label_map import NIH_EXPERT_LABELS, LabelMap
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import resampled
+from xray_lightning.evaluation.bootstrap import Estimate, resampled, share
 from xray_lightning.evaluation.mapped_findings import (
     CallScores,
     MappedFindings,
     either,
-    estimates,
     figures_of,
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
-from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, share
+from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, rates
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages
 from xray_lightning.terminal import (
     Column,
@@ -158,15 +157,12 @@ class BothLabels:
         """All scores where each patient counts `drawn` (patients,) times."""
         own, expert = self.own(drawn), self.expert(drawn)
         counts = np.einsum("p,pcf->cf", drawn, self.labels.counts)
-        hits, alarms, missed, passed = counts
+        worth = rates(counts) | {"kappa": cohens_kappa(counts)}
         return {
             **{name: own[name] for name in SCORES},
             **{f"expert_{name}": expert[name] for name in SCORES},
             **{f"{name}_difference": expert[name] - own[name] for name in SCORES},
-            "labels_sensitivity": share(hits, hits + missed),
-            "labels_ppv": share(hits, hits + alarms),
-            "labels_specificity": share(passed, passed + alarms),
-            "labels_kappa": cohens_kappa(counts),
+            **{f"labels_{name}": worth[name] for name in WORTH},
         }
 
     def rows(
@@ -177,7 +173,7 @@ class BothLabels:
         plain, draws = resampled(self, patients=images.count, resamples=resamples, seed=seed)
         undefined, few = self._undefined(), self._few()
         found = {
-            name: estimates(plain[name], draws[name], undefined=undefined[name], few=few[name])
+            name: Estimate.each(plain[name], draws[name], undefined=undefined[name], few=few[name])
             for name in plain
         }
         confusion = self.labels.confusion

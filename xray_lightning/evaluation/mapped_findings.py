@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, Ranking, undefined_reasons
-from xray_lightning.evaluation.predictive_values import FEW_CALLED, NONE_CALLED
-from xray_lightning.evaluation.scores import COUNTS, share, sums_by_patient, unless_enough
+from xray_lightning.evaluation.predictive_values import FEW_CALLED, NONE_CALLED, few_patients
+from xray_lightning.evaluation.scores import COUNTS, confusion_by_patient, rates, unless_enough
 from xray_lightning.evaluation.scores import too_few as too_few_to_score
 from xray_lightning.runs.predictions import (
-    ENOUGH_PATIENTS,
     Bools,
     Floats,
     Integers,
@@ -97,27 +96,21 @@ class CallScores:
     @classmethod
     def of(cls, images: ScoredImages, called: Bools) -> "CallScores":
         """Prepare the scores."""
-        labels = images.labels
-        cells = [called & labels, called & ~labels, ~called & labels, ~called & ~labels]
-        pairs = zip(images.scores.T, labels.T, strict=True)
+        pairs = zip(images.scores.T, images.labels.T, strict=True)
         return cls(
             images,
             called,
             tuple(Ranking.of(scores, truth) for scores, truth in pairs),
-            sums_by_patient(images, np.stack(cells, axis=1).astype(np.int64)),
+            confusion_by_patient(images, called),
         )
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
         """By the names of `CALL_SCORES`, shape (findings,); NaN: undefined."""
         weights = drawn[self.images.patients]
         # Not by the matrix product, whose rounding changes with the number of threads.
-        hits, alarms, missed, passed = np.einsum("p,pcf->cf", drawn, self.counts)
-        return {
-            "auroc": np.array([ranking.auroc(weights) for ranking in self.rankings]),
-            "sensitivity": share(hits, hits + missed),
-            "specificity": share(passed, passed + alarms),
-            "ppv": share(hits, hits + alarms),
-        }
+        found = rates(np.einsum("p,pcf->cf", drawn, self.counts))
+        found["auroc"] = np.array([ranking.auroc(weights) for ranking in self.rankings])
+        return {name: found[name] for name in CALL_SCORES}
 
     @property
     def confusion(self) -> dict[str, Integers]:
@@ -134,37 +127,14 @@ class CallScores:
     def too_few(self) -> dict[str, list[str | None]]:
         """Why there are too few patients for an interval, of each finding."""
         few = too_few_to_score(self.images)
-        patients = self.images.patients
-        called = [len(np.unique(patients[calls])) >= ENOUGH_PATIENTS for calls in self.called.T]
-        return {name: few[name] for name in CALL_SCORES[:3]} | {
-            "ppv": unless_enough(called, FEW_CALLED)
-        }
+        called = [few_patients(self.images, calls, FEW_CALLED) for calls in self.called.T]
+        return {name: few[name] for name in CALL_SCORES[:3]} | {"ppv": called}
 
     @property
     def enough(self) -> list[str | None]:
         """Why too few patients have or lack a finding; None where there are enough of both."""
         having, lacking = self.images.enough()
         return unless_enough(having & lacking, FEW_PATIENTS)
-
-
-def estimates(
-    plain: Floats,
-    draws: Floats,
-    *,
-    undefined: Sequence[str | None],
-    few: Sequence[str | None],
-) -> list[Estimate]:
-    """The estimate of each finding.
-
-    Args:
-        plain: shape (findings,).
-        draws: shape (R, findings).
-        undefined, few: why there is no value, or no interval, of each finding.
-    """
-    return [
-        Estimate.of(float(value), drawn, undefined=why, few=reason)
-        for value, drawn, why, reason in zip(plain, draws.T, undefined, few, strict=True)
-    ]
 
 
 def either(first: Sequence[str | None], second: Sequence[str | None]) -> list[str | None]:

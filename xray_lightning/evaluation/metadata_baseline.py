@@ -7,7 +7,7 @@ on its own, and where both are used together.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -53,19 +53,50 @@ def features_of(table: pd.DataFrame) -> Floats:
 
 
 @dataclass(frozen=True)
-class MetadataModel:
-    """Logistic regressions of the findings on metadata, fitted on training images.
+class _Regressions:
+    """Logistic regressions of the findings.
 
     Attributes:
         images: how many they were fitted on.
-        weights: of each finding, its log odds where all features are 0, then what a unit of each
-            of `FEATURES` adds to them.
+        weights: of each finding, its log odds where all `features` are 0, then what a unit of each
+            adds to them.
         undefined: findings without a regression, and why.
     """
+
+    features: ClassVar[tuple[str, ...]]
 
     images: int
     weights: dict[str, tuple[float, ...]]
     undefined: dict[str, str]
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Self | None:
+        """What `to_plain` gave; None of anything else, such as an older run's record."""
+        try:
+            weights = {
+                finding: tuple(float(row[name]) for name in ("intercept", *cls.features))
+                for finding, row in content["log_odds"].items()
+            }
+            return cls(int(content["images"]), weights, dict(content["undefined"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "images": self.images,
+            "log_odds": {
+                finding: dict(zip(("intercept", *self.features), row, strict=True))
+                for finding, row in self.weights.items()
+            },
+            "undefined": self.undefined,
+        }
+
+
+class MetadataModel(_Regressions):
+    """Logistic regressions of the findings on metadata (`FEATURES`), fitted on training images."""
+
+    features = FEATURES
 
     @classmethod
     def fit(cls, table: pd.DataFrame, findings: Sequence[str]) -> "MetadataModel":
@@ -86,29 +117,6 @@ class MetadataModel:
             else:
                 weights[finding] = _logistic_regression(features, labels.astype(np.float64))
         return cls(len(table), weights, undefined)
-
-    @classmethod
-    def from_plain(cls, content: Mapping[str, Any]) -> "MetadataModel | None":
-        """What `to_plain` gave; None of anything else, such as an older run's record."""
-        try:
-            weights = {
-                finding: (float(row["intercept"]), *(float(row[name]) for name in FEATURES))
-                for finding, row in content["log_odds"].items()
-            }
-            return cls(int(content["images"]), weights, dict(content["undefined"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
-
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "images": self.images,
-            "log_odds": {
-                finding: dict(zip(("intercept", *FEATURES), row, strict=True))
-                for finding, row in self.weights.items()
-            },
-            "undefined": self.undefined,
-        }
 
     def log_odds(self, table: pd.DataFrame) -> dict[str, Floats]:
         """Of each finding that has a regression, in each image of a table, shape (N,)."""
@@ -145,26 +153,14 @@ def _logistic_regression(features: Floats, labels: Floats) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in found)  # further digits vary with the threads
 
 
-WEIGHTS = ("intercept", "metadata", "model")
-
-
-@dataclass(frozen=True)
-class CombinedModel:
+class CombinedModel(_Regressions):
     """Logistic regressions on metadata's log odds and the logit of a model's probability.
 
     What a model adds where metadata is known anyway: a clinic has both. They are fitted on
-    validation, which neither the model nor the metadata's regressions were fitted on.
-
-    Attributes:
-        images: how many validation images they were fitted on.
-        weights: of each finding, by `WEIGHTS`: the log odds where both are 0, then what a unit of
-            metadata's log odds, and of the model's logit, adds to them.
-        undefined: findings without a regression, and why.
+    validation images, which neither the model nor the metadata's regressions were fitted on.
     """
 
-    images: int
-    weights: dict[str, tuple[float, ...]]
-    undefined: dict[str, str]
+    features = ("metadata", "model")
 
     @classmethod
     def fit(cls, predictions: pd.DataFrame, metadata: MetadataModel) -> "CombinedModel":
@@ -188,29 +184,6 @@ class CombinedModel:
                 labels = images.labels[:, place].astype(np.float64)
                 weights[finding] = _logistic_regression(both, labels)
         return cls(len(images.labels), weights, undefined)
-
-    @classmethod
-    def from_plain(cls, content: Mapping[str, Any]) -> "CombinedModel | None":
-        """What `to_plain` gave; None of anything else, such as an older run's record."""
-        try:
-            weights = {
-                finding: tuple(float(row[name]) for name in WEIGHTS)
-                for finding, row in content["log_odds"].items()
-            }
-            return cls(int(content["images"]), weights, dict(content["undefined"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
-
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "images": self.images,
-            "log_odds": {
-                finding: dict(zip(WEIGHTS, row, strict=True))
-                for finding, row in self.weights.items()
-            },
-            "undefined": self.undefined,
-        }
 
     def log_odds(self, images: ScoredImages, metadata: Mapping[str, Floats]) -> dict[str, Floats]:
         """Of each finding that has a regression, in each image of a table, shape (N,).

@@ -127,16 +127,12 @@ def _estimates(
     few |= dict.fromkeys(beside, few["auroc"]) | dict.fromkeys(_MACRO_BESIDE, few["auroc_macro"])
     sides = [one_class(labels) for labels in images.labels.T]
     found = {
-        name: [
-            Estimate.of(value, drawn, undefined=why, few=reason)
-            for value, drawn, why, reason in zip(
-                plain[name],
-                draws[name].T,
-                beside.get(name, sides if name in _OF_FINDING else [ALL_THE_SAME]),
-                few[name],
-                strict=True,
-            )
-        ]
+        name: Estimate.each(
+            plain[name],
+            draws[name],
+            undefined=beside.get(name, sides if name in _OF_FINDING else [ALL_THE_SAME]),
+            few=few[name],
+        )
         for name in plain.keys() & few.keys()
     }
     # In each draw over the findings that have the score in it.
@@ -362,7 +358,6 @@ class Evaluator:
         )
         estimates = _estimates(images, plain, draws, metadata=baseline)
         rows = _per_finding(images, estimates, scores=scores, cuts=cuts)
-        called = images.scores >= cuts
         rows = _joined(rows, predictive_values(images, called, plain, draws, stated=stated))
         rows = _joined(rows, silent.rows(plain, draws))
         rows = _joined(rows, self._decision_curves(images, calibration, calibrated))

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, undefined_reasons
+from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, share, undefined_reasons
 from xray_lightning.runs.predictions import (
     ENOUGH_PATIENTS,
     Bools,
     Floats,
-    Integers,
     ScoredImages,
     one_class,
 )
@@ -121,12 +120,6 @@ def _share(value: object, what: str) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def shares_right(confusion: Integers) -> dict[str, Floats]:
-    """PPV and NPV of each finding, shape (findings,), from counts (4, findings); NaN: undefined."""
-    hits, alarms, missed, passed = confusion
-    return {"ppv": _divided(hits, hits + alarms), "npv": _divided(passed, passed + missed)}
-
-
 def at_prevalence(scores: Draws, prevalence: Floats) -> dict[str, Floats]:
     """PPV and NPV by Bayes, from sensitivity and specificity (..., findings); NaN: undefined.
 
@@ -138,15 +131,9 @@ def at_prevalence(scores: Draws, prevalence: Floats) -> dict[str, Floats]:
     hits, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
     passed, alarms = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
     return {
-        "ppv_at_stated_prevalence": _divided(hits, hits + alarms),
-        "npv_at_stated_prevalence": _divided(passed, passed + missed),
+        "ppv_at_stated_prevalence": share(hits, hits + alarms),
+        "npv_at_stated_prevalence": share(passed, passed + missed),
     }
-
-
-def _divided(part: Floats | Integers, whole: Floats | Integers) -> Floats:
-    shares: Floats = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=shares, where=whole > 0)
-    return shares
 
 
 def predictive_values(
@@ -170,8 +157,8 @@ def predictive_values(
         none = sides or (None if calls.any() else NONE_CALLED)
         every = sides or (ALL_CALLED if calls.all() else None)
         reasons = {
-            "ppv": (none, _few(images, calls, FEW_CALLED)),
-            "npv": (every, _few(images, ~calls, FEW_CLEARED)),
+            "ppv": (none, few_patients(images, calls, FEW_CALLED)),
+            "npv": (every, few_patients(images, ~calls, FEW_CLEARED)),
         }
         figures: dict[str, Any] = {}
         if not np.isnan(prevalence):
@@ -189,6 +176,7 @@ def predictive_values(
     return found
 
 
-def _few(images: ScoredImages, kept: Bools, reason: str) -> str | None:
+def few_patients(images: ScoredImages, kept: Bools, reason: str) -> str | None:
+    """The reason where too few patients have an image that is kept (N,); None where enough have."""
     patients = len(np.unique(images.patients[kept]))
     return None if patients >= ENOUGH_PATIENTS else reason

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,14 +13,16 @@ from xray_lightning.evaluation.bootstrap import (
     FEW_WITHOUT,
     NO_FINDINGS,
     ONE_PATIENT,
+    Numbers,
     Ranking,
     Statistic,
     mean_of_defined,
     resampled,
+    share,
 )
-from xray_lightning.evaluation.predictive_values import shares_right
 from xray_lightning.runs.predictions import (
     SEVERAL_PATIENTS,
+    Bools,
     Floats,
     Integers,
     ScoredImages,
@@ -30,8 +31,6 @@ from xray_lightning.runs.predictions import (
 
 # The paper's decision threshold, of label accuracy and of findings without one of their own.
 THRESHOLD = 0.5
-
-Numbers = TypeVar("Numbers", Integers, Floats)
 
 MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
 OVERALL = ("label_accuracy", "brier_macro")
@@ -72,8 +71,6 @@ class Scores:
         """
         scores, labels = images.scores, images.labels
         rows, findings = scores.shape
-        called = scores >= cuts
-        cells = [called & labels, called & ~labels, ~called & labels, ~called & ~labels]
         right = ((scores >= THRESHOLD) == labels).sum(axis=1)
         errors = [
             ((probabilities - labels) ** 2).sum(axis=1)
@@ -86,7 +83,7 @@ class Scores:
             micro=Ranking.of(
                 scores.ravel(), labels.ravel(), images=np.repeat(np.arange(rows), findings)
             ),
-            counts=sums_by_patient(images, np.stack(cells, axis=1).astype(np.int64)),
+            counts=confusion_by_patient(images, scores >= cuts),
             sums=sums_by_patient(images, np.column_stack([np.ones(rows), right, *errors])),
         )
 
@@ -101,14 +98,11 @@ class Scores:
         # Not by the matrix product, whose rounding changes with the number of threads.
         confusion = np.einsum("p,pcf->cf", drawn, self.counts)
         labels, right, *errors = np.einsum("p,ps->s", drawn, self.sums)
-        hits, alarms, missed, passed = confusion
         scores = {
             "auroc": ranked[:, 0],
             "average_precision": ranked[:, 1],
             "auroc_micro": np.array([self.micro.auroc(weights)]),
-            "sensitivity": share(hits, hits + missed),
-            "specificity": share(passed, passed + alarms),
-            **shares_right(confusion),
+            **rates(confusion),
             "label_accuracy": np.array([right / (labels * len(self.rankings))]),
         }
         for name, error in zip(("brier_macro", "calibrated_brier_macro"), errors, strict=False):
@@ -123,11 +117,26 @@ def sums_by_patient(images: ScoredImages, values: Numbers) -> Numbers:
     return sums
 
 
-def share(part: Numbers, whole: Numbers) -> Floats:
-    """Part over whole; NaN where the whole is nothing."""
-    shares: Floats = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=shares, where=whole > 0)
-    return shares
+def confusion_by_patient(images: ScoredImages, called: Bools) -> Integers:
+    """The images of each patient by the names of `COUNTS`, shape (patients, 4, findings).
+
+    Args:
+        called: whether each finding is called in each image, shape (N, findings).
+    """
+    labels = images.labels
+    cells = [called & labels, called & ~labels, ~called & labels, ~called & ~labels]
+    return sums_by_patient(images, np.stack(cells, axis=1).astype(np.int64))
+
+
+def rates(confusion: Integers) -> dict[str, Floats]:
+    """Sensitivity, specificity, PPV and NPV (findings,) of counts (4, findings); NaN: undefined."""
+    hits, alarms, missed, passed = confusion
+    return {
+        "sensitivity": share(hits, hits + missed),
+        "specificity": share(passed, passed + alarms),
+        "ppv": share(hits, hits + alarms),
+        "npv": share(passed, passed + missed),
+    }
 
 
 def too_few(images: ScoredImages) -> dict[str, list[str | None]]:

@@ -46,6 +46,7 @@ from xray_lightning.runs.predictions import (
     Integers,
     ScoredImages,
 )
+from xray_lightning.runs.summary import GAPS
 
 Draws = Mapping[str, Floats]
 
@@ -79,18 +80,21 @@ class _Score:
 
 SCORES = {
     "AUROC": _Score(
-        *("auroc_macro", "gap", "smallest_gap"),
+        "auroc_macro",
+        *GAPS["AUROC"],
         (SEVERAL_PATIENTS, SEVERAL_PATIENTS),
         *(TOO_SMALL, NO_OTHERS),
     ),
     "sensitivity": _Score(
-        *("sensitivity_macro", "sensitivity_gap", "smallest_sensitivity_gap"),
+        "sensitivity_macro",
+        *GAPS["sensitivity"],
         (ENOUGH_PATIENTS, 0),
         "needs a finding that at least ten of its patients have",
         "no finding has ten patients with it in this group and ten in the others",
     ),
     "specificity": _Score(
-        *("specificity_macro", "specificity_gap", "smallest_specificity_gap"),
+        "specificity_macro",
+        *GAPS["specificity"],
         (0, ENOUGH_PATIENTS),
         "needs a finding that at least ten of its patients lack",
         "no finding has ten patients without it in this group and ten in the others",

@@ -15,7 +15,7 @@ from xray_lightning.evaluation.evaluate import Scored
 from xray_lightning.evaluation.external_validation import AT_POINTS
 from xray_lightning.evaluation.label_agreement import show_expert_labels
 from xray_lightning.evaluation.recomputation import Recomputed
-from xray_lightning.runs.predictions import metrics_table
+from xray_lightning.runs.summary import metrics_table
 from xray_lightning.terminal import (
     Column,
     by_reason,

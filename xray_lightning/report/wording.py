@@ -6,8 +6,8 @@ from xray_lightning.evaluation.operating_points import RATES
 from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.folder import Run, Side
-from xray_lightning.runs.predictions import IMAGES_ADD, images_add, shuffled_reach
 from xray_lightning.runs.schema import Subgroup, TestMetrics, Timing
+from xray_lightning.runs.summary import IMAGES_ADD, images_add, shuffled_reach
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
 
 NO_BETTER = "label accuracy is no better than that of a model that always answers 'no finding'"

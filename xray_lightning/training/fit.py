@@ -30,13 +30,9 @@ from xray_lightning.hardware import Speed, choose_accelerator, choose_precision,
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
-from xray_lightning.runs.predictions import (
-    metrics_table,
-    prediction_table,
-    shuffled_reach,
-    write_predictions,
-)
+from xray_lightning.runs.predictions import prediction_table, write_predictions
 from xray_lightning.runs.record import RunRecord, differences, kept_warnings
+from xray_lightning.runs.summary import metrics_table, shuffled_reach
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
     FiniteLoss,
