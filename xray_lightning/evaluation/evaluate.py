@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from xray_lightning.data.datamodule import SIDES
+from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
@@ -151,21 +151,7 @@ def score(
         own = "its operating points and calibration were fitted to the validation images"
         note = "; ".join(filter(None, [note, own]))
     content = {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "checkpoints": [
-            {
-                "path": str(member.path),
-                "sha256": member.sha256,
-                **{key: member.described.get(key) for key in ("model", *AGREED)},
-            }
-            for member in members
-        ],
-        "data": {
-            **{k: v for k, v in data.describe().items() if k in ("name", "root", "split")},
-            "split_sha256": data.usable.split.sha256,
-            "side": options.side,
-        },
+        **head(members, data, side=options.side, command=command),
         "note": note,
         "precision": precision,
         "average": options.average if len(members) > 1 else None,
@@ -191,6 +177,29 @@ def score(
             ],
         }
     return Scored(answers.given, content, out)
+
+
+def head(
+    members: Sequence[Member], data: XrayDataModule, *, side: str, command: str
+) -> dict[str, Any]:
+    """The start of evaluation.json: which checkpoints were scored on what."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "checkpoints": [
+            {
+                "path": str(member.path),
+                "sha256": member.sha256,
+                **{key: member.described.get(key) for key in ("model", *AGREED)},
+            }
+            for member in members
+        ],
+        "data": {
+            **{k: v for k, v in data.describe().items() if k in ("name", "root", "split")},
+            "split_sha256": data.usable.split.sha256,
+            "side": side,
+        },
+    }
 
 
 @contextmanager

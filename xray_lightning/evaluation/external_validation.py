@@ -25,7 +25,7 @@ from xray_lightning.evaluation.bootstrap import (
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.cross_fitting import FOLDS, CrossFitted, Site
 from xray_lightning.evaluation.ensemble import read_members
-from xray_lightning.evaluation.evaluate import SCHEMA_VERSION, Options, Scored, folder_for
+from xray_lightning.evaluation.evaluate import Options, Scored, folder_for, head
 from xray_lightning.evaluation.mapped_findings import (
     CallScores,
     MappedFindings,
@@ -33,7 +33,7 @@ from xray_lightning.evaluation.mapped_findings import (
     figures_of,
 )
 from xray_lightning.evaluation.metrics import reliability
-from xray_lightning.evaluation.model_entry import AGREED, Recalibrated, fitted_of
+from xray_lightning.evaluation.model_entry import Recalibrated, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.scored_data import labels_not_named, mapped_data_for, seen_before
 from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, sums_by_patient, too_few
@@ -88,17 +88,9 @@ def validate(
     record = Recalibrated.in_entry(member.described)
     if record is not None and record.split_sha256 == data.usable.split.sha256:
         notes.append("it was recalibrated on these images: what is at its points is too good")
-    described = {key: member.described.get(key) for key in ("model", *AGREED)}
     mapped = {ours for names in findings.values() for ours in names}
     content = {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "checkpoints": [{"path": str(member.path), "sha256": member.sha256, **described}],
-        "data": {
-            **{k: v for k, v in data.describe().items() if k in ("name", "root", "split")},
-            "split_sha256": data.usable.split.sha256,
-            "side": options.side,
-        },
+        **head([member], data, side=options.side, command=command),
         "note": "; ".join(filter(None, notes)) or None,
         "precision": options.precision,
         "average": None,
