@@ -143,6 +143,21 @@ def test_another_split_says_how_many_patients_were_trained_on(here: Path, xray: 
     assert evaluation(here / "random")["note"] in out
 
 
+def test_a_subgroup_column_that_other_data_lack_is_named(
+    here: Path, xray: Xray, tmp_path: Path
+) -> None:
+    run = shutil.copytree(here / "runs/0", tmp_path / "run")
+    record = json.loads((run / "results.json").read_text())
+    record["config"]["evaluation"]["subgroups"] = ["sex", "scanner"]
+    (run / "results.json").write_text(json.dumps(record))
+    checkpoint, options = run / "checkpoints/best.ckpt", ("--resamples", "0")
+    code, _, err = xray("evaluate", checkpoint, "--data", "phantoms", *options)
+    assert (code, err) == (0, "")
+    found = evaluation(run / "evaluation")
+    assert found["note"].endswith("no subgroups by scanner, which other data need not have")
+    assert {row["attribute"] for row in found["metrics"]["subgroups"]} == {"sex"}
+
+
 def test_an_ensemble_of_others_is_not_written_over(here: Path, xray: Xray, tmp_path: Path) -> None:
     for number in ("0", "1"):
         (tmp_path / number).symlink_to(here / "runs" / number)

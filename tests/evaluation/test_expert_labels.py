@@ -157,6 +157,7 @@ def test_the_map_of_the_published_labels_reads_their_file(tmp_path: Path) -> Non
     path = tmp_path / "labels.csv.gz"
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     published = LabelMap.read(Path(NIH_EXPERT_LABELS))
+    assert published.name == "--map nih_expert_labels"  # not where it is installed
     found = ExpertLabels.read(path, published)
     assert found.not_scored == ("Fracture",)
     assert found.table.to_numpy().tolist() == [

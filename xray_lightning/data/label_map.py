@@ -47,19 +47,19 @@ class LabelMap:
         Raises:
             UserError: no such file, or whatever in it is no map.
         """
+        name = f"--map {path}"  # of the shipped one its name, not where it is installed
         if not path.is_file() and str(path) == NIH_EXPERT_LABELS:
             path = _SHIPPED
         if not path.is_file():
             raise UserError(
-                f"--map {path} is no file; give a YAML file, or {NIH_EXPERT_LABELS}, the map of "
+                f"{name} is no file; give a YAML file, or {NIH_EXPERT_LABELS}, the map of "
                 "the labels of Majkowska et al. 2020"
             )
         try:
             # Every scalar as text: YAML itself takes YES for a truth value.
             content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
         except yaml.YAMLError as error:
-            raise UserError(f"--map {path} is no YAML: {one_line(error)}") from error
-        name = f"--map {path}"
+            raise UserError(f"{name} is no YAML: {one_line(error)}") from error
         if not isinstance(content, Mapping) or not isinstance(content.get("findings"), Mapping):
             raise UserError(
                 f"{name}: no findings; say which of theirs means which of the model's, as in "

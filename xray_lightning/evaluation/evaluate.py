@@ -150,6 +150,9 @@ def score(
     if options.side == "val" and source["operating_points"] == FROM_CHECKPOINT:
         own = "its operating points and calibration were fitted to the validation images"
         note = "; ".join(filter(None, [note, own]))
+    if lacking := [name for name in names if name not in known]:
+        none = f"no subgroups by {', '.join(lacking)}, which other data need not have"
+        note = "; ".join(filter(None, [note, none]))
     content = {
         **head(members, data, side=options.side, command=command),
         "note": note,
