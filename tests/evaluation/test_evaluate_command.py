@@ -155,7 +155,7 @@ def test_a_subgroup_column_that_other_data_lack_is_named(
     assert (code, err) == (0, "")
     found = evaluation(run / "evaluation")
     assert found["note"].endswith("no subgroups by scanner, which other data need not have")
-    assert {row["attribute"] for row in found["metrics"]["subgroups"]} == {"sex"}
+    assert {row["by"] for row in found["metrics"]["subgroups"]} == {"sex"}
 
 
 def test_an_ensemble_of_others_is_not_written_over(here: Path, xray: Xray, tmp_path: Path) -> None:
