@@ -153,10 +153,30 @@ def test_the_samples_figures_agree_with_each_other() -> None:
         assert row["flagged"] == bool(apart)
 
 
+def test_a_row_of_the_papers_study_has_a_number() -> None:
+    assert is_read(changed(lambda results: results["config"].update(paper_row=3)))
+    assert not is_read(changed(lambda results: results["config"].update(paper_row="<b>")))
+
+
+def test_rows_have_their_finding_and_its_calibration_and_groups_three_gaps() -> None:
+    test = Types.model_validate(SAMPLE).metrics.test
+    assert test is not None
+    assert test.calibrated is not None
+    rows = {row.finding: row for row in test.finding_rows}
+    assert rows.keys() == SAMPLE["metrics"]["test"]["per_finding"].keys()
+    assert rows["Mass"].auroc == test.per_finding["Mass"].auroc
+    assert rows["Mass"].calibrated == test.calibrated.per_finding["Mass"]
+    for group in test.subgroups:
+        assert [gap for gap, _, _ in group.gaps] == [
+            *(group.gap, group.sensitivity_gap, group.specificity_gap)
+        ]
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
         (("status",), "done"),
+        (("name",), 3),
         (("schema_version",), 2),
         (("extra",), 1),
         (("history", 0, "train_loss"), "NaN"),
@@ -167,6 +187,7 @@ def test_the_samples_figures_agree_with_each_other() -> None:
         ((*TEST, "images"), -1),
         ((*TEST, "per_finding"), {}),
         ((*TEST, "per_finding", "<b>"), {}),
+        ((*TEST, "per_finding", "No Finding"), {}),
         ((*TEST, "subgroups", 0, "gap"), -1.2),
         ((*TEST, "subgroups", 0, "by"), ""),
         ((*TEST, "subgroups", 0, "flagged_by"), ["height"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 from unittest.mock import patch
 
 Answer = Callable[["Handler"], None]
@@ -101,10 +102,12 @@ def status(code: int, **headers: str) -> Answer:
 
 
 @contextmanager
-def serving(state: FileServer) -> Iterator[FileServer]:
+def serving(state: FileServer, tls: SSLContext | None = None) -> Iterator[FileServer]:
     """The server, asked without a proxy, until the block ends."""
     handler = type("Bound", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

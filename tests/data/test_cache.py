@@ -118,8 +118,12 @@ def test_fault_48_equal_names_under_two_roots_have_two_caches(
 def test_a_cache_that_is_not_built_is_refused_by_its_folder(
     paths: list[str], tmp_path: Path
 ) -> None:
+    images = ImageSet(paths)
     with pytest.raises(UserError, match=r"data\.cache_dir=.*of these 7 images: not built"):
-        open_cache(ImageSet(paths), image_size=SIZE, cache_dir=tmp_path)
+        open_cache(images, image_size=SIZE, cache_dir=tmp_path)
+    (tmp_path / images.key(SIZE) / "manifest.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"it cannot be read \(.*Is a directory"):
+        open_cache(images, image_size=SIZE, cache_dir=tmp_path)
 
 
 def test_an_image_that_is_gone_is_named(paths: list[str]) -> None:
@@ -138,6 +142,8 @@ def test_fault_45_a_file_that_is_cut_while_it_is_read_is_an_error(
     assert mapped.read(np.arange(6)).shape[0] == 6
     with pytest.raises(RunFailedError, match=r"pixels\.npy: the file was cut"):
         mapped.read(np.array([6]))
+    with pytest.raises(RunFailedError, match=f"{tmp_path}: Is a directory"):
+        MappedStore(tmp_path, images=7, image_size=SIZE).read(np.array([6]))
 
 
 def test_the_head_is_that_of_a_npy_file(tmp_path: Path) -> None:

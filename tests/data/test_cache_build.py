@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -377,7 +379,9 @@ def test_fault_45_damage_in_an_unfinished_map_is_named_and_decoded_again(
         build(paths, folder)
     overwrite(paths[130], good)
     flip_pixel(only(folder) / "pixels.npy")
+    (only(folder) / ".manifest.json.half").touch()  # of a process that was ended while it wrote
     assert build(paths, folder).decoded == len(paths) - CHUNK
+    assert sorted(os.listdir(only(folder))) == FILES
     (line,) = caplog.messages
     assert line.endswith(
         "pixels.npy is damaged in 1 finished chunks; 2 of 3 chunks are decoded again"
@@ -455,17 +459,22 @@ def test_fault_47_of_two_builders_one_builds_and_the_other_waits(tmp_path: Path)
     assert sorted(os.listdir(only(folder))) == FILES
 
 
-def test_fault_47_a_builder_that_must_wait_says_so(paths: list[str], folder: Path) -> None:
-    (folder / ImageSet(paths).key(SIZE)).mkdir(parents=True)
-    building, told = server.Event(), server.Queue()
-    with FileLock(only(folder) / "lock"):
-        process = start(build_and_tell, paths, folder, building, told)
-        assert not building.wait(1)
-        assert process.is_alive()
-    decoded_there, lines = told.get(timeout=60)
-    process.join(60)
-    assert decoded_there == len(paths)
-    assert ["waiting for it" in line for line in lines] == [True]
+def test_fault_47_a_builder_that_must_wait_says_so_and_takes_what_the_other_has_built(
+    paths: list[str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = build(paths, tmp_path / "elsewhere").folder
+    ours = folder / whole.name
+    ours.mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        with FileLock(ours / "lock"):
+            built = pool.submit(build, paths, folder)
+            while not caplog.messages and not built.done():
+                sleep(0.01)
+            for name in ("pixels.npy", "sources.json", "manifest.json"):
+                shutil.copy(whole / name, ours)
+        assert built.result(60) == Built(ours)
+    (line,) = caplog.messages
+    assert line == f"{ours}: another process is building this cache; waiting for it"
 
 
 def test_fault_47_builders_without_a_lock_fail_rather_than_store_a_wrong_pixel(
@@ -664,13 +673,20 @@ def test_fault_14_a_disk_that_fills_is_one_line_and_what_is_finished_is_kept(
 
 
 def test_fault_14_a_disk_that_is_too_small_is_told_before_anything_is_decoded(
-    paths: list[str], tmp_path: Path
+    paths: list[str], folder: Path
 ) -> None:
-    (tmp_path / "disk").mkdir()
-    mounted = 'mount -t tmpfs -o size=1m tmpfs "$2"; exec "$3" -c "$4" "$1" "$2"'
-    images = str(Path(paths[0]).parent)
-    done = in_own_mounts(mounted, images, str(tmp_path / "disk"), sys.executable, FILL_THE_DISK)
-    assert "the cache needs 0.01 GB more, 0.00 are free; make room" in done.stdout
+    for path in paths:
+        overwrite(path)
+    with pytest.raises(
+        RunFailedError, match=r"the cache needs 7696\.58 GB more, .* are free; make"
+    ):
+        ensure_cache(ImageSet(paths[:7]), image_size=2**20, cache_dir=folder)
+
+
+def test_fault_16_a_folder_that_cannot_be_made_is_told(paths: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*cannot be written.*Not a directory"):
+        build(paths, tmp_path / "file" / "cache")
 
 
 READ_ONLY = """

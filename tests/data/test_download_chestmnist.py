@@ -204,3 +204,9 @@ def test_arrays_that_are_not_medmnists_are_refused_in_one_line(name: str, tmp_pa
     with pytest.raises(RunFailedError, match=r"a\.npz: not MedMNIST's file"):
         convert(archive, tmp_path, size=28, progress=unseen)
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").touch()
+    with pytest.raises(RunFailedError, match="images cannot be written: File exists"):
+        convert(tmp_path / "a.npz", tmp_path, size=28, progress=unseen)

@@ -3,7 +3,11 @@
 import hashlib
 import json
 import random
+import socket
+import ssl
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -82,6 +86,66 @@ def test_fault_51_a_stalled_connection_is_left_and_gone_on_with(fetch: Fetching)
     assert fetch.server.asked[1] == ("/file", "bytes=50000-")
 
 
+def test_fault_51_a_server_that_never_answers_is_asked_again(
+    fetch: Fetching, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetch.patience = Patience(stall_seconds=0.1, sleep=fetch.waits.append)
+    fetch.server.faults = [lambda handler: handler.state.released.wait(30)]
+    assert fetch.get() == BODY
+    assert "/file: no answer in time; 0 bytes kept" in caplog.text
+
+
+def test_fault_51_a_trickle_counts_as_a_stall(
+    fetch: Fetching, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.send(most=1000)
+        with suppress(OSError):  # when the client has had enough
+            for byte in BODY[1000:3000]:
+                handler.wfile.write(bytes([byte]))
+                handler.state.released.wait(0.01)
+
+    fetch.patience = Patience(stall_seconds=0.3, stall_bytes=250_000, sleep=fetch.waits.append)
+    fetch.server.faults = [trickle]
+    assert fetch.get() == BODY
+    assert "the connection has all but stalled" in caplog.text
+    assert int(str(fetch.server.asked[1][1])[6:-1]) > 1000  # what came is kept
+
+
+def test_fault_49_a_connection_that_is_reset_is_gone_on_with(
+    fetch: Fetching, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reset(handler: Handler) -> None:
+        handler.send(most=50_000)
+        while fetch.bytes < 50_000 and not handler.state.released.wait(0.01):
+            pass
+        linger = struct.pack("ii", 1, 0)  # a close that throws away what is not sent
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        handler.connection.close()
+
+    fetch.server.faults = [reset]
+    assert fetch.get() == BODY
+    assert "the connection was cut (" in caplog.text
+    assert fetch.server.asked[1] == ("/file", "bytes=50000-")
+
+
+def test_an_answer_that_is_no_file_is_told(fetch: Fetching) -> None:
+    fetch.server.faults = [status(204)]
+    with pytest.raises(RunFailedError, match="answers 204 where a file was expected"):
+        fetch.get()
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_is_refused(fetch: Fetching) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).with_name("self_signed.pem"))
+    with serving(FileServer({"/file": BODY}), context) as fetch.server:
+        fetch.server.url = fetch.server.url.replace("http:", "https:")
+        with pytest.raises(
+            UserError, match=r"/file: its certificate cannot be trusted: self.signed"
+        ):
+            fetch.get()
+
+
 def test_fault_49_a_server_that_ignores_ranges_sends_the_file_anew(fetch: Fetching) -> None:
     fetch.server.ranges = False
     fetch.server.faults = [cut_after(200_000)]
@@ -114,11 +178,14 @@ def test_a_file_that_changed_between_two_tries_is_not_joined_with_its_former_sel
     assert "md5" not in caplog.text  # it was seen at once, not when all of it was there
 
 
-def test_more_bytes_than_the_file_has_now_are_started_over(fetch: Fetching) -> None:
+@pytest.mark.parametrize("noted, asked", [(390_000, ["bytes=350000-", None]), (340_000, [None])])
+def test_more_bytes_than_the_file_has_are_started_over(
+    noted: int, asked: list[str | None], fetch: Fetching
+) -> None:
     fetch.part.write_bytes(bytes(350_000))
-    (fetch.folder / "file.part.json").write_text(json.dumps({"validator": None, "size": 390_000}))
+    (fetch.folder / "file.part.json").write_text(json.dumps({"validator": None, "size": noted}))
     assert fetch.get() == BODY
-    assert [wanted for _, wanted in fetch.server.asked] == ["bytes=350000-", None]
+    assert [wanted for _, wanted in fetch.server.asked] == asked
 
 
 @pytest.mark.parametrize("notes", ["", "[]", '{"size": 5}', "\udce4"], ids=repr)
@@ -208,8 +275,11 @@ def test_retry_after_is_honoured_in_both_forms_and_bounded(fetch: Fetching) -> N
     fetch.get()
     assert fetch.waits[:2] == [7, 900]
     assert 60 < fetch.waits[2] <= 100
-    fetch.server.faults = [status(503, Retry_After="later"), status(503, Retry_After="-1")]
-    assert fetch.again().patience.wait(1, None) == 1
+    past = "Wed, 21 Oct 2015 07:28:00 -0000"  # -0000: of no known time zone
+    fetch.server.faults = [status(503, Retry_After=when) for when in ("later", "-1", past)]
+    fetch.part.unlink()
+    fetch.again().get()
+    assert fetch.waits == [1, 2, 0]
 
 
 def test_fault_51_a_server_that_is_not_there_is_told_in_one_line(fetch: Fetching) -> None:

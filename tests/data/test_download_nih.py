@@ -336,6 +336,11 @@ def test_table_and_lists_come_from_where_one_says_and_make_a_data_set(
     }
     official = OFFICIAL_LINES["test_list.txt"]
     assert f"test_list.txt lists 10 images, where NIH's lists {official}" in caplog.text
+    caplog.clear()
+    (tmp_path / "test_list.txt").unlink()
+    server.files["/lists/test_list.txt"] = b"1.png\n" * official
+    download_nih(tmp_path, parts=(1,), base_url=server.url, metadata_url=url, archives=SMALL)
+    assert caplog.messages == []  # as many as NIH's
 
 
 def test_table_and_lists_that_are_there_are_kept(server: FileServer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import REAL, real_data
 from tables import NIH_HEADER, touch, write, write_ai4m
 
-from xray_lightning.data.manifest import COLUMNS, read_manifest
+from xray_lightning.data.manifest import COLUMNS, holds_known_table, read_manifest
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
@@ -114,7 +114,9 @@ def test_fault_38_byte_order_mark_and_line_ends_change_nothing(
 
 
 def test_the_2017_file_name_is_found_too(tmp_path: Path) -> None:
+    assert not holds_known_table(tmp_path)
     write_nih(tmp_path).rename(tmp_path / "Data_Entry_2017.csv")
+    assert holds_known_table(tmp_path)
     assert len(read_manifest(tmp_path).table) == 3
 
 

@@ -14,6 +14,7 @@ from conftest import REAL, real_data
 from rich.console import Console
 from tables import make_manifest
 
+from xray_lightning.data.faults import Faults
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.splits import (
     SIDES,
@@ -21,10 +22,14 @@ from xray_lightning.data.splits import (
     UsableSplit,
     make_split,
     overlaps,
+    own_split,
     patients_by_image,
+    read_split_file,
     render_split_table,
+    sides_of_column,
     split_table,
     usable_split,
+    whole_split,
 )
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
@@ -254,6 +259,31 @@ def test_rows_that_a_split_file_leaves_out_are_counted(tmp_path: Path) -> None:
     path.write_text("Split,Image\ntrain,001_0.png\nval,002_0.png\ntest,003_0.png\n\n")
     split = make_split(NIH, str(path))
     assert split.unassigned == len(IMAGES) - 3
+
+
+def test_the_other_sink_keeps_a_side_that_is_unknown_and_the_rest_is_used(tmp_path: Path) -> None:
+    faults = Faults()
+    given = {"Training": ("a.png",), "holdout": ("b.png", "c.png"), "train": ("d.png",)}
+    assert sides_of_column(given, faults) == {"train": ("a.png", "d.png")}
+    assert faults.count("unknown_side") == 2
+    path = tmp_path / "split.csv"
+    path.write_text("image,split\na.png,train\nb.png,Val\n")
+    assert read_split_file(path, faults)["image"].tolist() == ["a.png"]
+    assert faults.count("unknown_side") == 3
+
+
+def test_a_data_set_brings_the_split_of_its_files_or_none() -> None:
+    assert own_split(NIH) == "official"
+    assert own_split(replace(NIH, given={"test": LISTS["test"]})) is None
+    three = dict.fromkeys(SIDES, ("a.png",))
+    images = {"a.png": "1"}
+    assert own_split(make_manifest(images, lists=three, dialect="ai4m")) == "ai4m"
+    assert own_split(make_manifest(images, lists=three, dialect="csv")) == "column"
+    assert own_split(make_manifest(images, dialect="csv")) is None
+
+
+def test_a_data_set_that_only_tests_has_every_image_in_test() -> None:
+    assert whole_split(NIH).sides == {"train": (), "val": (), "test": tuple(sorted(IMAGES))}
 
 
 # -- the digest ------------------------------------------------------------------------------------

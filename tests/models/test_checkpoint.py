@@ -39,7 +39,10 @@ def assert_untouched(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_saved_checkpoint_replaces_the_one_before(saved: Path) -> None:
+def test_a_saved_checkpoint_replaces_the_one_before_and_clears_halves(
+    saved: Path,
+) -> None:
+    saved.with_name(f".{saved.name}.half").touch()
     write_checkpoint(NEW, saved)
     assert torch.equal(read_checkpoint(saved)["weights"], NEW["weights"])
     assert os.listdir(saved.parent) == [saved.name]
@@ -148,8 +151,19 @@ def one_bit_of_the_weights(path: Path, _: Canary) -> None:
     path.write_bytes(whole)
 
 
+def compressed(path: Path, _: Canary) -> None:
+    """What torch.load would unpack, without end if there is none."""
+    with zipfile.ZipFile(path) as archive:
+        records = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
 DAMAGES: dict[str, Callable[[Path, Canary], object]] = {
     "absent": lambda path, _: path.unlink(),
+    "a folder": lambda path, _: (path.unlink(), path.mkdir()),
+    "compressed": compressed,
     "truncated": truncated,
     "flipped": flipped,
     "one bit of the weights": one_bit_of_the_weights,

@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import warnings
+from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from jsonschema import Draft202012Validator
 from xray_lightning.runs.record import (
     FILE_NAME,
     RunRecord,
+    bare_environment,
     differences,
     flat,
     git_commit,
     kept_warnings,
+    predictions_name,
 )
 from xray_lightning.runs.schema import Results, json_schema
 
@@ -93,6 +97,25 @@ def test_the_commit_is_that_of_the_checkout_or_none(
     assert found is None or len(found) == 40
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+def test_a_checkout_that_was_never_installed_has_no_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert bare_environment()["xray_lightning"] == version("xray-lightning")
+    found = metadata.version
+
+    def absent(name: str) -> str:
+        if name == "xray-lightning":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert bare_environment()["xray_lightning"] is None
+
+
+def test_predictions_are_named_after_their_split() -> None:
+    assert predictions_name("val") == "predictions_val.csv"
 
 
 def test_nested_keys_are_told_by_their_dotted_names() -> None:

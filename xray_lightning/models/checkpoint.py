@@ -87,17 +87,18 @@ def _check_sums(path: Path) -> None:
     """Compare every record with the CRC-32 that torch.save wrote beside it; torch.load does not.
 
     Raises:
-        zipfile.BadZipFile: one differs.
+        zipfile.BadZipFile: one differs, or is compressed: torch.save compresses nothing, and
+            torch.load would unpack it without end.
     """
     if not zipfile.is_zipfile(path):
         return  # torch.load says what it is
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
-            # torch compresses nothing; what another has packed could unpack without end.
-            if record.compress_type == zipfile.ZIP_STORED:
-                with archive.open(record) as stream:
-                    while stream.read(CHUNK):
-                        pass
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile("a record of it is compressed")
+            with archive.open(record) as stream:
+                while stream.read(CHUNK):
+                    pass
 
 
 def check_checkpoint(

@@ -164,8 +164,7 @@ def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
                     rows += [
                         (name, decode(mark), side) for name, mark in zip(names, marks, strict=True)
                     ]
-        if hasattr(os, "sync"):
-            os.sync()  # the images before the table that names them; cheaper than once a file
+        os.sync()  # the images before the table that names them; cheaper than once a file
         _write_tables(root, rows)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise RunFailedError(f"{archive}: not MedMNIST's file: {error}") from error
