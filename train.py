@@ -57,7 +57,10 @@ COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
 GRACE_SECONDS = 3.0
 # What would take any text for true.
-SWITCHES = ("report", "model.pretrained", "strategy.sync_batchnorm", "optimizer.nesterov")
+SWITCHES = (
+    *("report", "model.pretrained", "model.allow_seen_test"),
+    *("strategy.sync_batchnorm", "optimizer.nesterov"),
+)
 
 # Hydra's plugins that are packages of their own, by their options.
 PLUGINS = {
@@ -367,7 +370,7 @@ def refuse_bad_values(cfg: DictConfig) -> None:
     check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, least=1)
     for key in SWITCHES:
         value = OmegaConf.select(cfg, key, default=False)  # not every strategy has each
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and (value is not None or key != "model.allow_seen_test"):
             raise UserError(f"{key}={value} must be true or false")
     rate = cfg.optimizer.lr
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
@@ -420,6 +423,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
 
     from xray_lightning.data.transforms import Normalize
     from xray_lightning.evaluation.grouping import further_columns
+    from xray_lightning.models.backbones import OF_FIRST_WEIGHTS
     from xray_lightning.models.classifier import Classifier
     from xray_lightning.progress import display, unseen
     from xray_lightning.training.fit import Job
@@ -440,10 +444,10 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
     )
     speed = make(cfg, "speed")
     model = plain(cfg.model)
-    for key in ("_target_", "pretrained", "weights_path"):  # not needed to build it again
+    for key in ("_target_", *OF_FIRST_WEIGHTS):  # not needed to build it again
         model.pop(key, None)
     classifier = Classifier(
-        backbone=make(cfg, "model", findings=len(data.findings)),
+        backbone=make(cfg, "model", findings=data.findings),
         loss=make(cfg, "loss"),
         normalize=Normalize(data.normalize),
         findings=data.findings,
@@ -472,6 +476,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         stages=[cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages),
         ckpt_path=Path(cfg.ckpt_path) if cfg.ckpt_path else None,
         resume=bool(cfg.resume),
+        allow_seen_test=bool(cfg.model.allow_seen_test),
         hyperparameters=hyperparameters(cfg),
     )
 

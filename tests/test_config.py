@@ -231,7 +231,8 @@ def test_the_command_line_overrides_an_experiment(experiment: str, composed: Com
     cfg = composed(f"experiment={experiment}", *given)
     assert (cfg.trainer.accelerator, cfg.trainer.max_epochs) == ("cpu", 1)
     assert isinstance(build(cfg.data).phantom, PhantomSpec)
-    assert cfg.name == (experiment if experiment in PAPER else "phantom_resnet18")
+    model = HydraConfig.get().runtime.choices["model"]
+    assert cfg.name == (experiment if experiment in PAPER else f"phantom_{model}")
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))

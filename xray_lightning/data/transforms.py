@@ -16,7 +16,7 @@ IMAGENET_MEAN = (0.485 + 0.456 + 0.406) / 3
 IMAGENET_STD = (0.229 + 0.224 + 0.225) / 3
 EPSILON = 1e-6  # a constant image has no spread: it becomes all zeros
 
-NORMALIZATIONS = ("per_image", "dataset", "imagenet")
+NORMALIZATIONS = ("per_image", "dataset", "imagenet", "symmetric")
 
 
 class Normalize(nn.Module):
@@ -26,7 +26,8 @@ class Normalize(nn.Module):
         mode: `per_image` subtracts each image's mean and divides by its standard deviation (the
             paper's), and so undoes a change of brightness or contrast; `dataset` uses one mean
             and deviation, those of the training split, which `fit_to` sets; `imagenet` those that
-            torchvision's pretrained weights expect.
+            torchvision's pretrained weights expect; `symmetric` maps black to -1 and white to 1, as
+            torchxrayvision's and some of timm's weights expect.
     """
 
     mean: Tensor
@@ -40,8 +41,9 @@ class Normalize(nn.Module):
             )
         self.mode = mode
         # Saved with the weights: prediction needs the numbers that training used.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+        symmetric = mode == "symmetric"
+        self.register_buffer("mean", torch.tensor(0.5 if symmetric else IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(0.5 if symmetric else IMAGENET_STD))
 
     def fit_to(self, *, mean: float, std: float) -> None:
         """Set the training split's statistics, in units of 0 to 1; used by `dataset` alone."""

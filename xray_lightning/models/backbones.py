@@ -1,14 +1,15 @@
-"""Torchvision ResNets and DenseNets with a one-channel input and one logit per finding."""
+"""Backbones of torchvision or timm with a one-channel input and one logit per finding."""
 
 import contextlib
+import difflib
 import http.client
-import logging
 import pickle
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import torch
@@ -16,18 +17,13 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, one_line
 from xray_lightning.findings import FINDINGS
+from xray_lightning.models.weights import TakenOver, Weights, first_line, read_weights, take_over
 
-logger = logging.getLogger(__name__)
-
-IMAGENET_CLASSES = 1000
-MOST_NAMED = 3  # keys that an error line names before it only counts
-
-# torchvision's DenseNet files still say "norm.1" where its modules say "norm1"
-# (torchvision/models/densenet.py, _load_state_dict).
-_OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
-
+LIBRARIES = ("torchvision", "timm")
+# Arguments that say what a model begins with, and nothing of the model.
+OF_FIRST_WEIGHTS = ("pretrained", "weights_path", "weights_seen", "allow_seen_test")
 
 # Where a family of torchvision models keeps its first convolution, and its classifier.
 _FAMILIES = {"resnet": ("conv1", "fc"), "densenet": ("features.conv0", "classifier")}
@@ -36,51 +32,113 @@ _FAMILIES = {"resnet": ("conv1", "fc"), "densenet": ("features.conv0", "classifi
 def build_backbone(
     *,
     arch: str,
-    findings: int = len(FINDINGS),
+    library: str = "torchvision",
+    findings: int | Sequence[str] = len(FINDINGS),
     in_channels: int = 1,
     hidden: Sequence[int] = (),
     dropout: float = 0.0,
+    drop_path: float = 0.0,
+    image_size: int | None = None,
     pretrained: bool = False,
     weights_path: str | Path | None = None,
+    weights_seen: Sequence[str] | None = None,
+    allow_seen_test: bool | None = None,
 ) -> nn.Module:
     """Build a classifier from images (B, in_channels, H, W) to logits (B, findings).
 
-    The first convolution of a one-channel model is torchvision's, summed over its three input
+    The first convolution of a one-channel model is the library's, summed over its three input
     channels. As convolution is linear, its output equals that of the three-channel model on a
     gray image repeated three times, with pretrained and with freshly drawn weights alike.
 
     Args:
-        arch: any torchvision classification model named `resnet*` or `densenet*`.
-        findings: number of logits.
+        arch: any torchvision classification model named `resnet*` or `densenet*`, or any of timm's.
+        library: `torchvision` or `timm`.
+        findings: number of logits, or their names, by which rows of a file's head are taken over.
         in_channels: 1 (gray) or 3.
         hidden: widths of further fully connected layers between the pooled features and the
             logits, each followed by ReLU and dropout. Cruz Romero et al. say only that their
             ResNet50 has "extra fully connected layers"; `resnet50_mlp` takes (512, 128), which
             narrows 2048 -> 512 -> 128 -> 14 by about four at each step.
         dropout: probability of zeroing an input of the layer after it.
-        pretrained: start from torchvision's best ImageNet weights, downloaded once into torch
-            hub's folder. The head is always drawn afresh.
-        weights_path: a file with a state dict of the same architecture. An ImageNet head of 1000
-            classes is dropped; a head of `findings` outputs is loaded.
+        drop_path: timm's stochastic depth: probability of leaving out a residual block.
+        image_size: side of the images; timm's transformers are built for one.
+        pretrained: start from the library's ImageNet weights, downloaded once. The head is always
+            drawn afresh.
+        weights_path: a file of weights, see `weights.read_weights`; what was taken over is the
+            model's `taken_over`.
+        weights_seen: data sets, or lists of images, that those weights were trained on; None for
+            what the file or its sidecar says.
+        allow_seen_test: of the run, not of the model; see `training.first_weights`.
 
     Raises:
         UserError: unknown `arch`, an option out of range, or weights that cannot be had or do not
             fit.
     """
-    known = list_models(module=torchvision.models, include=[f"{name}*" for name in _FAMILIES])
-    if arch not in known:
-        raise UserError(f"model.arch={arch!r} is unknown; known: {', '.join(known)}")
+    if library not in LIBRARIES:
+        raise UserError(f"model.library={library} is unknown; choose one of {', '.join(LIBRARIES)}")
     if pretrained and weights_path is not None:
         raise UserError(
             "model.pretrained=true and model.weights_path are two sources of weights: give one"
         )
     if in_channels not in (1, 3):
         raise UserError(f"model.in_channels={in_channels}: an image has 1 channel (gray) or 3")
-    if not 0 <= dropout < 1:
-        raise UserError(f"model.dropout={dropout}: must be at least 0 and below 1")
-    if findings < 1 or any(width < 1 for width in hidden):
-        raise UserError(f"model: findings={findings} and hidden={list(hidden)} must be at least 1")
+    for name, share in (("dropout", dropout), ("drop_path", drop_path)):
+        if not 0 <= share < 1:
+            raise UserError(f"model.{name}={share}: must be at least 0 and below 1")
+    names = None if isinstance(findings, int) else tuple(findings)
+    outputs = findings if isinstance(findings, int) else len(findings)
+    if outputs < 1 or any(width < 1 for width in hidden):
+        raise UserError(f"model: findings={outputs} and hidden={list(hidden)} must be at least 1")
+    build = _torchvision if library == "torchvision" else _timm
+    model, head = build(
+        arch,
+        outputs=outputs,
+        in_channels=in_channels,
+        hidden=hidden,
+        dropout=dropout,
+        drop_path=drop_path,
+        image_size=image_size,
+        pretrained=pretrained and library == "timm",
+    )
+    weights = None
+    if weights_path is not None:
+        weights = read_weights(weights_path)
+    elif pretrained and library == "torchvision":
+        weights = Weights(f"ImageNet weights of {arch}", _download_imagenet(arch))
+    if weights is not None:
+        if weights_seen is not None:
+            listed = [weights_seen] if isinstance(weights_seen, str) else weights_seen
+            weights = replace(weights, seen=tuple(map(str, listed)))
+        weights = replace(weights, source=f"{weights.source} (into {arch})")
+        taken = take_over(model, weights, head=head, findings=names)
+        model.taken_over = taken  # type: ignore[assignment]  # no part of the network
+    return model
 
+
+def taken_over(model: nn.Module) -> TakenOver | None:
+    """What a backbone has taken over from a file; None of one that began with fresh weights."""
+    taken = getattr(model, "taken_over", None)
+    return taken if isinstance(taken, TakenOver) else None
+
+
+def _torchvision(
+    arch: str,
+    *,
+    outputs: int,
+    in_channels: int,
+    hidden: Sequence[int],
+    dropout: float,
+    drop_path: float,
+    **_: Any,
+) -> tuple[nn.Module, str]:
+    """A network of torchvision, and the name of its head with a dot."""
+    known = list_models(module=torchvision.models, include=[f"{name}*" for name in _FAMILIES])
+    if arch not in known:
+        raise UserError(
+            f"model.arch={arch!r} is unknown; known: {', '.join(known)}; model=timm has others"
+        )
+    if drop_path:
+        raise UserError(f"model.drop_path={drop_path} is of model=timm; {arch} has none")
     model: nn.Module = get_model(arch, weights=None)
     conv_name, head_name = next(parts for name, parts in _FAMILIES.items() if arch.startswith(name))
     conv = model.get_submodule(conv_name)
@@ -88,17 +146,80 @@ def build_backbone(
         conv.weight = nn.Parameter(conv.weight.detach().sum(dim=1, keepdim=True))
         conv.in_channels = in_channels
     in_features = cast(nn.Linear, model.get_submodule(head_name)).in_features
-    head = _build_head(in_features, findings, hidden=hidden, dropout=dropout)
+    head = _build_head(in_features, outputs, hidden=hidden, dropout=dropout)
     setattr(model, head_name, head)
+    return model, f"{head_name}."
 
-    if pretrained or weights_path is not None:
-        if weights_path is None:
-            source, state = f"ImageNet weights of {arch}", _download_imagenet(arch)
-        else:
-            path = Path(weights_path)
-            source, state = f"model.weights_path={path} (into {arch})", _read_state(path)
-        _load(model, state, conv_key=f"{conv_name}.weight", head=f"{head_name}.", source=source)
-    return model
+
+def _timm(
+    arch: str,
+    *,
+    outputs: int,
+    in_channels: int,
+    hidden: Sequence[int],
+    dropout: float,
+    drop_path: float,
+    image_size: int | None,
+    pretrained: bool,
+) -> tuple[nn.Module, str]:
+    """A network of timm, and the name of its head with a dot."""
+    try:
+        timm: Any = import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"model.arch={arch} is of timm, which is not installed; install xray-lightning[timm]"
+        ) from error
+    known = timm.list_models()
+    # Never a name of a hub or folder, `hf-hub:...`, which a checkpoint could make us read.
+    if arch.partition(".")[0] not in known:
+        near = difflib.get_close_matches(arch, known, n=5, cutoff=0.5)
+        told = f"; close to it: {', '.join(near)}" if near else ""
+        raise UserError(f"model.arch={arch!r} is none of timm's {len(known):,}{told}")
+    options: dict[str, Any] = {
+        "num_classes": outputs,
+        "in_chans": in_channels,
+        "pretrained": pretrained,
+    }
+    options |= {"drop_rate": dropout} if dropout and not hidden else {}
+    options |= {"drop_path_rate": drop_path} if drop_path else {}
+    model: Any = _created(timm.create_model, arch, options, image_size)
+    classifier = model.get_classifier()
+    head = next((name for name, part in model.named_modules() if part is classifier), None)
+    if head is None:
+        raise UserError(f"model.arch={arch} has no single last layer for its logits; give another")
+    if hidden:
+        if not isinstance(classifier, nn.Linear):
+            raise UserError(f"model.hidden={list(hidden)}: the last layer of {arch} is not linear")
+        further = _build_head(classifier.in_features, outputs, hidden=hidden, dropout=dropout)
+        model.set_submodule(head, further)
+    return model, f"{head}."
+
+
+def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | None) -> Any:
+    """timm's model, told the image size where it is of a kind that is built for one.
+
+    Raises:
+        UserError: an option that this architecture does not take, or weights that cannot be had.
+    """
+    sized = {} if image_size is None else {"img_size": image_size}
+    try:
+        try:
+            return create(arch, **options, **sized)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return create(arch, **options)
+    # The network's and the hub's errors are of many kinds; the others are assertions.
+    except Exception as error:
+        if not options["pretrained"]:
+            at = "" if image_size is None else f" at data.image_size={image_size}"
+            raise UserError(
+                f"model.arch={arch} cannot be built{at}: {one_line(error) or type(error).__name__}"
+            ) from error
+        raise UserError(
+            f"no pretrained weights for {arch} from timm ({first_line(error)}): "
+            "put a file of them anywhere, and give model.weights_path=FILE"
+        ) from error
 
 
 def _build_head(
@@ -139,92 +260,7 @@ def _download_imagenet(arch: str) -> dict[str, Tensor]:
         pickle.UnpicklingError,
     ) as error:
         raise UserError(
-            f"no ImageNet weights for {arch} from {weights.url} ({_first_line(error)}): "
+            f"no ImageNet weights for {arch} from {weights.url} ({first_line(error)}): "
             f"put that file at {place}, or give model.weights_path=FILE"
         ) from error
     return state
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, bare or under "state_dict", without running code from the file."""
-    if not path.is_file():
-        raise UserError(f"model.weights_path={path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file fails in as many ways as pickle and zip know.
-    except Exception as error:
-        raise UserError(
-            f"model.weights_path={path}: not a file of plain weights ({_first_line(error)}); "
-            "save one with torch.save(model.state_dict(), FILE)"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not (
-        isinstance(content, Mapping)
-        and content
-        and all(isinstance(key, str) for key in content)
-        and all(isinstance(value, Tensor) for value in content.values())
-    ):
-        raise UserError(
-            f"model.weights_path={path}: holds no state dict; "
-            "save one with torch.save(model.state_dict(), FILE)"
-        )
-    return dict(content)
-
-
-def _load(
-    model: nn.Module, state: dict[str, Tensor], *, conv_key: str, head: str, source: str
-) -> None:
-    """Load a state dict after adapting its prefix, old keys, input channels and head."""
-    state = _without_prefix(state, conv_key)
-    state = {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
-    own = model.state_dict()
-    conv = state.get(conv_key)
-    if conv is not None and conv.ndim == 4 and conv.shape[1] == 3 and own[conv_key].shape[1] == 1:
-        state[conv_key] = conv.sum(dim=1, keepdim=True)
-    kept_fresh: set[str] = set()
-    if f"{head}weight" in state and len(state[f"{head}weight"]) == IMAGENET_CLASSES:
-        kept_fresh = {key for key in own if key.startswith(head)}
-        state = {key: value for key, value in state.items() if not key.startswith(head)}
-        logger.info("%s: head of %d classes left out", source, IMAGENET_CLASSES)
-    _check_fit(own, state, optional=kept_fresh, source=source)
-    model.load_state_dict(state, strict=False)
-
-
-def _without_prefix(state: dict[str, Tensor], conv_key: str) -> dict[str, Tensor]:
-    """Take the backbone's part of a state dict saved with a wrapper, such as "module."."""
-    names = [key for key in state if key == conv_key or key.endswith(f".{conv_key}")]
-    if not names:
-        return state
-    prefix = min(names, key=len).removesuffix(conv_key)
-    return {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
-
-
-def _check_fit(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, optional: set[str], source: str
-) -> None:
-    """Refuse a state dict whose keys or shapes are not the model's, with the first few named."""
-    # Files from before PyTorch 0.4.1 have no such counter; load_state_dict then starts it at 0.
-    counters = {key for key in own if key.endswith(".num_batches_tracked")}
-    faults = {
-        "missing": [key for key in own if key not in state and key not in optional | counters],
-        "unexpected": [key for key in state if key not in own],
-        "wrong shape": [
-            f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"
-            for key, tensor in state.items()
-            if key in own and tensor.shape != own[key].shape
-        ],
-    }
-    told = []
-    for fault, keys in faults.items():
-        more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
-        if keys:
-            told.append(f"{fault} {', '.join(keys[:MOST_NAMED])}{more}")
-    if told:
-        raise UserError(f"{source}: the weights do not fit: {'; '.join(told)}")
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence's worth of an error: torch.load's own advice runs over many lines."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

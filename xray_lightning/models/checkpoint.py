@@ -130,7 +130,7 @@ def check_checkpoint(
 
 
 # What a recipe may say of the backbone: nothing that would read or download other weights.
-MODEL_KEYS = frozenset({"arch", "hidden", "dropout"})
+MODEL_KEYS = frozenset({"arch", "hidden", "dropout", "library", "drop_path", "image_size"})
 # Parts of the classifier that only training needs.
 OF_TRAINING = ("loss.", "augment.")
 LONGEST = 300  # characters of torch's own list of what does not fit
@@ -199,7 +199,11 @@ def restore(
 
 
 def _weightless(recipe: Any, *, findings: int) -> nn.Module:
-    """The backbone without memory for its weights: the checkpoint's take their place."""
+    """The backbone without memory for its weights: the checkpoint's take their place.
+
+    One of timm may hold tensors that no checkpoint has, such as a transformer's table of relative
+    positions; it is built with memory.
+    """
     # Reading a checkpoint does without torchvision, which takes a second to import.
     from xray_lightning.models.backbones import build_backbone
 
@@ -207,6 +211,9 @@ def _weightless(recipe: Any, *, findings: int) -> nn.Module:
         known = ", ".join(sorted(MODEL_KEYS))
         raise UserError(f"the checkpoint's model is not described by {known}")
     try:
+        if recipe.get("library", "torchvision") != "torchvision":
+            with torch.random.fork_rng(devices=[]):  # the caller's numbers stay as they were
+                return build_backbone(**recipe, findings=findings)
         with torch.device("meta"):
             return build_backbone(**recipe, findings=findings)
     except (TypeError, ValueError, RuntimeError) as error:

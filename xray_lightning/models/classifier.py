@@ -87,6 +87,8 @@ class Classifier(LightningModule):
         self.augment = augment
         self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
+        self.weights_seen: tuple[str, ...] = ()  # the data sets that its first weights have seen
+        self._trained_on: str | None = None  # the name of the data set
         self._make_optimizer = optimizer
         self._scheduler = scheduler
         self.cuda_graph = False  # replay the step as one CUDA graph
@@ -110,6 +112,7 @@ class Classifier(LightningModule):
         if data is not None:
             self.recipe["split_sha256"] = data.usable.split.sha256
             self.recipe.setdefault("image_size", data.image_size)
+            self._trained_on = data.name
         if stage == "fit" and data is not None:
             self.loss.fit_to(positives=data.positives("train"), images=len(data.table("train")))
             if self.normalize.mode == "dataset":
@@ -277,6 +280,8 @@ class Classifier(LightningModule):
             "schema_version": CHECKPOINT_SCHEMA,
             "findings": list(self.findings),
             "thresholds": dict.fromkeys(self.findings, 0.5),
+            "trained_on": self._trained_on,
+            "weights_seen": list(self.weights_seen),
             **self.recipe,
         }
 

@@ -127,7 +127,8 @@ def _initialisation(run: Run) -> str:
     if (path := run.settings.get("model.weights_path")) is not None:
         return f"Weights of {str(path).rpartition('/')[2]}"
     pretrained = run.settings.get("model.pretrained")
-    start = "torchvision's ImageNet weights" if pretrained else "Random weights"
+    library = run.settings.get("model.library") or "torchvision"
+    start = f"{library}'s pretrained weights" if pretrained else "Random weights"
     return f"{start}, seed {NONE if run.seed is None else run.seed}"
 
 

@@ -68,6 +68,7 @@ def data_notes(runs: Sequence[Run]) -> list[str]:
         for pair, patients in run.overlap.items():
             leak = f": {patients} patients are on both sides of {pair}, which flatters the figures."
             said.append((run, leak))
+        said += [(run, f": {sentence}") for sentence in seen_by_weights(run)]
         if run.dropped:
             counts = ", ".join(f"{count} x {reason}" for reason, count in run.dropped.items())
             said.append((run, f": counted while reading: {counts}."))
@@ -202,12 +203,19 @@ def beats_metadata(test: TestMetrics) -> bool:
     return ends is None or ends[0] > 0
 
 
+def seen_by_weights(run: Run) -> list[str]:
+    """One sentence for each way in which the first weights have seen test images."""
+    seen = () if run.first_weights is None else run.first_weights.seen_test
+    return [f"the first weights have seen {part}, which flatters the figures." for part in seen]
+
+
 def notes(run: Run) -> list[str]:
     """What to know before believing the figures."""
     said = [
         f"{counted(patients, 'patient')} on both sides of {pair}: this flatters the figures."
         for pair, patients in run.overlap.items()
     ]
+    said += [f"{sentence[0].upper()}{sentence[1:]}" for sentence in seen_by_weights(run)]
     said += [f"Counted while reading: {count} x {why}." for why, count in run.dropped.items()]
     if run.test and run.test.auroc_macro_findings < len(run.test.per_finding):
         without = [row.finding for row in run.test.finding_rows if row.auroc is None]

@@ -17,6 +17,7 @@ from xray_lightning.runs.schema import (
     DataSummary,
     Demographics,
     Epoch,
+    FirstWeights,
     Results,
     TestMetrics,
     Timing,
@@ -108,6 +109,7 @@ class Run:
     history: tuple[Epoch, ...]
     warnings: tuple[str, ...]
     skipped_steps: int
+    first_weights: FirstWeights | None = None
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -187,6 +189,7 @@ def run_of(folder: Path, results: object) -> Run:
         test=content.metrics.test,
         warnings=content.training.warnings,
         skipped_steps=content.training.skipped_steps,
+        first_weights=content.first_weights,
     )
 
 

@@ -554,6 +554,26 @@ class TrainingNotes(_OpenPart):
     )
 
 
+class Share(_Part):
+    """So many tensors, and the numbers in them."""
+
+    tensors: Count
+    numbers: Count
+
+
+class FirstWeights(_Part):
+    """What the model began with, of a file of weights."""
+
+    source: AnyText
+    matched: AnyText = Field(description="How the file's names were matched to the model's")
+    fits: Share = Field(description="Taken over from the file")
+    left: Share = Field(description="In the file and not used")
+    new: Share = Field(description="In the model and drawn afresh")
+    findings: Texts = Field(description="Those whose outputs were taken over")
+    seen: Texts = Field(description="The data sets and lists of images that it was trained on")
+    seen_test: Texts = Field(description="What of the test images is among them")
+
+
 class Results(_Part):
     """One run's record, as standard JSON: a number that could not be computed is null."""
 
@@ -582,6 +602,9 @@ class Results(_Part):
     metrics: Metrics
     history: Annotated[tuple[Epoch, ...], _LISTED]
     training: TrainingNotes = TrainingNotes()
+    first_weights: FirstWeights | None = Field(
+        default=None, description="Null where the model began with no file of weights"
+    )
 
     @field_validator("config")
     @classmethod

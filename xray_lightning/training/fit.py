@@ -27,6 +27,7 @@ from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.files import check_writable
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
+from xray_lightning.models.backbones import taken_over
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
@@ -40,6 +41,11 @@ from xray_lightning.training.callbacks import (
     Throughput,
     log_hyperparameters,
     peak_memory,
+)
+from xray_lightning.training.first_weights import (
+    check_first_weights,
+    first_weights_record,
+    first_weights_table,
 )
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.mpi_environment import library_version
@@ -75,6 +81,7 @@ class Job:
     stages: Sequence[str] = STAGES
     ckpt_path: Path | None = None
     resume: bool = False
+    allow_seen_test: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -345,6 +352,14 @@ class _Recorder(Callback):
             steps = max(1, job.classifier.steps_an_epoch())
             options: Any = trainer  # Lightning sets it without declaring it
             options.log_every_n_steps = min(options.log_every_n_steps, steps)
+        taken = taken_over(job.classifier.backbone) if stage == "fit" else None
+        if taken is not None:
+            mode, allowed = job.data.normalize, job.allow_seen_test
+            seen = check_first_weights(taken, job.data, allowed=allowed, normalize=mode)
+            job.record.content["first_weights"] = first_weights_record(taken, seen)
+            job.classifier.weights_seen = taken.seen
+            if taken.trained_on is not None:
+                job.classifier.weights_seen += (taken.trained_on,)
         if not job.leads or self._described:
             return
         self._described = True
@@ -357,6 +372,10 @@ class _Recorder(Callback):
         )
         for reason, count in job.record.content["data"]["dropped"].items():
             log.info("%s: %d", reason, count)
+        if taken is not None:
+            _console(job).print(first_weights_table(taken))
+            for part in job.record.content["first_weights"]["seen_test"]:
+                log.warning("the first weights have seen %s", part)
         if job.data.usable.patient_overlap:
             log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
 

@@ -577,7 +577,8 @@ def _first_weights(run: Run) -> str:
     if (path := run.settings.get("model.weights_path")) is not None:
         return f"weights of {last_parts(str(path))}"
     pretrained = run.settings.get("model.pretrained")
-    names = {True: "torchvision's ImageNet weights", False: "random weights"}
+    library = run.settings.get("model.library") or "torchvision"
+    names = {True: f"{library}'s pretrained weights", False: "random weights"}
     return names.get(pretrained, NONE) if isinstance(pretrained, bool) else NONE
 
 

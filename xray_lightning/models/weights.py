@@ -1,0 +1,494 @@
+"""Weights of a file: read without running code, and fitted to a model of whatever names."""
+
+import importlib.util
+import json
+import pickletools
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from xray_lightning.errors import UserError, printable
+
+PACKAGE = "package://"  # package://NAME/FILE: a file that an installed Python package ships
+LEAST_SHARE = 0.9  # of the backbone's numbers that a file must hold
+MOST_NAMED = 3  # keys that an error line names before it only counts
+SIDECAR_KEYS = ("weights_seen", "findings", "input")
+
+# Where training loops keep the weights within what they save; the averaged ones first.
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
+# torchvision's DenseNet files still say "norm.1" where its modules say "norm1"
+# (torchvision/models/densenet.py, _load_state_dict).
+_OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
+_COUNTER = ".num_batches_tracked"  # of batch norms; files from before PyTorch 0.4.1 have none
+
+TORCHXRAYVISION = "torchxrayvision"
+# torchxrayvision.datasets.default_pathologies, which its models' 18 outputs follow.
+PATHOLOGIES = (
+    *("Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema"),
+    *("Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass"),
+    *("Hernia", "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"),
+)
+# Its models take pixels from -1024 to 1024: data.normalize=symmetric, times this.
+TORCHXRAYVISION_SCALE = 1024.0
+# Classes whose instances a pickled module is made of; each is read as an inert `_Part`.
+_MODULE_CLASSES = ("torchxrayvision.", "torchvision.", "timm.", "torch.nn.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds.
+
+    Attributes:
+        source: its name, for messages.
+        findings: what the outputs mean, in their order; None where the file does not say.
+        seen: the data that they were trained on, as far as it is known.
+        trained_on, split_sha256: data set and split of a checkpoint of this project.
+        input: `torchxrayvision`, or None for normalised pixels.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    findings: tuple[str, ...] | None = None
+    seen: tuple[str, ...] = ()
+    trained_on: str | None = None
+    split_sha256: str | None = None
+    input: str | None = None
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What a model has taken over from a file, in tensors and in numbers.
+
+    Attributes:
+        how: in which way names were matched.
+        fits, left, new: of the model from the file, of the file not used, of the model drawn
+            afresh: (tensors, numbers).
+        left_first, new_first: names of the first of those.
+        findings: whose rows of the last layer were taken over.
+        seen, trained_on, split_sha256: as of `Weights`.
+        normalize: the only `data.normalize` that suits the weights; None for any.
+    """
+
+    source: str
+    how: str
+    fits: tuple[int, int]
+    left: tuple[int, int]
+    new: tuple[int, int]
+    left_first: tuple[str, ...] = ()
+    new_first: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    trained_on: str | None = None
+    split_sha256: str | None = None
+    normalize: str | None = None
+
+
+def read_weights(given: str | Path, *, key: str = "model.weights_path") -> Weights:
+    """Read a file of weights; nothing in it is executed.
+
+    Args:
+        given: a path, or `package://NAME/FILE` for one that a Python package ships.
+
+    Raises:
+        UserError: there is no such file, or it holds anything else than weights.
+    """
+    path = _located(str(given), key)
+    where = f"{key}={given}"
+    if not path.is_file():
+        raise UserError(f"{where}: no such file")
+    content = _safetensors(path, where) if path.suffix == ".safetensors" else _pickled(path, where)
+    described = content.get("xray") if isinstance(content, Mapping) else None
+    described = described if isinstance(described, Mapping) else {}
+    pathologies = None
+    if isinstance(content, _Part):
+        pathologies = vars(content).get("pathologies") or vars(content).get("targets")
+        state = dict(_tensors_of(content))
+    else:
+        state = _state_in(content, where)
+    beside = _sidecar(path)
+    seen = beside.get("weights_seen") or described.get("weights_seen") or ()
+    findings = beside.get("findings") or described.get("findings") or pathologies
+    input = beside.get("input")
+    if input is None and _of_torchxrayvision(state):
+        input, findings = TORCHXRAYVISION, findings or PATHOLOGIES
+    return Weights(
+        source=where,
+        state=state,
+        findings=None if findings is None else tuple(map(str, findings)),
+        seen=tuple(map(str, seen)),
+        trained_on=described.get("trained_on"),
+        split_sha256=described.get("split_sha256"),
+        input=input,
+    )
+
+
+def _located(given: str, key: str) -> Path:
+    if not given.startswith(PACKAGE):
+        return Path(given)
+    name, _, file = given.removeprefix(PACKAGE).partition("/")
+    try:
+        spec = importlib.util.find_spec(name)  # which runs nothing of the package
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{key}={given}: the Python package {name} is not installed; uv pip install {name}"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / file
+
+
+def _safetensors(path: Path, where: str) -> dict[str, Tensor]:
+    try:
+        safetensors = import_module("safetensors.torch")
+    except ImportError as error:
+        raise UserError(
+            f"{where} needs safetensors, not installed; install xray-lightning[safetensors]"
+        ) from error
+    try:
+        state: dict[str, Tensor] = safetensors.load_file(path)
+    except Exception as error:  # SafetensorError is of its own kind
+        raise UserError(f"{where}: not a safetensors file ({first_line(error)})") from error
+    return state
+
+
+class _Part:
+    """What stands for an instance of any class of a pickled module: its attributes, inert."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+def _pickled(path: Path, where: str) -> Any:
+    """What torch.save has written, with a `_Part` for each module in it."""
+    try:
+        with path.open("rb") as stream:
+            known = [name for name in _classes(stream) if name.startswith(_MODULE_CLASSES)]
+        with torch.serialization.safe_globals([(_Part, name) for name in known]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged or hostile file fails in as many ways as pickle and zip know.
+    except Exception as error:
+        raise UserError(
+            f"{where}: not a file of plain weights ({first_line(error)}); "
+            "save one with torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
+def _classes(stream: BinaryIO) -> set[str]:
+    """The names of classes and functions in the pickles of a file; it is only looked at."""
+    names: set[str] = set()
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            texts = [archive.open(pickle)]
+            return {name for text in texts for name in _globals(text)}
+    stream.seek(0)
+    for _ in range(4):  # before PyTorch 1.6: a magic number, a version, the system, the content
+        names |= set(_globals(stream))
+    return names
+
+
+def _globals(stream: Any) -> Iterator[str]:
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name == "GLOBAL":
+            yield str(argument).replace(" ", ".")
+
+
+def _tensors_of(part: _Part, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """A pickled module's state dict."""
+    for kind in ("_parameters", "_buffers"):
+        for name, value in dict(vars(part).get(kind) or {}).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value.detach()
+    for name, child in dict(vars(part).get("_modules") or {}).items():
+        if isinstance(child, _Part):
+            yield from _tensors_of(child, f"{prefix}{name}.")
+
+
+def _state_in(content: Any, where: str) -> dict[str, Tensor]:
+    """The state dict in what was saved, bare or under the name that a training loop gives it."""
+    for name in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping | _Part):
+            content = content[name]
+            break
+    if isinstance(content, _Part):
+        content = dict(_tensors_of(content))
+    if not (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(key, str) for key in content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise UserError(
+            f"{where}: holds no state dict; save one with torch.save(model.state_dict(), FILE)"
+        )
+    return dict(content)
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What FILE.json says of the weights in FILE; empty where there is none.
+
+    Raises:
+        UserError: it is no JSON object of `SIDECAR_KEYS`.
+    """
+    beside = path.with_name(f"{path.name}.json")
+    if not beside.is_file():
+        return {}
+    known = f"an object with {', '.join(SIDECAR_KEYS)}"
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside}: not JSON ({first_line(error)}); write {known}") from error
+    if not isinstance(said, dict) or not said.keys() <= {*SIDECAR_KEYS}:
+        raise UserError(f"{beside}: not {known}")
+    for name in ("weights_seen", "findings"):
+        texts = said.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{beside}: {name} must be a list of names")
+    if said.get("input") not in (None, TORCHXRAYVISION):
+        raise UserError(f"{beside}: input must be {TORCHXRAYVISION}, or left out")
+    return said
+
+
+def _of_torchxrayvision(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights are a torchxrayvision classifier's: gray, with its 18 outputs or points."""
+    stem = next((tensor for tensor in state.values() if tensor.ndim == 4), None)
+    head = next((tensor for tensor in reversed([*state.values()]) if tensor.ndim == 2), None)
+    gray = stem is not None and stem.shape[1] == 1
+    marked = any(key.rpartition(".")[2] == "op_threshs" for key in state)
+    return gray and (marked or (head is not None and len(head) == len(PATHOLOGIES)))
+
+
+def take_over(
+    model: nn.Module,
+    weights: Weights,
+    *,
+    head: str,
+    findings: Sequence[str] | None = None,
+) -> TakenOver:
+    """Load what fits of a file's weights into a model.
+
+    Names are matched as they stand, without the prefix of a wrapper, as timm converts other
+    projects' files, or else by order: the same kinds and shapes of tensors one after another.
+
+    Args:
+        head: name of the last part of the model, whose outputs are the findings.
+        findings: their names, to take over rows of a head that has others, too.
+
+    Raises:
+        UserError: the file holds less than `LEAST_SHARE` of the numbers below the head.
+    """
+    own = model.state_dict()
+    trunk = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
+    given = {key: value.detach() for key, value in weights.state.items()}
+    found, how, names = _matched(model, own, trunk, given)
+    fitting = {key: _as_stem(value, own[key]) for key, value in found.items()}
+    fitting = {key: value for key, value in fitting.items() if value.shape == own[key].shape}
+    rows = _rows(found, own, head=head, theirs=weights.findings, ours=findings)
+    taken = {key: value for key, value in fitting.items() if key in trunk} | rows[0]
+    share = _numbers(taken, trunk) / max(1, _numbers(trunk, trunk))
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"{weights.source}: the weights do not fit: of the numbers below {head.rstrip('.')} "
+            f"they hold {share:.0%}, and {LEAST_SHARE:.0%} are needed"
+            f"{_misfits(trunk, found, unexpected=[n for n in given if n not in {*names.values()}])}"
+        )
+    if weights.input == TORCHXRAYVISION:
+        stem = next(key for key, tensor in own.items() if tensor.ndim == 4)
+        taken[stem] = taken[stem] * TORCHXRAYVISION_SCALE
+    model.load_state_dict(taken, strict=False)
+    counters = {key for key in own if key.endswith(_COUNTER)}
+    left = {name: given[name] for key, name in names.items() if key not in taken}
+    left |= {name: value for name, value in given.items() if name not in {*names.values()}}
+    left = {name: value for name, value in left.items() if not name.endswith(_COUNTER)}
+    new = {key: own[key] for key in own if key not in taken.keys() | counters}
+    return TakenOver(
+        source=weights.source,
+        how=how,
+        fits=_count(taken),
+        left=_count(left),
+        new=_count(new),
+        left_first=tuple(left)[:MOST_NAMED],
+        new_first=tuple(new)[:MOST_NAMED],
+        findings=rows[1],
+        seen=weights.seen,
+        trained_on=weights.trained_on,
+        split_sha256=weights.split_sha256,
+        normalize="symmetric" if weights.input == TORCHXRAYVISION else None,
+    )
+
+
+Found = dict[str, Tensor]
+
+
+def _matched(
+    model: nn.Module, own: Found, trunk: Found, given: Found
+) -> tuple[Found, str, dict[str, str]]:
+    """The file's tensors by the model's names, the way that fits best, and each one's name there.
+
+    The names are empty where a conversion has changed them.
+    """
+    ways: list[tuple[Found, str, dict[str, str]]] = []
+    names = {_OLD_DENSENET_KEY.sub(r"\1\2", key): key for key in given}
+    prefix = _prefix(names, own)
+    names = {
+        key.removeprefix(prefix): name
+        for key, name in names.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) in own
+    }
+    names |= _lone_head(own, trunk, given, prefix)
+    ways.append(({key: given[name] for key, name in names.items()}, "by name", names))
+    ways += _converted(model, own, given, prefix)
+    ways += _in_order(own, trunk, given)
+    return max(ways, key=lambda way: _share(way[0], trunk))
+
+
+def _lone_head(own: Found, trunk: Found, given: Found, prefix: str) -> dict[str, str]:
+    """The last layer of a head with dropout, `fc.1.weight`, is `fc.weight` in one without."""
+    heads = [key for key in own if key not in trunk]
+    lone = {key: prefix + re.sub(r"\.\d+\.(\w+)$", r".\1", key) for key in heads}
+    same = len(heads) == 2 and all(name in given for name in lone.values())
+    return lone if same else {}
+
+
+def _share(found: Found, trunk: Found) -> float:
+    fitting = {
+        key: value
+        for key, value in found.items()
+        if key in trunk and _as_stem(value, trunk[key]).shape == trunk[key].shape
+    }
+    return _numbers(fitting, trunk) / max(1, _numbers(trunk, trunk))
+
+
+def _prefix(names: Mapping[str, str], own: Found) -> str:
+    """What a wrapper has put before most names: `module.`, `backbone.` or nothing."""
+    prefixes: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            if ".".join(parts[place:]) in own:
+                prefixes[".".join(parts[:place]) + "." if place else ""] += 1
+                break
+    return prefixes.most_common(1)[0][0] if prefixes else ""
+
+
+def _converted(
+    model: nn.Module, own: Found, given: Found, prefix: str
+) -> Iterator[tuple[Found, str, dict[str, str]]]:
+    """As the model's own module in timm converts files of other projects and other image sizes."""
+    convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return
+    bare = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+    try:
+        made = convert(bare, model)
+    except Exception:  # noqa: BLE001 - it takes the file for what it is not
+        return
+    found = {key: value for key, value in made.items() if key in own}
+    yield found, "converted by timm", {key: prefix + key for key in found if prefix + key in given}
+
+
+def _in_order(
+    own: Found, trunk: Found, given: Found
+) -> Iterator[tuple[Found, str, dict[str, str]]]:
+    """One after another, where kinds and shapes agree all through below the head."""
+    wanted = [key for key in trunk if not key.endswith(_COUNTER)]
+    there = [key for key in given if not key.endswith(_COUNTER)]
+    pairs = list(zip(wanted, there, strict=False))
+    alike = len(pairs) == len(wanted) and all(
+        key.rpartition(".")[2] == name.rpartition(".")[2]
+        and _as_stem(given[name], own[key]).shape == own[key].shape
+        for key, name in pairs
+    )
+    if not alike:
+        return
+    further, heads = there[len(wanted) :], [key for key in own if key not in trunk]
+    if [key.rpartition(".")[2] for key in further] == [key.rpartition(".")[2] for key in heads]:
+        pairs += zip(heads, further, strict=True)
+    names = dict(pairs)
+    yield {key: given[name] for key, name in names.items()}, "by order and shape", names
+
+
+def _as_stem(given: Tensor, own: Tensor) -> Tensor:
+    """Weights of a first convolution for the model's number of channels, gray being all three."""
+    if given.ndim != 4 or own.ndim != 4 or given.shape[1] == own.shape[1]:
+        return given
+    if given.shape[1] == 3 and own.shape[1] == 1:
+        return given.sum(dim=1, keepdim=True)
+    if given.shape[1] == 1 and own.shape[1] == 3:
+        return given.expand(-1, 3, -1, -1) / 3
+    return given
+
+
+def _rows(
+    found: Found,
+    own: Found,
+    *,
+    head: str,
+    theirs: Sequence[str] | None,
+    ours: Sequence[str] | None,
+) -> tuple[Found, tuple[str, ...]]:
+    """What the head takes over, and of which findings: all, rows of the same names, or nothing."""
+    of_head = {key: value for key, value in found.items() if key.startswith(head)}
+    keys = [key for key in own if key.startswith(head)]
+    whole = all(key in of_head and of_head[key].shape == own[key].shape for key in keys)
+    if whole and (theirs is None or ours is None or tuple(theirs) == tuple(ours)):
+        return of_head, tuple(ours or ())
+    last = [key for key in keys if own[key].shape[:1] == own[keys[-1]].shape[:1]]
+    if theirs is None or ours is None or len(last) != 2 or len(keys) != 2:
+        return {}, ()
+    fits = all(
+        key in of_head
+        and len(of_head[key]) == len(theirs)
+        and of_head[key].shape[1:] == own[key].shape[1:]
+        for key in last
+    )
+    both = [name for name in ours if name in theirs]
+    if not fits or not both:
+        return {}, ()
+    to, of = ([names.index(name) for name in both] for names in (list(ours), list(theirs)))
+    taken = {}
+    for key in last:
+        taken[key] = own[key].clone()
+        taken[key][to] = of_head[key][of].to(taken[key].dtype)
+    return taken, tuple(both)
+
+
+def _numbers(some: Mapping[str, Tensor], trunk: Found) -> int:
+    return sum(v.numel() for k, v in some.items() if k in trunk and not k.endswith(_COUNTER))
+
+
+def _count(some: Mapping[str, Tensor]) -> tuple[int, int]:
+    return len(some), sum(tensor.numel() for tensor in some.values())
+
+
+def _misfits(trunk: Found, found: Found, *, unexpected: Sequence[str]) -> str:
+    """The first few names of each fault."""
+    faults = {
+        "missing": [key for key in trunk if key not in found and not key.endswith(_COUNTER)],
+        "unexpected": unexpected,
+        "wrong shape": [
+            f"{key} {tuple(value.shape)} for {tuple(trunk[key].shape)}"
+            for key, value in found.items()
+            if key in trunk and _as_stem(value, trunk[key]).shape != trunk[key].shape
+        ],
+    }
+    told = ""
+    for fault, keys in faults.items():
+        more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
+        if keys:
+            told += f"; {fault} {', '.join(map(printable, keys[:MOST_NAMED]))}{more}"
+    return told
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence's worth of an error: torch.load's own advice runs over many lines."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:200]) if lines else type(error).__name__
