@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import browsing
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 
@@ -30,6 +31,29 @@ REAL = Path(os.environ.get("XRAY_TEST_DATA", REPOSITORY.parent / "shared" / "dat
 real_data = pytest.mark.skipif(
     not REAL.is_dir(), reason=f"no real data in {REAL}; XRAY_TEST_DATA may name their folder"
 )
+
+settings.register_profile(
+    "few",  # the same ones each time; a busy machine is no failure, and fixtures may be shared
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=20,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("many", settings.get_profile("few"), max_examples=500)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("many" if config.option.markexpr == "slow" else "few")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let `-m slow` try every property on many inputs."""
+    for item in items if config.option.markexpr == "slow" else ():
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.slow)
+
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 

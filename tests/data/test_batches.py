@@ -1,8 +1,11 @@
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xray_lightning.data.loader import (
     Batch,
@@ -53,26 +56,43 @@ def visited(batches: list[Batch]) -> list[int]:
     return [row for batch in batches for row in batch.rows.tolist() if row >= 0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [1, 7, 10, 103])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_fault_57_every_image_is_visited_exactly_once_at_any_number_of_ranks(
-    ranks: int, rows: int, shuffle: bool
+@given(
+    rows=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    epoch=st.integers(0, 3),
+    ranks=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    sampler=st.sampled_from(["shuffle", "balanced", "table"]),
+    resident=st.booleans(),
+    further=st.data(),
+)
+def test_fault_22_23_57_a_stream_stopped_anywhere_and_resumed_by_any_ranks_is_the_uninterrupted_one(
+    rows: int,
+    batch_size: int,
+    epoch: int,
+    ranks: tuple[int, int],
+    sampler: str,
+    resident: bool,
+    further: st.DataObject,
 ) -> None:
-    shares = [
-        [row for mine, _ in order.share(5) for row in mine if row >= 0]
-        for order in orders(rows, 8, ranks, shuffle=shuffle)
-    ]
-    assert sorted(row for share in shares for row in share) == list(range(rows))
-
-
-def test_fault_23_the_global_order_does_not_depend_on_the_number_of_ranks() -> None:
-    alone = EpochOrder(rows=20, batch_size=8, shuffle=True, seed=1)
-    ranks = orders(20, 8, 3, shuffle=True, seed=1)
-    for step, (whole, size) in enumerate(alone.share(2)):
-        parts = [list(order.share(2))[step][0] for order in ranks]
-        assert size == len(whole)
-        assert sorted(row for part in parts for row in part if row >= 0) == sorted(whole)
+    order: dict[str, Any] = {"batch_size": batch_size, "shuffle": sampler != "table"}
+    order["weights"] = np.arange(1.0, rows + 1) if sampler == "balanced" else None
+    whole = EpochOrder(rows=rows, seed=3, **order)
+    stop = further.draw(st.integers(0, len(whole)), label="stop")
+    drawn: list[tuple[int, int]] = []
+    state = {"epoch": epoch, "done": 0, "batch_size": batch_size}
+    for world, steps in zip(ranks, (stop, len(whole) - stop), strict=True):
+        for rank in range(world if steps else 0):
+            part = loader(rows, resident=resident, rank=rank, ranks=world, **order)
+            part.load_state_dict(state)
+            part.set_epoch(epoch)
+            for batch in islice(part, steps):
+                pairs = zip(batch.draws.tolist(), batch.rows.tolist(), strict=True)
+                drawn += [(draw, row) for draw, row in pairs if row >= 0]
+            after = part.state_dict()
+        state = after if steps else state
+    assert sorted(drawn) == list(enumerate(whole.whole(epoch), epoch * rows))
+    if sampler != "balanced":
+        assert sorted(row for _, row in drawn) == list(range(rows))
 
 
 @pytest.mark.parametrize("rows", [9, 10, 11, 12, 13])
@@ -143,44 +163,6 @@ def test_images_beyond_their_share_of_the_device_are_not_uploaded(
     whole = upload(store, image_size=2, device=torch.device("cpu"), share=1)
     assert whole is not None
     assert whole[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("stop", [1, 2])
-def test_fault_22_a_loader_resumed_in_mid_epoch_goes_on_where_it_stopped(stop: int) -> None:
-    straight, stopped = loader(), loader()
-    straight.set_epoch(1)
-    stopped.set_epoch(1)
-    batches = iter(stopped)
-    first = [next(batches) for _ in range(stop)]
-    state = stopped.state_dict()
-
-    resumed = loader()
-    resumed.load_state_dict(state)
-    resumed.set_epoch(1)
-    rest = list(resumed)
-    assert visited(first) + visited(rest) == visited(list(straight))
-    resumed.set_epoch(2)
-    straight.set_epoch(2)
-    assert visited(list(resumed)) == visited(list(straight))
-
-
-@pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
-def test_fault_23_a_draw_has_the_same_number_and_row_at_any_number_of_ranks(sampler: str) -> None:
-    weights = np.ones(10) if sampler == "balanced" else None
-
-    def drawn(ranks: int) -> dict[int, int]:
-        found = {}
-        for rank in range(ranks):
-            part = loader(10, rank=rank, ranks=ranks, weights=weights)
-            for epoch in range(2):
-                part.set_epoch(epoch)
-                for batch in part:
-                    pairs = zip(batch.draws.tolist(), batch.rows.tolist(), strict=True)
-                    found |= {draw: row for draw, row in pairs if row >= 0}
-        return found
-
-    assert sorted(drawn(1)) == list(range(20))
-    assert drawn(1) == drawn(2) == drawn(3)
 
 
 def test_a_loader_can_be_left_early_and_starts_again_from_the_beginning() -> None:

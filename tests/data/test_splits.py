@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import REAL, real_data
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from tables import make_manifest
 
@@ -62,14 +64,33 @@ def refused(manifest: Manifest, name: str, **options: float) -> str:
 # -- carving by patient ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["official", "patient_random"])
-@pytest.mark.parametrize("seed", range(5))
-def test_no_patient_is_on_two_sides_and_no_image_is_lost(name: str, seed: int) -> None:
-    split = make_split(NIH, name, seed=seed)
-    assert tuple(split.sides) == SIDES
-    assert overlaps(split.sides, patients_by_image(NIH)) == {}
-    assert sorted(image for side in SIDES for image in split.sides[side]) == sorted(IMAGES)
-    assert split.unassigned == split.without_row == 0
+@given(
+    further=st.lists(st.integers(0, 25), max_size=60),
+    name=st.sampled_from(["official", "patient_random"]),
+    seed=st.integers(0, 2**32),
+    draw=st.randoms(use_true_random=False),
+)
+def test_sides_share_no_patient_hold_every_image_and_ignore_the_order_of_rows(
+    further: list[int], name: str, seed: int, draw: random.Random
+) -> None:
+    patients = [*range(25), *further]  # each has an image, some have many
+    images = [(f"{place}.png", str(patient)) for place, patient in enumerate(patients)]
+    patient_of = dict(images)
+
+    def split() -> Split:
+        draw.shuffle(images)
+        lists = {
+            "train_val": tuple(image for image, patient in images if int(patient) < 20),
+            "test": tuple(image for image, patient in images if int(patient) >= 20),
+        }
+        return make_split(make_manifest(dict(images), lists=lists), name, seed=seed)
+
+    made = split()
+    assert tuple(made.sides) == SIDES
+    assert overlaps(made.sides, patient_of) == {}
+    assert sorted(image for side in SIDES for image in made.sides[side]) == sorted(patient_of)
+    assert made.unassigned == made.without_row == 0
+    assert split() == made
 
 
 def test_official_keeps_the_test_list_and_carves_val_from_train_val() -> None:
@@ -82,17 +103,6 @@ def test_official_keeps_the_test_list_and_carves_val_from_train_val() -> None:
 def test_patient_random_takes_its_fractions_of_the_patients() -> None:
     split = make_split(NIH, "patient_random", val_fraction=0.1, test_fraction=0.3)
     assert [len(patients_of(split, side)) for side in SIDES] == [30, 5, 15]
-
-
-@pytest.mark.parametrize("name", ["official", "patient_random"])
-def test_the_order_of_rows_and_lists_is_no_matter(name: str) -> None:
-    draw = random.Random(3)
-    items, lists = list(IMAGES.items()), {side: list(names) for side, names in LISTS.items()}
-    draw.shuffle(items)
-    for names in lists.values():
-        draw.shuffle(names)
-    shuffled = make_manifest(dict(items), lists={side: tuple(n) for side, n in lists.items()})
-    assert make_split(shuffled, name, seed=1) == make_split(NIH, name, seed=1)
 
 
 @pytest.mark.parametrize("name", ["official", "patient_random"])
