@@ -323,6 +323,7 @@ def settle(
         if not LAUNCHED:  # else the process that started the ranks tells and records it
             if not refused:
                 failure.record(folder)
+                close_loggers(cfg, folder, failure.status)
             complain(failure.reason)
             if WORLD.size == 1:
                 (folder / Failure.FILE_NAME).unlink(missing_ok=True)
@@ -331,6 +332,14 @@ def settle(
     if WORLD.size > 1:
         end(WORLD, failure.exit_code)
     return failure.exit_code
+
+
+def close_loggers(cfg: DictConfig, folder: Path, status: str) -> None:
+    """Close what a failed job's ranks have left open in their loggers."""
+    if any(folder.glob(".*_run")):
+        from xray_lightning.training.loggers import close_left_runs
+
+        close_left_runs(list(make(cfg, "logger").values()), status=status)
 
 
 def open_record(cfg: DictConfig, folder: Path) -> RunRecord:

@@ -175,6 +175,7 @@ def test_every_callbacks_and_logger_option_builds(
     loggers = list(build(cfg.logger).values())
     assert len(loggers) == (logger != "none")
     assert all(isinstance(one, Logger) for one in loggers)
+    assert list(tmp_path.iterdir()) == []  # nothing is written before a run begins
     assert (callbacks["learning_rate"] is None) == (logger == "none")  # it needs one
 
 

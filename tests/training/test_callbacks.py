@@ -27,9 +27,9 @@ from xray_lightning.training.callbacks import (
     InputGrid,
     LastCheckpoint,
     Throughput,
+    figure_places,
     input_figure,
     log_hyperparameters,
-    tensorboard,
 )
 
 
@@ -236,9 +236,9 @@ def test_the_board_holds_one_grid_and_the_hyper_parameters_with_their_metrics(
     assert any("hparams" in tag for tag in events.summary_metadata)
 
 
-def test_without_tensorboard_nothing_is_drawn(phantoms: Path, tmp_path: Path) -> None:
+def test_without_a_logger_nothing_is_drawn(phantoms: Path, tmp_path: Path) -> None:
     fitted = trainer(tmp_path, InputGrid())
-    assert tensorboard(fitted) is None
+    assert figure_places(fitted) == []
     fitted.fit(tiny_classifier(), datamodule=data(phantoms, tmp_path))
     log_hyperparameters(fitted, config={}, metrics={})
 

@@ -57,6 +57,8 @@ def refused(call: Train, *arguments: str) -> Ended:
         ("strategy.hosts=elsewhere:2", "would be passed to mpirun"),
         ("logger.tensorboard.save_dir=/tmp", "outside of the folder"),
         ("logger.tensorboard.name=../../elsewhere", "outside of the folder"),
+        ("+logger.mlflow.tracking_uri=http://elsewhere", "would be told of the run"),
+        ("+logger.wandb.settings.base_url=http://elsewhere", "would be told of the run"),
         ("callbacks.best.dirpath=elsewhere", "outside of the folder"),
         ("+trainer.default_root_dir=/tmp", "outside of the folder"),
         ("hydra.searchpath=[file://FOLDER]", "sets Hydra itself"),

@@ -4,7 +4,7 @@ import logging
 import math
 import resource
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from time import monotonic, perf_counter
@@ -26,6 +26,7 @@ from xray_lightning.findings import FINDINGS, decode
 from xray_lightning.models.checkpoint import write_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import live_bar
+from xray_lightning.training.loggers import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -230,9 +231,15 @@ class FiniteLoss(Callback):
         self._bad.clear()
 
 
-def tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    """The trainer's TensorBoard logger, if it has one."""
-    return next((one for one in trainer.loggers if isinstance(one, TensorBoardLogger)), None)
+def figure_places(trainer: Trainer) -> list[Callable[[str, Any], object]]:
+    """What adds a figure of some name to each logger that can show one."""
+    places: list[Callable[[str, Any], object]] = []
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            places.append(logger.log_figure)
+        elif isinstance(logger, TensorBoardLogger):
+            places.append(logger.experiment.add_figure)  # opened here: the first to ask opens it
+    return places
 
 
 class InputGrid(Callback):
@@ -248,18 +255,19 @@ class InputGrid(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         first = trainer.global_step == 0 and trainer.is_global_zero
-        board = tensorboard(trainer) if first else None
-        if board is None:
+        places = figure_places(trainer) if first else []
+        if not places:
             return
         images, targets = (
             part[:GRID_IMAGES].cpu().numpy() for part in (batch.images, batch.targets)
         )
         findings: tuple[str, ...] = getattr(pl_module, "findings", FINDINGS)
-        writer: Any = board.experiment  # opened here: the first one to ask opens it
 
         def draw() -> None:
             try:
-                writer.add_figure("inputs", input_figure(images, targets, findings), global_step=0)
+                figure = input_figure(images, targets, findings)
+                for add in places:
+                    add("inputs", figure)
             except OSError as error:
                 log.warning("the inputs are not drawn: %s", error)
 
@@ -295,12 +303,15 @@ def input_figure(images: Array, targets: Array, findings: Sequence[str] = FINDIN
 def log_hyperparameters(
     trainer: Trainer, *, config: Mapping[str, Any], metrics: Mapping[str, float | None]
 ) -> None:
-    """Put the run's choices beside its final metrics, for TensorBoard's HPARAMS tab."""
-    board = tensorboard(trainer)
-    if board is not None and trainer.is_global_zero:
-        known = {f"test/{key}": value for key, value in metrics.items() if value is not None}
-        board.log_hyperparams(dict(config), known)
-        board.save()
+    """Put the run's choices beside its final metrics: into TensorBoard's HPARAMS tab, and into the
+    other loggers, which have the choices already, as metrics of the last step."""
+    known = {f"test/{key}": value for key, value in metrics.items() if value is not None}
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, RunLogger):
+            logger.log_metrics(known, step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(config), known)
+        logger.save()
 
 
 class ImagesBar(Callback):

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,6 @@ from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
-from xray_lightning.files import check_writable
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.backbones import taken_over
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -48,6 +48,7 @@ from xray_lightning.training.first_weights import (
     first_weights_table,
 )
 from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
 from xray_lightning.training.strategies import Strategy, World
@@ -104,6 +105,22 @@ def run(job: Job) -> None:
     _refuse_bad_stages(job)
     job.judge.check(job.data.findings)
     accelerator = choose_accelerator(job.trainer.keywords["accelerator"])
+    kept: list[str] = []
+    with ExitStack() as stack:
+        with kept_warnings(kept):
+            loggers = stack.enter_context(
+                open_loggers(
+                    job.loggers,
+                    folder=job.folder,
+                    leads=job.leads,
+                    resume=job.resume,
+                    hyperparameters=job.hyperparameters,
+                )
+            )
+        _run(job, loggers, kept, accelerator=accelerator)
+
+
+def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) -> None:
     asked = job.trainer.keywords["precision"]
     precision = choose_precision(asked, accelerator=accelerator)
     if job.leads and precision != asked:
@@ -128,9 +145,6 @@ def run(job: Job) -> None:
     )
     interruption.install()
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
-    kept: list[str] = []
-    with kept_warnings(kept):
-        loggers = _writable_loggers(job)
     callbacks = [
         throughput,
         finite,
@@ -306,20 +320,6 @@ def _shuffled(
         job.record.content["metrics"]["test"]["shuffled_labels"] = scores
         job.record.content["timing"]["shuffled"] = perf_counter() - start
         log.info("%s", shuffled_reach(scores["auroc_macro"], scores["auroc_macro_ci95"]))
-
-
-def _writable_loggers(job: Job) -> list[Logger]:
-    """The loggers whose folder can be written: for want of curves no run ends."""
-    kept = []
-    for logger in job.loggers:
-        folder = getattr(logger, "log_dir", None) or logger.save_dir or job.folder
-        try:
-            check_writable(Path(folder), key=type(logger).__name__)
-            kept.append(logger)
-        except UserError as error:
-            if job.leads:
-                log.warning("%s. The run goes on without it", error)
-    return kept
 
 
 def _console(job: Job) -> Console:

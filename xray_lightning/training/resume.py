@@ -22,6 +22,8 @@ LAUNCHING = ("strategy.hosts", "strategy.mpirun_args")
 # Groups whose objects write, and the keys that name where.
 WRITERS = ("callbacks", "logger", "trainer")
 PLACES = ("default_root_dir", "dirpath", "log_dir", "path", "root_dir", "save_dir")
+# Of loggers, the keys that say to whom a run is told.
+RECEIVERS = ("artifact_location", "base_url", "entity", "tracking_uri")
 AGAIN = "give it on this command line too if you trust it"
 
 
@@ -88,7 +90,7 @@ def refuse_foreign_settings(
 
     Raises:
         UserError: the configuration instantiates anything else, passes arguments to mpirun, or
-            writes outside of the folder, and the command line does not say so itself.
+            writes outside of the folder or to a server, and the command line does not say so.
     """
     for key, value in _leaves(config):
         if any(key == name or key.startswith(f"{name}.") for name in given):
@@ -98,6 +100,8 @@ def refuse_foreign_settings(
             asked = f"calls {printable(str(value))}, which is not of this project's configuration"
         elif key.startswith(LAUNCHING) and value:
             asked = f"is {printable(str(value))}, which would be passed to mpirun"
+        elif key.startswith("logger.") and last in RECEIVERS and value:
+            asked = f"is {printable(str(value))}, which would be told of the run"
         elif key.startswith(WRITERS) and _leads_outside(value, folder, place=last in PLACES):
             asked = f"is {printable(str(value))}, which is outside of the folder"
         else:
