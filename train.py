@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -30,8 +31,10 @@ from yaml import YAMLError
 
 from xray_lightning.errors import (
     EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     EXIT_USER_ERROR,
+    EXIT_WARNED,
+    STOPPED,
+    InterruptedRunError,
     UserError,
     XrayError,
     check_whole,
@@ -39,7 +42,8 @@ from xray_lightning.errors import (
     printable,
 )
 from xray_lightning.runs.record import RunRecord
-from xray_lightning.training.launch import Failure, launch
+from xray_lightning.training.launch import Failure, interruptible, launch
+from xray_lightning.training.slurm import SlurmJob
 from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("xray")
 
 WORLD = detect()
+SLURM = SlurmJob.of()
 LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
 STARTED = float(os.environ.get("XRAY_STARTED", process_start()))  # when the first process began
 GIVEN = sys.argv[1:]  # the command line, without what `resume=` adds to it
@@ -107,6 +112,7 @@ def arguments(given: list[str]) -> list[str]:
     and its folder. Ranks other than 0 leave Hydra's files to rank 0.
     """
     extra = ["hydra.output_subdir=null"] if WORLD.rank > 0 and not LAUNCHED else []
+    given = [*given, *requeued(given)]
     texts = [arg.partition("=")[2] for arg in given if arg.startswith("resume=")]
     if not texts or LAUNCHED or texts[-1] in ("", "null"):
         return given + extra
@@ -123,6 +129,16 @@ def arguments(given: list[str]) -> list[str]:
     further = [*earlier, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
     place = given.index(f"resume={texts[-1]}") + 1  # argparse wants overrides side by side
     return [*given[:place], *further, *given[place:]]
+
+
+def requeued(given: list[str]) -> list[str]:
+    """`resume=` of the run that this command was at when Slurm queued its job again."""
+    if SLURM is None or not SLURM.restarts or LAUNCHED or {"-m", "--multirun"} & {*given}:
+        return []
+    folder = share(WORLD, "requeued", str(SLURM.noted(COMMAND) or ""))
+    if not folder or any(arg.startswith("resume=") for arg in given):
+        return []
+    return [f"resume={os.path.relpath(folder)}"]
 
 
 def key_of(override: str) -> str:
@@ -184,7 +200,7 @@ def job(cfg: DictConfig) -> None:
     # Wherever srun is on PATH; Lightning has no switch for it. Under srun, strategy=mpi joins.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     exit_codes.append(conduct(cfg, Path(HydraConfig.get().runtime.output_dir)))
-    if exit_codes[-1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+    if exit_codes[-1] in STOPPED:
         sys.exit(exit_codes[-1])  # the rest of a multirun is not wanted either
 
 
@@ -219,6 +235,8 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             launch(command, folder=folder, environ=environ)
         if not LAUNCHED and WORLD.rank == 0:
             name_results(folder)
+            if SLURM is not None:
+                SLURM.forget(COMMAND)
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
         return settle(error, cfg, folder, earlier)
@@ -329,6 +347,7 @@ def settle(
                 (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     else:
         sleep(GRACE_SECONDS)  # another rank was first: let it finish telling
+    requeue(failure.exit_code, folder)
     if WORLD.size > 1:
         end(WORLD, failure.exit_code)
     return failure.exit_code
@@ -340,6 +359,18 @@ def close_loggers(cfg: DictConfig, folder: Path, status: str) -> None:
         from xray_lightning.training.loggers import close_left_runs
 
         close_left_runs(list(make(cfg, "logger").values()), status=status)
+
+
+def requeue(exit_code: int, folder: Path | None = None) -> None:
+    """Have Slurm queue the job of a stopped run again; rank 0 does, and the others let it."""
+    if SLURM is None or LAUNCHED or exit_code not in STOPPED or exit_code == EXIT_INTERRUPTED:
+        return
+    if {"-m", "--multirun"} & {*GIVEN}:
+        log.warning("Slurm job %s is not queued again: a sweep is started anew", SLURM.name)
+    elif WORLD.rank == 0:
+        log.warning("%s", SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder))
+    elif folder is not None:
+        SLURM.await_requeue(folder)
 
 
 def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
@@ -356,10 +387,14 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
             raise UserError(f"resume={cfg.resume}: {folder / 'results.json'} cannot be read")
         refuse_other_configuration(folder, was=earlier.content["config"], now=config)
         record.content["history"] = earlier.content["history"]
+    if SLURM is not None:
+        record.content["environment"]["slurm"] = asdict(SLURM)
     if WORLD.rank == 0:
         try:
             (folder / Failure.FILE_NAME).unlink(missing_ok=True)
             record.write()
+            if SLURM is not None and not LAUNCHED:
+                SLURM.note(COMMAND, folder)
         except OSError as error:
             raise UserError(
                 f"run folder {folder} cannot be written ({error}); choose another with "
@@ -544,6 +579,7 @@ def main() -> int:
         die_with_parent()
     OmegaConf.register_new_resolver("run_folder", run_folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to the lines below
+    interruptible()
     try:
         sys.argv[1:] = arguments(sys.argv[1:])
         job()
@@ -553,6 +589,9 @@ def main() -> int:
         if WORLD.rank == 0:
             missing = getattr(error, "missing_cfg_file", None)
             complain(not_installed(missing) if missing in PLUGINS else one_line(error))
+        if isinstance(error, InterruptedRunError):  # before the job had its folder
+            requeue(error.exit_code)
+            return error.exit_code
         return EXIT_USER_ERROR
     except ValueError as error:  # Hydra's, of a group that is no name of an option
         if WORLD.rank == 0:

@@ -28,7 +28,11 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted([README, REPOSITORY / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 MOST_LINES = 220  # of the README: what a newcomer needs
 
-OTHERS_OPTIONS = {"--help", "--oversubscribe", "--arms"}  # mpirun's, and those of the benchmark
+# mpirun's, those of the benchmark, and Slurm's.
+OTHERS_OPTIONS = {"--help", "--oversubscribe", "--arms"} | {
+    *("--gpus-per-node", "--kill-on-bad-exit=1", "--no-requeue", "--ntasks-per-node"),
+    *("--signal", "--signal=USR1@120"),
+}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")

@@ -3,7 +3,9 @@
 EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_WARNED = 138  # 128 + SIGUSR1: a cluster that will soon end the job
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+STOPPED = (EXIT_INTERRUPTED, EXIT_WARNED, EXIT_TERMINATED)
 
 
 class XrayError(Exception):
@@ -23,7 +25,8 @@ class RunFailedError(XrayError):
 
 
 class InterruptedRunError(XrayError):
-    """The run was stopped from outside, by Ctrl-C or SIGTERM; `exit_code` says by which."""
+    """The run was stopped from outside, by Ctrl-C, SIGTERM or SIGUSR1; `exit_code` says by
+    which."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

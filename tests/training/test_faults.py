@@ -29,8 +29,8 @@ def rank():
     return int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")))
 
 class Fault(Callback):
-    def __init__(self, kind, rank=1, step=2):
-        self.kind, self.rank, self.step = kind, rank, step
+    def __init__(self, kind, rank=1, step=2, testing=False):
+        self.kind, self.rank, self.step, self.testing = kind, rank, step, testing
     def on_train_batch_start(self, trainer, *_):
         with open("steps", "a") as stream:
             stream.write(f"{os.getpid()} {trainer.global_step}\\n")
@@ -46,7 +46,11 @@ class Fault(Callback):
             os._exit(3)
         elif trainer.global_step == self.step:
             os.kill(os.getpid(), getattr(signal, self.kind))
-    on_test_batch_start = on_train_batch_start
+    def on_test_batch_start(self, trainer, *args):
+        if self.testing:
+            open("tests", "a").close()
+            time.sleep(3)
+        self.on_train_batch_start(trainer, *args)
 """
 FAULTY = ("trainer.max_epochs=50", "stages=[fit]", "+callbacks.fault._target_=faults.Fault")
 RANKS = {
@@ -174,6 +178,47 @@ def test_fault_04_ctrl_c_while_the_test_runs_interrupts_the_run(
     failed(end_of(job, tmp_path), exit_code=130, status="interrupted")
 
 
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_while_ranks_test_ends_all_after_a_batch_and_resume_tests_anew(
+    number: signal.Signals, start: Start, train: Train, tmp_path: Path
+) -> None:
+    options = ("stages=[fit,test]", "trainer.max_epochs=1", "+callbacks.fault.testing=true")
+    job = start(*RANKS["mpi"], *options, "data.batch_size=16", ranks=0, kind="slow")
+    deadline = time.monotonic() + LIMIT
+    while not (tmp_path / "tests").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.send_signal(number)
+    ended = end_of(job, tmp_path)
+    failed(ended, exit_code=128 + number, status="interrupted")
+    (run,) = ended.runs
+    assert not (run / "predictions_test.csv").exists()
+    again = train(f"resume={run}", "strategy=single", "~callbacks.fault", defaults=False)
+    assert again.exit_code == 0, again.stderr
+    (result,) = again.results
+    assert result["status"] == "finished"
+    assert len(result["history"]) == 1  # nothing was trained again
+
+
+@SLOW
+def test_ranks_whose_time_is_up_stop_after_the_same_step_and_test_the_best_epoch(
+    faulty: Faulty,
+) -> None:
+    options = ("stages=[fit,test]", "trainer.max_time=00:00:00:03", "data.batch_size=4")
+    ended = faulty("slow", *RANKS["mpi"], *options)
+    assert ended.exit_code == 0, ended.stderr
+    (result,) = ended.results
+    assert result["status"] == "finished"
+    assert result["metrics"]["test"] is not None
+    trained = steps(ended.folder)
+    checkpoint = read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")
+    ranks = {process for process, _ in trained}
+    assert len(ranks) == 2
+    for rank in ranks:
+        own = [step for process, step in trained if process == rank]
+        assert max(own) == checkpoint["global_step"]  # which its test batches tell, too
+
+
 @pytest.mark.parametrize("strategy", BOTH)  # each launcher has its own words for it
 def test_fault_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty: Faulty) -> None:
     error = failed(faulty("SIGKILL", *RANKS[strategy]), exit_code=1, status="failed")
@@ -198,6 +243,7 @@ def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
         pytest.param("single", signal.SIGINT, 130, marks=SLOW),
         ("mpi", signal.SIGTERM, 143),
         pytest.param("ddp", signal.SIGINT, 130, marks=SLOW),
+        pytest.param("mpi", signal.SIGUSR1, 138, marks=SLOW),
     ],
 )
 def test_fault_03_04_a_signal_to_the_job_stops_it_with_a_checkpoint(

@@ -20,7 +20,8 @@ from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.schedules import warmup_cosine
 from xray_lightning.training.callbacks import Throughput
-from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.interruption import FitClock, Interruption
+from xray_lightning.training.launch import SIGNALS
 from xray_lightning.training.strategies import World
 
 PLATEAU = {
@@ -38,7 +39,7 @@ SCHEDULERS = {"none": None, "cosine": COSINE, "plateau": PLATEAU}
 def process_state() -> Iterator[None]:
     """One thread, so that sums come in one order; and the signal handlers put back."""
     threads = torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
@@ -57,18 +58,37 @@ class Seen(Callback):
 
 
 class StopAt(Callback):
-    """Sends this process SIGTERM in a training step, as a cluster does that wants its node back."""
+    """Sends this process a signal in a training step, as a cluster does that wants its node back.
 
-    def __init__(self, *, step: int) -> None:
-        self.step = step
+    Args:
+        step: during which, from 1.
+        validating: in the validation after it, not in the step itself.
+    """
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(
+        self, *, step: int, validating: bool = False, number: int = signal.SIGTERM
+    ) -> None:
+        self.step, self.validating, self.number = step, validating, number
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step and not self.validating:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step and self.validating:
+            os.kill(os.getpid(), self.number)
+            self.validating = False
 
 
 def resumed_beside_uninterrupted(
-    phantoms: Path, tmp_path: Path, *, scheduler: str, stop: int, precision: Any, sampler: str
+    phantoms: Path,
+    tmp_path: Path,
+    *,
+    scheduler: str,
+    stop: int,
+    precision: Any,
+    sampler: str,
+    validating: bool = False,
 ) -> None:
     """Assert that a run that is stopped and resumed equals one that is not, bit for bit."""
 
@@ -86,22 +106,52 @@ def resumed_beside_uninterrupted(
     last = tmp_path / "b" / "last.ckpt"
     stopped, before, counted = parts()
     interruption = Interruption(last.parent, checkpoint=last, world=World("none"))
-    callbacks = (before, counted, StopAt(step=stop), interruption)
+    callbacks = (before, counted, StopAt(step=stop, validating=validating), interruption)
     fit = trainer(last.parent, *callbacks, epochs=3, precision=precision)
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         fit.fit(stopped, datamodule=images())
     assert len(before.rows) == stop
+    if validating:  # the epoch whose validation was stopped has no row yet
+        assert len(counted.history) == stop // 4 - 1
 
     resumed, after, again = parts()
     fit = trainer(last.parent, after, again, epochs=3, precision=precision)
     fit.fit(resumed, datamodule=images(), ckpt_path=last, weights_only=True)
     assert before.rows + after.rows == straight.rows
     assert again.history[-1]["val_loss"] == throughput.history[-1]["val_loss"]
+    assert again.history[0]["train_loss"] == pytest.approx(
+        throughput.history[again.history[0]["epoch"]]["train_loss"], rel=1e-6
+    )
     assert again.history[-1]["lr"] == throughput.history[-1]["lr"]
     images = {row["epoch"]: row["images"] for row in throughput.history}
     assert all(row["images"] == images[row["epoch"]] for row in again.history)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class UpAt(FitClock):
+    """A clock that counts steps in place of seconds.
+
+    Args:
+        steps: after which the time is up.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("00:12:00:00")
+        self.steps, self.now = steps, 0
+
+    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        self.now = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"now": self.now}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.now = state_dict["now"]
+
+    @property
+    def is_up(self) -> bool:
+        return self.now >= self.steps
 
 
 not_empty = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -117,6 +167,43 @@ def test_fault_22_resume_equals_an_uninterrupted_run(
 ) -> None:
     options: Any = {"precision": "32-true", "sampler": "shuffle"}
     resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
+
+
+@pytest.mark.parametrize(("scheduler", "stop"), [("none", 4), ("plateau", 8)])
+@not_empty
+def test_fault_22_resume_of_a_run_stopped_in_a_validation_equals_an_uninterrupted_run(
+    scheduler: str, stop: int, phantoms: Path, tmp_path: Path
+) -> None:
+    options: Any = {"precision": "32-true", "sampler": "shuffle", "validating": True}
+    resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # in mid-epoch, and at its end
+@not_empty
+def test_a_fit_whose_time_is_up_ends_validated_and_goes_on_as_an_uninterrupted_one(
+    stop: int, phantoms: Path, tmp_path: Path
+) -> None:
+    def fitted(name: str, seen: Seen, steps: int, *, ckpt_path: Path | None = None) -> Any:
+        last, model = tmp_path / name / "last.ckpt", tiny_classifier()
+        clock, throughput = UpAt(steps), Throughput(batch_size=16)
+        interruption = Interruption(last.parent, checkpoint=last, world=World("none"), clock=clock)
+        fit = trainer(last.parent, seen, throughput, clock, interruption, epochs=3)
+        images = data(phantoms, tmp_path)
+        fit.fit(model, datamodule=images, ckpt_path=ckpt_path, weights_only=True)
+        return model.state_dict(), [row["epoch"] for row in throughput.history]
+
+    whole, first, second = Seen(), Seen(), Seen()
+    expected, _ = fitted("whole", whole, 99)
+    _, epochs = fitted("cut", first, stop)
+    assert len(first.rows) == stop
+    assert epochs == [0]  # with the scores of a validation
+    last = tmp_path / "cut" / "last.ckpt"
+    _, epochs = fitted("cut", Seen(), stop, ckpt_path=last)
+    assert epochs == []  # no time is left, and nothing is trained
+    found, epochs = fitted("cut", second, 99, ckpt_path=last)
+    assert epochs[-1] == 2
+    assert first.rows + second.rows == whole.rows
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.slow

@@ -64,7 +64,9 @@ def test_mpi_starts_mpirun_with_hosts_and_further_arguments(mpirun: str) -> None
     assert command[-6:] == ["--mca", "btl", "self", sys.executable, "-m", "mpi4py"]
 
 
-@pytest.mark.parametrize("strategy, world", [(Mpirun(), MPI), (Torchrun(), TORCHRUN)])
+@pytest.mark.parametrize(
+    "strategy, world", [(Mpirun(), MPI), (Torchrun(), TORCHRUN), (Torchrun(), World("slurm", 1, 2))]
+)
 def test_a_strategy_joins_the_world_of_its_launcher(strategy: Strategy, world: World) -> None:
     assert strategy.launch_command(world, devices=0) is None
 
@@ -83,6 +85,11 @@ def test_fault_11_a_world_of_another_size_is_refused(strategy: Strategy, world: 
 def test_fault_11_another_launchers_world_is_refused(strategy: Strategy, world: World) -> None:
     with pytest.raises(UserError, match=f"strategy={strategy.name} was started"):
         strategy.launch_command(world, devices=0)
+
+
+def test_mpi_under_srun_without_mpi_says_what_to_use() -> None:
+    with pytest.raises(UserError, match=r"use `srun --mpi=pmix`, or strategy=ddp"):
+        Mpirun().launch_command(SLURM, devices=0)
 
 
 @pytest.mark.parametrize("processes", [0, -1, True, "two", 1.5])
@@ -117,7 +124,9 @@ def test_under_torchrun_lightning_gets_that_environment_and_all_its_ranks(
     assert Torchrun().trainer_options()["plugins"] == []
 
 
-SRUN = "PMIX_RANK=0 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=77"
+SLURM = World("slurm", 1, 2)
+STEP = "SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=8 SLURM_JOB_ID=77"
+ALONE_STEP = STEP.replace("NUM_TASKS=2", "NUM_TASKS=1").replace("PROCID=1", "PROCID=0")
 
 
 def environ(text: str) -> Mapping[str, str]:
@@ -130,7 +139,13 @@ def environ(text: str) -> Mapping[str, str]:
         ("", ALONE),
         ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4", World("mpi", 1, 4)),
         ("PMI_RANK=2 PMI_SIZE=3", World("mpi", 2, 3)),  # MPICH
-        (SRUN, World("mpi", 0, 2)),
+        (STEP, SLURM),
+        (f"PMIX_RANK=1 {STEP}", World("mpi", 1, 2)),
+        # `srun --mpi=pmi2`, by which no MPI here can join, and an MPICH of the user's in a step.
+        (f"PMI_JOBID=77.0 PMI_RANK=1 PMI_SIZE=2 {STEP}", SLURM),
+        (f"PMI_RANK=2 PMI_SIZE=3 {STEP}", World("mpi", 2, 3)),
+        (f"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4 {STEP}", World("mpi", 1, 4)),
+        (f"TORCHELASTIC_RUN_ID=x RANK=1 WORLD_SIZE=2 {STEP}", TORCHRUN),
         ("TORCHELASTIC_RUN_ID=x RANK=1 WORLD_SIZE=2", TORCHRUN),
         # What a user may have set is no world.
         ("OMPI_MCA_btl=self,tcp OMPI_ALLOW_RUN_AS_ROOT=1", ALONE),
@@ -138,6 +153,8 @@ def environ(text: str) -> Mapping[str, str]:
         ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0", ALONE),
         ("SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_PROCID=0", ALONE),  # inside sbatch, no srun
         ("PMIX_RANK=0 SLURM_STEP_ID=batch", ALONE),
+        (ALONE_STEP, ALONE),
+        (STEP.replace("STEP_ID=0", "STEP_ID=4294967290"), ALONE),  # an interactive shell
     ],
 )
 def test_a_launcher_is_known_by_its_marks(marks: str, expected: World) -> None:

@@ -48,6 +48,9 @@ class Predictions(NamedTuple):
     probabilities: Tensor  # (B, findings) float32
 
 
+LOSS_SO_FAR = "xray_train_loss_so_far"  # in a checkpoint: sum and count of an epoch under way
+
+
 class Classifier(LightningModule):
     """Multi-label chest X-ray classifier.
 
@@ -174,16 +177,22 @@ class Classifier(LightningModule):
 
     def mean_train_loss(self) -> Tensor:
         """Mean loss () of the images that all ranks have trained on in this epoch; a collective."""
+        sums = self._all_train_sums()
+        return (sums[0] / sums[1]).float()
+
+    def _all_train_sums(self) -> Tensor:
+        """The losses of this epoch so far on all ranks, and how many (2,); a collective."""
         sums = self._train_sums.clone()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        return (sums[0] / sums[1]).float()
+        return sums
 
     def on_train_epoch_start(self) -> None:
         self._train_sums.zero_()
 
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.mean_train_loss(), sync_dist=True)  # the same on every rank
+        self._train_sums.zero_()  # before the checkpoints of the epoch's end
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         with _blaming("optimizer"):
@@ -284,9 +293,15 @@ class Classifier(LightningModule):
             "weights_seen": list(self.weights_seen),
             **self.recipe,
         }
+        sums = self._all_train_sums().tolist()
+        if sums[1]:  # in mid-epoch
+            checkpoint[LOSS_SO_FAR] = sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, findings=self.findings)
+        self._train_sums.zero_()
+        if self.global_rank == 0:  # of all ranks, however many there are now
+            self._train_sums += torch.tensor(checkpoint.get(LOSS_SO_FAR, [0.0, 0.0]))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # takes a path and a device alone

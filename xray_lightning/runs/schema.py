@@ -490,6 +490,13 @@ class DataSummary(_Part):
     dropped: dict[AnyText, Count] = Field(description="Rows left out, by reason")
 
 
+class SlurmJob(_Part):
+    """The job of the cluster that the run is, or was the last time."""
+
+    name: AnyText = Field(description="Its number, with that in its array: 12, 12_3")
+    restarts: Count = Field(description="How often it was queued again")
+
+
 class Environment(_OpenPart):
     """The versions and the machine; null before a device is chosen."""
 
@@ -504,6 +511,7 @@ class Environment(_OpenPart):
     world_size: AtLeastOne | None
     hosts: Texts
     mpi: AnyText | None = Field(description="Version of the MPI library; null without MPI")
+    slurm: SlurmJob | None = Field(default=None, description="Null outside of Slurm")
     strategy: AnyText | None = Field(description="single, ddp or mpi")
     precision_asked: AnyText | None
     precision_used: AnyText | None

@@ -425,8 +425,18 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(path)
         self.most_time = most_time
         self._due = 0.0  # in time.monotonic()
+        self._kept = False
+
+    def keep(self) -> None:
+        """Leave the file as it is when the epoch ends that is under way: it holds a step of it."""
+        self._kept = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._kept = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._kept:
+            return
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         start = monotonic()
         # Saving is a collective: all ranks follow rank 0's clock.

@@ -32,7 +32,7 @@ from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.runs.predictions import prediction_table, write_predictions
-from xray_lightning.runs.record import RunRecord, differences, kept_warnings
+from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
 from xray_lightning.runs.summary import metrics_table, shuffled_reach
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
@@ -47,7 +47,7 @@ from xray_lightning.training.first_weights import (
     first_weights_record,
     first_weights_table,
 )
-from xray_lightning.training.interruption import Interruption
+from xray_lightning.training.interruption import FitClock, Interruption
 from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
@@ -137,11 +137,13 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
         }
     throughput = Throughput(batch_size=job.data.batch_size)
     finite = _finite_loss(precision)
+    clock = _clock(job)
     interruption = Interruption(
         job.folder,
         checkpoint=job.folder / "checkpoints" / LAST,
         world=job.world,
         check=finite.look,
+        clock=clock,
     )
     interruption.install()
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
@@ -152,6 +154,7 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
         *_bars(job, throughput),
         *(one for one in job.callbacks if loggers or not isinstance(one, LearningRateMonitor)),
+        *([clock] if clock else []),
         interruption,  # last: the checkpoint it saves holds the others' state
     ]
     used = {"accelerator": "gpu" if accelerator == "cuda" else "cpu", "precision": precision}
@@ -175,6 +178,7 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
             if fresh is not None:
                 _note(job, throughput, kept, finite.skipped)
                 interruption.checkpoint = None  # the main run's is the one to keep
+                interruption.clock = None
                 epochs = trainer.current_epoch
                 _shuffled(job, fresh, tested, further=[EndAfter(epochs), interruption], used=used)
     finally:
@@ -186,6 +190,17 @@ def _finite_loss(precision: str) -> FiniteLoss:
     return FiniteLoss(patience=SCALER_PATIENCE if precision == "16-mixed" else 0)
 
 
+def _clock(job: Job) -> FitClock | None:
+    """The clock of `trainer.max_time`, where there is a limit."""
+    limit = job.trainer.keywords.get("max_time")
+    try:
+        return None if limit is None else FitClock(limit)
+    except (MisconfigurationException, TypeError) as error:
+        raise UserError(
+            f"trainer.max_time={limit} must be days, hours, minutes and seconds: 00:12:00:00"
+        ) from error
+
+
 def _bars(job: Job, throughput: Throughput) -> list[Callback]:
     # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
     live = job.world.launcher == "none" and on_terminal()
@@ -195,8 +210,8 @@ def _bars(job: Job, throughput: Throughput) -> list[Callback]:
 def _trainer(job: Job, **options: Any) -> Trainer:
     """The job's trainer with these options; what it refuses is a one-line error."""
     try:
-        # Its own progress bar is off: ours is among the callbacks.
-        return job.trainer(enable_progress_bar=False, **options)
+        # Ours are among the callbacks: a progress bar, and a clock of max_time.
+        return job.trainer(enable_progress_bar=False, **options, max_time=None)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {one_line(error)}") from error
 
@@ -221,12 +236,22 @@ def _refuse_bad_stages(job: Job) -> None:
 
 def _fit(job: Job, trainer: Trainer) -> None:
     ckpt_path = None
-    if job.resume:
+    if job.resume and not _stopped_before_a_checkpoint(job):
         ckpt_path = job.folder / "checkpoints" / LAST
         read_checkpoint(ckpt_path, findings=job.data.findings)
         # It shall be: that is what resuming means.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _stopped_before_a_checkpoint(job: Job) -> bool:
+    """Whether a resumed run has to begin anew, as one stopped while its cache was built."""
+    later = [job.folder / "checkpoints" / LAST, job.folder / predictions_name("test")]
+    if len(job.record.content["history"]) > 1 or any(path.exists() for path in later):
+        return False
+    if job.leads:
+        log.info("resume: the run was stopped before its first checkpoint, and begins anew")
+    return True
 
 
 def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:

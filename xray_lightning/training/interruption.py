@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: every rank stops after the same step, with a checkpoint."""
+"""Stops from outside and by time: every rank ends after the same step, with a checkpoint."""
 
 import os
 import signal
@@ -13,29 +13,54 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.trainer.states import TrainerFn
 
-from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from xray_lightning.training.launch import STOP_FILE, Failure, interrupted
+from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_WARNED
+from xray_lightning.training.callbacks import LastCheckpoint
+from xray_lightning.training.launch import SIGNALS, STOP_FILE, Failure, interrupted
 from xray_lightning.training.strategies import World, end
 
 STOP_FILE_SECONDS = 0.5  # how often it is looked for
+FAILURE_SECONDS = 15.0  # how long a rank may go on when another one has told a failure
+TIME_IS_UP = 1  # among the exit codes that a signal asks for, and below them: a signal comes first
 
-_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+
+class FitClock(Timer):
+    """Lightning's Timer as a clock alone: `trainer.max_time`, over all parts of a resumed fit.
+
+    Lightning's own ends the epoch where it stands, as if it were whole, and a run resumed from
+    there would leave out the rest of it. Here the ranks agree on the end as on any other stop.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return Timer.__qualname__
+
+    @property
+    def is_up(self) -> bool:
+        left = self.time_remaining()
+        return left is not None and left <= 0
+
+    def _check_time_remaining(self, trainer: Trainer) -> None:
+        """Leave it to the Interruption."""
 
 
 class Interruption(Checkpoint):  # so that Lightning calls it last, after the other checkpoints
-    """Turns signals into an orderly end.
+    """Turns signals, and the end of a fit's time, into an orderly end.
 
-    During fit a signal is noted, agreed on by all ranks after each step, and answered with a
-    checkpoint; one that comes in validation waits for its end, so that no epoch is half judged.
-    At any other time it ends the run where it stands. A second signal ends the process at once.
-    A wish that the process which started the ranks has left as a file counts as its signal.
+    While batches go through the model a stop is noted, agreed on by all ranks after each of them,
+    and answered with a checkpoint: in a fit one to go on from, after a step or, in validation,
+    before it. At any other time, as while a cache is built, a signal ends the run where it
+    stands. A second one ends the process at once, but for those that a cluster sends after its
+    warning. A wish that the process which started the ranks has left as a file counts as its
+    signal. At the end of its time a fit ends with a validation, and the run goes on to its test.
 
     Args:
         folder: the run's, where a wish to stop may lie as a file.
         checkpoint: where to save; None, also later on, for not at all.
         check: raises where the state is not worth saving.
+        clock: of the fit's time; None, also later on, for no limit.
     """
 
     def __init__(
@@ -45,9 +70,11 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         checkpoint: Path | None,
         world: World,
         check: Callable[[Trainer], None] = lambda trainer: None,
+        clock: FitClock | None = None,
     ) -> None:
         self._folder, self._stop_file = folder, folder / STOP_FILE
         self.checkpoint = checkpoint
+        self.clock = clock
         self._world = world
         self._check = check
         self._wanted = 0  # the exit code that a signal asks for
@@ -56,23 +83,36 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         self._watch: Thread | None = None
 
     def install(self) -> None:
-        """Take over SIGINT and SIGTERM; only the main thread may."""
-        for number in _EXIT_CODES:
+        """Take over SIGINT, SIGTERM and SIGUSR1; only the main thread may."""
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        if self._watch is None and self._world.launcher != "none" and self._world.rank == 0:
-            self._watch = Thread(target=self._watch_stop_file, daemon=True)
+        watch = self._watch_failures if self._world.launcher == "slurm" else self._watch_stop_file
+        leads = self._world.rank == 0 or self._world.launcher == "slurm"
+        if self._watch is None and self._world.launcher != "none" and leads:
+            self._watch = Thread(target=watch, daemon=True)
             self._watch.start()
 
     def _watch_stop_file(self) -> None:
-        numbers = {exit_code: number for number, exit_code in _EXIT_CODES.items()}
+        numbers = {exit_code: number for number, exit_code in SIGNALS.items()}
         while True:
             sleep(STOP_FILE_SECONDS)
             with suppress(OSError, ValueError):  # not there, or not written to its end
                 os.kill(os.getpid(), numbers[int(self._stop_file.read_text())])
                 return
 
+    def _watch_failures(self) -> None:
+        """End this task where another has failed: srun, by default, lets the others wait."""
+        while True:
+            sleep(STOP_FILE_SECONDS)
+            failure = Failure.read(self._folder)
+            if failure is not None:
+                sleep(FAILURE_SECONDS)  # this rank may be about to end in order
+                os._exit(failure.exit_code)
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        exit_code = _EXIT_CODES[signal.Signals(number)]
+        exit_code = SIGNALS[signal.Signals(number)]
+        if self._wanted == EXIT_WARNED and exit_code != EXIT_INTERRUPTED:
+            return  # the cluster goes on as it has warned; the checkpoint is being written
         if self._wanted and self._world.size == 1:
             Failure.of(interrupted(self._wanted), self._world).record(self._folder)
             os._exit(self._wanted)
@@ -82,11 +122,15 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         if not self._deferring:
             raise interrupted(exit_code)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._deferring = True
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1 and self._group is None:
             # On Gloo also under CUDA: asking the GPU after each step would stall it.
             self._group = dist.new_group(backend="gloo")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._deferring = True
+        if self._agreed() == TIME_IS_UP:  # a resumed fit that has no time left
+            trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()  # Lightning has just put its own handler in place
@@ -98,11 +142,9 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()
+        self._deferring = True
 
     on_test_start = on_validation_start
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._deferring = False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         # After an epoch's last step come its validation and checkpoints: see on_train_epoch_end.
@@ -110,20 +152,69 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
             self._stop_if_wanted(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_wanted(trainer)
+        if not trainer.should_stop:
+            self._stop_if_wanted(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        exit_code = self._agreed()
+        if exit_code > TIME_IS_UP:  # time that is up waits: the best epoch is wanted
+            if trainer.state.fn == TrainerFn.FITTING:
+                _before_validation(trainer)
+                self._save(trainer)
+            raise interrupted(exit_code)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.on_fit_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._deferring = False
+        exit_code = self._agreed()
+        if exit_code > TIME_IS_UP:
+            raise interrupted(exit_code)
+
+    on_test_end = on_fit_end
 
     def _stop_if_wanted(self, trainer: Trainer) -> None:
         exit_code = self._agreed()
         if exit_code:
-            if self.checkpoint is not None:
-                self._check(trainer)
-                trainer.save_checkpoint(self.checkpoint)
+            self._save(trainer)
+        if exit_code == TIME_IS_UP:
+            for one in trainer.checkpoint_callbacks:
+                if isinstance(one, LastCheckpoint):
+                    one.keep()  # of this step: the epoch that now ends may be no whole one
+            trainer.should_stop = True
+        elif exit_code:
             raise interrupted(exit_code)
 
+    def _save(self, trainer: Trainer) -> None:
+        if self.checkpoint is not None:
+            self._check(trainer)
+            trainer.save_checkpoint(self.checkpoint)
+
     def _agreed(self) -> int:
-        """The exit code that any rank was asked for, the same on every rank; 0 to go on."""
+        """What any rank was asked for, the same on every rank; 0 to go on."""
+        wanted = self._wanted
+        if not wanted and self.clock is not None and self.clock.is_up:
+            wanted = TIME_IS_UP
         if self._group is None:
-            return self._wanted
-        wanted = torch.tensor(self._wanted)
-        dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group)
-        return int(wanted)
+            return wanted
+        agreed = torch.tensor(wanted)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
+        return int(agreed)
+
+
+def _before_validation(trainer: Trainer) -> None:
+    """Set a validation's progress back to its first batch, as which a resumed fit takes it up.
+
+    Its scores so far are no part of a checkpoint.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for part, before in (
+        (progress.total, progress.total.ready - progress.current.ready),
+        (progress.current, 0),
+    ):
+        part.ready = part.started = before + 1
+        part.processed = part.completed = before

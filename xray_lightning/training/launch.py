@@ -23,6 +23,8 @@ from xray_lightning.errors import (
     EXIT_RUN_FAILED,
     EXIT_TERMINATED,
     EXIT_USER_ERROR,
+    EXIT_WARNED,
+    STOPPED,
     InterruptedRunError,
     RunFailedError,
     UserError,
@@ -36,12 +38,28 @@ from xray_lightning.training.strategies import World, die_with_parent
 # mpirun would kill the ranks before they could save.
 STOP_FILE = ".stop"
 
-_SIGNALS = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM"}
+_NAMES = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM", EXIT_WARNED: "SIGUSR1"}
+SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+if sys.platform != "win32":
+    SIGNALS[signal.SIGUSR1] = EXIT_WARNED
 
 
 def interrupted(exit_code: int) -> InterruptedRunError:
     """The error of a run that was asked to stop, by the signal that the exit code names."""
-    return InterruptedRunError(f"interrupted by {_SIGNALS[exit_code]}", exit_code=exit_code)
+    return InterruptedRunError(f"interrupted by {_NAMES[exit_code]}", exit_code=exit_code)
+
+
+def interruptible() -> None:
+    """Have a signal to stop raise its error, until something better answers it.
+
+    Without this SIGTERM and SIGUSR1 would end the process without a word; Ctrl-C is Python's.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise interrupted(SIGNALS[signal.Signals(number)])
+
+    for number in SIGNALS.keys() - {signal.SIGINT}:
+        signal.signal(number, stop)
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,7 @@ class Failure:
 
     @property
     def status(self) -> str:
-        stopped = self.exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED)
-        return "interrupted" if stopped else "failed"
+        return "interrupted" if self.exit_code in STOPPED else "failed"
 
     def claim(self, folder: Path) -> bool:
         """Leave this failure in the folder; False when another rank was first."""
@@ -131,7 +148,7 @@ def launch(command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) 
     succeeded when the launcher returned 0 and rank 0 has written a finished record.
 
     Raises:
-        InterruptedRunError: it was stopped by Ctrl-C or SIGTERM.
+        InterruptedRunError: it was stopped by Ctrl-C, SIGTERM or SIGUSR1.
         RunFailedError, UserError: what the failing rank said.
     """
     for name in (STOP_FILE, Failure.FILE_NAME):
@@ -166,18 +183,21 @@ class _Watch:
         self.lines: list[str] = []
 
     def signals(self) -> ExitStack:
-        """Answer SIGINT and SIGTERM while the ranks run."""
+        """Answer SIGINT, SIGTERM and SIGUSR1 while the ranks run."""
         stack = ExitStack()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             before = signal.signal(number, self._on_signal)
             stack.callback(signal.signal, number, before)
         return stack
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        exit_code = SIGNALS[signal.Signals(number)]
+        if self.stop_code == EXIT_WARNED and exit_code != EXIT_INTERRUPTED:
+            return  # the cluster goes on as it has warned; the ranks are saving
         if self.stop_code:  # the second time: at once
             self._kill()
             return
-        self.stop_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+        self.stop_code = exit_code
         (self._folder / STOP_FILE).write_text(str(self.stop_code))
 
     def copy_errors(self, stream: IO[str]) -> None:

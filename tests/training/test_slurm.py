@@ -1,0 +1,192 @@
+"""Jobs of a real Slurm: tasks of srun, sweeps, and jobs that are cut and queued again."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, TRAIN_PY
+from slurm_cluster import Slurm, lacking, started
+
+from xray_lightning.models.checkpoint import read_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(lacking()), reason=f"no Slurm: {lacking()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    try:
+        cluster = started()
+        with cluster as slurm:
+            yield slurm
+    except RuntimeError as error:
+        pytest.skip(f"no Slurm: {error}")
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob("runs/**/results.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def train(*overrides: str) -> list[str]:
+    return [sys.executable, TRAIN_PY, *overrides]
+
+
+EXAMPLE = REPOSITORY / "docs" / "examples" / "train.sbatch"
+
+
+@pytest.mark.parametrize("mpi", ["none", "pmi2"])
+def test_two_tasks_of_srun_without_mpi_are_one_run(
+    mpi: str, slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    srun = ("srun", "--nodes=2", "--ntasks=2", f"--mpi={mpi}")
+    done = slurm.run(*srun, *train(*small, "strategy=ddp"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result["status"] == "finished"
+    assert result["environment"]["world_size"] == 2
+    assert result["environment"]["mpi"] is None
+    assert done.stdout.count("macro over") == 1  # rank 0 alone speaks
+
+
+@pytest.mark.parametrize("strategy", ["mpi", "ddp"])  # PMIx may be a cluster's default
+def test_two_tasks_of_srun_with_pmix_are_one_mpi_world(
+    strategy: str, slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    if not slurm.has_pmix():
+        pytest.skip("srun --mpi=pmix finds no PMIx (libpmix-dev)")
+    srun = ("srun", "--nodes=2", "--ntasks=2", "--mpi=pmix")
+    done = slurm.run(*srun, *train(*small, f"strategy={strategy}"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result["environment"]["world_size"] == 2
+    assert "Open MPI" in result["environment"]["mpi"]
+
+
+def test_mpi_that_srun_has_not_started_is_refused_in_one_line(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    srun = ("srun", "--nodes=2", "--ntasks=2")
+    done = slurm.run(*srun, *train(*small, "strategy=mpi"), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("xray: error:")]
+    assert "srun --mpi=pmix" in line
+
+
+def test_a_shell_in_an_allocation_trains_in_one_process(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    salloc = ("salloc", "--nodes=2", "--ntasks=2")
+    done = slurm.run(*salloc, *train(*small, "stages=[fit]"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result["environment"]["world_size"] == 1
+    assert result["environment"]["slurm"]["restarts"] == 0
+
+
+# Slows the steps down, so that a job has some left when it is cut, and tells of them.
+STEPS = """
+import os, time
+from lightning.pytorch import Callback
+
+class Steps(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        with open("steps", "a") as stream:
+            stream.write(f"{restarts} {trainer.global_step}\\n")
+        time.sleep(0.5 if restarts else 2)
+"""
+SLOW = "+callbacks.cut._target_=cut.Steps"
+
+
+def steps(folder: Path, *, restart: int) -> list[int]:
+    """The steps that the ranks have begun since so many restarts."""
+    path = folder / "steps"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith(f"{restart} ")]
+
+
+def await_steps(slurm: Slurm, number: str, folder: Path, *, restart: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(steps(folder, restart=restart)) < 4:
+        assert time.monotonic() < deadline, slurm.job(number)
+        time.sleep(0.1)
+
+
+def beside_train_py(folder: Path) -> dict[str, Any]:
+    """A folder in which the example can be submitted, and how to."""
+    folder.mkdir()
+    for name in ("train.py", "conf"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "cut.py").write_text(STEPS)
+    return {"cwd": folder, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"])
+
+
+def test_a_job_cut_in_four_equals_an_uncut_one_bit_by_bit(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    place = beside_train_py(folder)
+    options = (*small, "data.batch_size=15", "trainer.max_epochs=10")
+    # Slurm looks each half-minute whether 10 s are left, or will be before it looks again.
+    limit = ("--time=1", "--signal=USR1@10")
+    number = slurm.submit(EXAMPLE, *options, SLOW, options=limit, **place)
+    uncut = slurm.submit(EXAMPLE, *options, **beside_train_py(tmp_path / "uncut"))
+    slurm.wait(number, "PENDING", restarts=1)
+    (result,) = results(folder)
+    assert (result["status"], result["reason"]) == ("interrupted", "interrupted by SIGUSR1")
+    slurm.run("scontrol", "update", f"job={number}", "TimeLimit=10")
+    for restart, name in ((1, "USR1"), (2, "TERM")):
+        await_steps(slurm, number, folder, restart=restart)
+        slurm.run("scancel", f"--signal={name}", number)
+        slurm.wait(number, "PENDING", restarts=restart + 1)
+    slurm.wait(number, "COMPLETED", restarts=3)
+    slurm.wait(uncut, "COMPLETED")
+    (result,) = results(folder)
+    (whole,) = results(tmp_path / "uncut")
+    assert result["status"] == "finished"
+    assert result["environment"]["slurm"] == {"name": number, "restarts": 3}
+    for row, expected in zip(result["history"], whole["history"], strict=True):
+        for key in ("epoch", "train_loss", "val_loss", "val_auroc_macro", "images"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-6), key
+    (one,), (other,) = (
+        [weights(run) for run in (tmp_path / name).glob("runs/2*")] for name in ("cut", "uncut")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    begun = {restart: sorted(set(steps(folder, restart=restart))) for restart in range(4)}
+    assert [step for part in begun.values() for step in part] == list(range(40))  # none twice
+    assert all(begun.values())
+    assert not list(folder.glob("runs/.slurm/*"))
+
+
+def test_a_cancelled_job_of_an_array_leaves_a_checkpoint_and_is_not_queued_again(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    place = beside_train_py(tmp_path / "cancelled")
+    options = (*small, "data.batch_size=15", "trainer.max_epochs=10")
+    number = slurm.submit(EXAMPLE, *options, SLOW, options=("--array=3",), **place)
+    await_steps(slurm, number, place["cwd"], restart=0)
+    slurm.run("scancel", number)
+    slurm.wait(f"{number}_3", "CANCELLED")
+    (out,) = place["cwd"].glob("slurm-*.out")
+    deadline = time.monotonic() + 60
+    while "is not queued again" not in out.read_text():
+        assert time.monotonic() < deadline, out.read_text()
+        time.sleep(0.2)
+    assert f"Slurm job {number}_3 was cancelled" in out.read_text()
+    (result,) = results(place["cwd"])
+    assert (result["status"], result["reason"]) == ("interrupted", "interrupted by SIGTERM")
+    (run,) = place["cwd"].glob("runs/2*")
+    assert weights(run)
