@@ -92,6 +92,8 @@ class Classifier(LightningModule):
         self.outputs: Outputs | None = None  # of the last evaluation
         self.weights_seen: tuple[str, ...] = ()  # the data sets that its first weights have seen
         self._trained_on: str | None = None  # the name of the data set
+        # Averaged weights, where there are some: what a checkpoint without optimizer holds.
+        self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
         self._make_optimizer = optimizer
         self._scheduler = scheduler
         self.cuda_graph = False  # replay the step as one CUDA graph
@@ -285,6 +287,8 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-describing: plain values only, so that it loads safely."""
+        if self.averaged_state is not None and "current_model_state" not in checkpoint:
+            checkpoint["state_dict"] = self.averaged_state()
         checkpoint["xray"] = {
             "schema_version": CHECKPOINT_SCHEMA,
             "findings": list(self.findings),

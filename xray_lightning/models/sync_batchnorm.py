@@ -34,6 +34,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         weight = self.weight if self.affine else torch.ones_like(mean)
         bias = self.bias if self.affine else torch.zeros_like(mean)
         output: Tensor = _Normalise.apply(input, weight, bias, mean, var, count, self.eps)
+        return self._finished(output)
+
+    def _finished(self, output: Tensor) -> Tensor:
         return output
 
     @torch.no_grad()
@@ -114,8 +117,8 @@ class PortableSyncBatchNorm(LayerSync):
     """Lightning's switch for it: `Trainer(plugins=[PortableSyncBatchNorm()])`.
 
     Every `nn.BatchNorm2d` becomes a `SyncBatchNorm2d` where it stands, with its tensors, names
-    and mode. The DDP strategies apply it before a fit and revert it afterwards.
-    `sync_batchnorm=True` must stay off, as it stands for PyTorch's own.
+    and mode; so does timm's `BatchNormAct2d`. The DDP strategies apply it before a fit and revert
+    it afterwards. `sync_batchnorm=True` must stay off, as it stands for PyTorch's own.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -131,4 +134,16 @@ def _exchange(
     for module in model.modules():
         if type(module) is old:
             module.__class__ = new  # the two hold the same and differ in `forward` alone
+        elif type(module).__name__ == "BatchNormAct2d" and new is SyncBatchNorm2d:
+            module.__class__ = type("BatchNormAct2d", (_SyncBatchNormAct2d, type(module)), {})
+        elif isinstance(module, _SyncBatchNormAct2d):
+            module.__class__ = type(module).__bases__[1]
     return model
+
+
+class _SyncBatchNormAct2d(SyncBatchNorm2d):
+    """timm's batch norm with an activation in it: put before timm's class among the bases."""
+
+    def _finished(self, output: Tensor) -> Tensor:
+        found: Tensor = self.act(self.drop(output))  # type: ignore[operator]  # timm's two parts
+        return found

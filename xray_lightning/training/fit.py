@@ -52,6 +52,7 @@ from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
 from xray_lightning.training.strategies import Strategy, World
+from xray_lightning.training.weight_averaging import refuse_other_averaging
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +239,9 @@ def _fit(job: Job, trainer: Trainer) -> None:
     ckpt_path = None
     if job.resume and not _stopped_before_a_checkpoint(job):
         ckpt_path = job.folder / "checkpoints" / LAST
-        read_checkpoint(ckpt_path, findings=job.data.findings)
+        refuse_other_averaging(
+            read_checkpoint(ckpt_path, findings=job.data.findings), job.callbacks
+        )
         # It shall be: that is what resuming means.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)

@@ -1,0 +1,159 @@
+"""timm's architectures, through all that a ResNet goes through."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fitting import trainer
+from torch import Tensor, nn
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
+from xray_lightning.deploy.export import export
+from xray_lightning.deploy.model import load_model
+from xray_lightning.deploy.model_card.info import model_info
+from xray_lightning.deploy.saliency.maps import METHODS, Explainer, feature_maps
+from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm, SyncBatchNorm2d
+
+SIDE = 64
+# Of five families: residual, inverted-residual and modern convolutions, transformers and windows.
+QUICK = ["resnet10t", "test_vit"]
+SLOW = [
+    *("test_convnext2", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"),
+    *("deit_tiny_patch16_224", "swin_s3_tiny_224"),
+]
+MODELS = [*QUICK, *(pytest.param(arch, marks=pytest.mark.slow) for arch in SLOW)]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms")
+    ensure_phantoms(root, PhantomSpec(images=60, size=SIDE), progress=lambda done: None)
+    return root
+
+
+def recipe(arch: str, **further: Any) -> dict[str, Any]:
+    return {"library": "timm", "arch": arch, "image_size": SIDE} | further
+
+
+def fitted(arch: str, phantoms: Path, folder: Path, *, epochs: int, resume: Path | None) -> None:
+    data = XrayDataModule(
+        name="phantom",
+        root=str(phantoms),
+        cache_dir=str(phantoms / "cache"),
+        image_size=SIDE,
+        batch_size=16,
+    )
+    torch.manual_seed(0)
+    model = Classifier(
+        backbone=build_backbone(**recipe(arch)),
+        recipe={"model": recipe(arch), "image_size": SIDE},
+    )
+    fit = trainer(folder, epochs=epochs)
+    fit.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_it_trains_resumes_bit_for_bit_exports_gives_maps_and_is_described(
+    arch: str, phantoms: Path, tmp_path: Path
+) -> None:
+    fitted(arch, phantoms, tmp_path / "whole", epochs=2, resume=None)
+    fitted(arch, phantoms, tmp_path / "cut", epochs=1, resume=None)
+    half = tmp_path / "cut" / "last.ckpt"
+    fitted(arch, phantoms, tmp_path / "cut", epochs=2, resume=half)
+    last = tmp_path / "whole" / "last.ckpt"
+    one, other = (read_checkpoint(path)["state_dict"] for path in (last, half))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+    out = tmp_path / "model.onnx"
+    assert max(export(last, out, format="onnx").logits, 0) <= 1e-4
+    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE), dtype=np.uint8)
+    torchs, onnxs = (load_model(path, device="cpu").predict(images) for path in (last, out))
+    np.testing.assert_allclose(torchs.probabilities, onnxs.probabilities, atol=1e-4)
+
+    for method in METHODS:
+        found = Explainer.load(last, method=method, device="cpu").maps(images[:, None], 3)
+        assert found.shape == (2, SIDE, SIDE)
+        assert np.isfinite(found).all()
+        # LayerCAM looks at all grids: somewhere something speaks for it.
+        assert found.max() > 0 or method == "gradcam"
+    described = model_info(last).model
+    parameters = sum(p.numel() for p in build_backbone(**recipe(arch)).parameters())
+    assert (described["arch"], described["parameters"]) == (arch, parameters)
+
+
+@pytest.mark.parametrize("arch", ["resnet10t", "test_vit"])
+def test_gray_input_equals_three_equal_channels(arch: str, tmp_path: Path) -> None:
+    three = build_backbone(**recipe(arch), in_channels=3).eval()
+    torch.save(three.state_dict(), tmp_path / "w.pth")
+    gray = build_backbone(**recipe(arch), weights_path=tmp_path / "w.pth").eval()
+    images = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, repeated = gray(images), three(images.expand(-1, 3, -1, -1))
+    assert one.std() > 0
+    torch.testing.assert_close(one, repeated, rtol=1e-4, atol=1e-5)
+
+
+def test_further_layers_take_the_place_of_the_last() -> None:
+    model: Any = build_backbone(**recipe("resnet10t", hidden=[8], dropout=0.5), findings=3)
+    assert [type(part) for part in model.fc] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"arch": "resnet10tt"}, "close to it: .*resnet10t"),
+        ({"arch": "hf-hub:someone/something"}, "none of timm's"),
+        ({"library": "keras"}, "model.library=keras is unknown; choose one of torchvision, timm"),
+        ({"drop_path": 1.0}, "model.drop_path=1.0"),
+        ({"arch": "mobilenetv3_small_050", "drop_path": 0.1, "hidden": [4]}, None),
+        ({"library": "torchvision", "arch": "resnet18", "drop_path": 0.1}, "is of model=timm"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(options: dict[str, Any], says: str | None) -> None:
+    given = recipe("resnet10t") | options
+    if says is None:
+        build_backbone(**given)
+        return
+    with pytest.raises(UserError, match=says) as told:
+        build_backbone(**given)
+    assert "\n" not in str(told.value)
+
+
+def test_a_map_of_tokens_lies_where_the_image_differs() -> None:
+    """A dot in one patch moves that patch's tokens, and no map elsewhere as much."""
+    torch.manual_seed(0)
+    model = build_backbone(**recipe("test_vit")).eval()
+    dark = torch.zeros(1, 1, SIDE, SIDE)
+    dot = dark.clone()
+    dot[..., 50:60, 5:15] = 3.0
+
+    def first_map(images: Tensor) -> Tensor:
+        return feature_maps(model, images, 0)[0][0].detach()
+
+    moved = (first_map(dot) - first_map(dark)).abs().sum(dim=1)[0]
+    row, column = divmod(int(moved.argmax()), moved.shape[1])
+    assert (row, column) == (50 * len(moved) // SIDE, 5 * len(moved) // SIDE)
+
+
+def test_batch_norms_of_timm_are_those_of_all_ranks_in_a_fit_alone() -> None:
+    model = build_backbone(**recipe("regnety_002"))
+    before = [type(part) for part in model.modules()]
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    switch = PortableSyncBatchNorm()
+    switch.apply(model)
+    assert norms
+    assert all(isinstance(part, SyncBatchNorm2d) for part in norms)
+    images = torch.randn(2, 1, SIDE, SIDE)
+    with torch.no_grad():
+        synced = model.train()(images)
+    switch.revert(model)
+    assert [type(part) for part in model.modules()] == before
+    with torch.no_grad():
+        torch.testing.assert_close(model.train()(images), synced)

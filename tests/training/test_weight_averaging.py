@@ -1,0 +1,122 @@
+"""Averaged weights: validated, kept as best, tested and exported; resumed bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_classifier
+from fitting import data, trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from xray_lightning.errors import UserError
+from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.training.weight_averaging import AveragedWeights, refuse_other_averaging
+
+WEIGHT = "backbone.1.weight"
+DECAY = 0.9
+
+
+class Watch(Callback):
+    """Averages by the formula, in float64; keeps what is validated; saves once within an epoch."""
+
+    def __init__(self, cut: Path | None = None) -> None:
+        self.cut = cut
+        self.average: Tensor | None = None
+        self.averages: list[Tensor] = []  # at each epoch's end
+        self.validated: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        now, steps = pl_module.state_dict()[WEIGHT].double(), trainer.global_step - 1
+        kept = min(DECAY, (1 + steps) / (10 + steps))
+        self.average = now if self.average is None else kept * self.average + (1 - kept) * now
+        if self.cut is not None and trainer.global_step == 2:
+            trainer.save_checkpoint(self.cut)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        assert self.average is not None
+        self.averages.append(self.average)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.state.fn == "fit":
+            self.validated.append(pl_module.state_dict()[WEIGHT].clone())
+
+
+def fitted(
+    phantoms: Path, folder: Path, *, watch: Watch, resume: Path | None = None
+) -> tuple[Trainer, Classifier, Any]:
+    best = ModelCheckpoint(
+        folder / "kept",
+        filename="best",
+        monitor="val/auroc_macro",
+        mode="max",
+        save_weights_only=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    fit = trainer(folder, AveragedWeights(decay=DECAY), watch, best, epochs=3)
+    model, images = tiny_classifier(), data(phantoms, folder)
+    fit.fit(model, datamodule=images, ckpt_path=resume, weights_only=True)
+    return fit, model, images
+
+
+def test_the_average_is_validated_kept_as_best_tested_and_restored(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    watch = Watch()
+    fit, model, images = fitted(phantoms, tmp_path, watch=watch)
+    best = read_checkpoint(tmp_path / "kept" / "best.ckpt")
+    torch.testing.assert_close(watch.validated[0].double(), watch.averages[0], rtol=1e-5, atol=1e-7)
+    kept = best["state_dict"][WEIGHT]
+    torch.testing.assert_close(kept.double(), watch.averages[best["epoch"]], rtol=1e-5, atol=1e-7)
+    assert "current_model_state" not in best
+
+    path = tmp_path / "kept" / "best.ckpt"
+    fit.test(model, images, ckpt_path=path, weights_only=True, verbose=False)
+    assert torch.equal(model.state_dict()[WEIGHT], kept)
+    again = tiny_classifier(recipe=best["xray"] | {"model": {}})
+    again.load_state_dict(best["state_dict"])
+    assert model.outputs is not None
+    with torch.no_grad():
+        probabilities = torch.cat([again(b.images).sigmoid() for b in images.test_dataloader()])
+    torch.testing.assert_close(probabilities, model.outputs.probabilities)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_cut_within_an_epoch_ends_bit_for_bit_as_an_uncut_one(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    cut, names = tmp_path / "cut.ckpt", ("last.ckpt", "kept/best.ckpt")
+    fitted(phantoms, tmp_path, watch=Watch(cut))
+    before = [read_checkpoint(tmp_path / name) for name in names]
+    fitted(phantoms, tmp_path, watch=Watch(), resume=cut)
+    after = [read_checkpoint(tmp_path / name) for name in names]
+    for whole, rest in zip(before, after, strict=True):
+        for kind in ("state_dict", "current_model_state", "averaging_state"):
+            one, other = whole.get(kind, {}), rest.get(kind, {})
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+    assert "current_model_state" in before[0]
+
+
+@pytest.mark.parametrize(
+    "checkpoint, callbacks, says",
+    [
+        ({"current_model_state": {}}, [], "averaged its weights: give callbacks=ema"),
+        ({}, [AveragedWeights()], "did not average its weights: leave out callbacks=ema"),
+    ],
+)
+def test_averaging_cannot_begin_or_end_with_a_resume(
+    checkpoint: dict[str, Any], callbacks: list[Callback], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        refuse_other_averaging(checkpoint, callbacks)
+    refuse_other_averaging({}, [])
+
+
+def test_a_decay_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"callbacks.ema.decay=1.0 must be at least 0 and below 1"):
+        AveragedWeights(decay=1.0)

@@ -1,0 +1,91 @@
+"""Averaged weights (EMA): what is validated, kept as best, tested and exported."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
+from torch import Tensor
+
+from xray_lightning.errors import UserError
+from xray_lightning.models.classifier import Classifier
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights of all steps, and of batch norm's statistics.
+
+    The n-th step keeps min(decay, (1 + n) / (10 + n)) of the average, as TensorFlow's
+    ExponentialMovingAverage does, so that a short run's average has not stayed at its start.
+    Lightning's callback does the averaging, and puts both kinds of weights into `last.ckpt`. It
+    has no say in `best.ckpt`, which has no state of callbacks: the classifier asks for the average.
+
+    Args:
+        decay: share of the average that a late step keeps.
+    """
+
+    def __init__(self, *, decay: float = 0.999) -> None:
+        if not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay={decay} must be at least 0 and below 1")
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        self.decay = decay
+
+    def _average(self, averaged: Sequence[Tensor], now: Sequence[Tensor], _: object) -> None:
+        steps = self._latest_update_step
+        kept = min(self.decay, (1 + steps) / (10 + steps))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(list(averaged), list(now), 1 - kept)
+        else:  # counters
+            torch._foreach_copy_(list(averaged), list(now))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and isinstance(pl_module, Classifier):
+            pl_module.averaged_state = self.averaged_state
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The classifier's state dict with averaged values."""
+        if self._average_model is None:
+            raise RuntimeError("there is an average during fit alone")
+        state: dict[str, Tensor] = self._average_model.module.state_dict()
+        return state
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # It was made before the module came to its device. Only the counter is read in every
+        # step, which must not wait for a GPU.
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # What is validated or tested from now on are the weights of a checkpoint, as they are.
+        self._average_model = None
+        if isinstance(pl_module, Classifier):
+            pl_module.averaged_state = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._average_model is not None:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def refuse_other_averaging(checkpoint: dict[str, Any], callbacks: Sequence[object]) -> None:
+    """Refuse to go on with averaged weights as if they were the optimizer's, or the reverse.
+
+    Raises:
+        UserError: only one of the checkpoint and the callbacks averages.
+    """
+    was = "current_model_state" in checkpoint
+    now = any(isinstance(callback, AveragedWeights) for callback in callbacks)
+    if was != now:
+        told = "averaged its weights" if was else "did not average its weights"
+        raise UserError(
+            f"the run that is to go on {told}: {'give' if was else 'leave out'} callbacks=ema"
+        )
