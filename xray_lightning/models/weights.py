@@ -168,6 +168,7 @@ class _Part:
 
 def _pickled(path: Path, where: str) -> Any:
     """What torch.save has written, with a `_Part` for each module in it."""
+    known: list[str] = []
     try:
         with path.open("rb") as stream:
             known = [name for name in _classes(stream) if name.startswith(_MODULE_CLASSES)]
@@ -175,10 +176,11 @@ def _pickled(path: Path, where: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or hostile file fails in as many ways as pickle and zip know.
     except Exception as error:
-        raise UserError(
-            f"{where}: not a file of plain weights ({first_line(error)}); "
-            "save one with torch.save(model.state_dict(), FILE)"
-        ) from error
+        told = f"{where}: not a file of plain weights ({first_line(error)}); "
+        if known:
+            told += "it holds a whole module: where you trust it, load it with torch.load(FILE, "
+            told += "weights_only=False), and "
+        raise UserError(f"{told}save one with torch.save(model.state_dict(), FILE)") from error
 
 
 def _classes(stream: BinaryIO) -> set[str]:
