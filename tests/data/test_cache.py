@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from xray_lightning.data import cache as image_set
@@ -39,14 +42,29 @@ def key(paths: list[str], size: int = SIZE) -> str:
     return ImageSet(paths).key(size)
 
 
-def test_the_map_holds_what_the_decoder_gives(paths: list[str], tmp_path: Path) -> None:
-    mapped = opened(paths, tmp_path / "cache")
-    direct = DecodingStore(paths, image_size=SIZE)
-    rows = np.array([3, 0, 6, 3])
-    expected = np.stack([resize_gray(decode_gray(paths[row]), SIZE) for row in rows])
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=7),
+    size=st.integers(1, 24),
+    further=st.data(),
+)
+def test_what_the_cache_serves_is_what_the_decoder_gives(
+    shapes: list[tuple[int, int]],
+    size: int,
+    further: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder, draw = tmp_path_factory.mktemp("drawn"), np.random.default_rng(len(shapes))
+    paths = [str(folder / f"{place}.png") for place in range(len(shapes))]
+    for path, shape in zip(paths, shapes, strict=True):
+        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    rows = np.array(further.draw(st.lists(st.integers(0, len(paths) - 1), min_size=1)))
+    ensure_cache(ImageSet(paths), image_size=size, cache_dir=folder / "cache")
+    mapped = open_cache(ImageSet(paths), image_size=size, cache_dir=folder / "cache")
+    direct = DecodingStore(paths, image_size=size)
+    expected = np.stack([resize_gray(decode_gray(paths[row]), size) for row in rows])
     assert (mapped.read(rows) == expected).all()
     assert (direct.read(rows) == expected).all()
-    assert len(mapped) == len(direct) == 7
+    assert len(mapped) == len(direct) == len(paths)
 
 
 def test_a_row_that_is_not_there_is_an_error_and_no_other_image(
@@ -59,35 +77,73 @@ def test_a_row_that_is_not_there_is_an_error_and_no_other_image(
     assert mapped.read(np.array([], dtype=np.int64)).shape == (0, SIZE, SIZE)
 
 
-def test_the_order_and_repeats_of_the_images_do_not_matter(paths: list[str]) -> None:
-    shuffled = [paths[row] for row in (4, 2, 2, 0, 6, 1, 5, 3, 0)]
-    assert key(shuffled) == key(paths)
-    images = ImageSet(shuffled)
-    assert len(images) == 7
-    assert [images.paths[row] for row in images.rows(shuffled)] == shuffled
+Paths = list[str]
+
+SAME: dict[str, Callable[[Paths], Paths]] = {
+    "another order": lambda paths: paths[::-1],
+    "repeats": lambda paths: [*paths, *paths[2:4]],
+    "relative": lambda paths: [os.path.relpath(path) for path in paths],
+    "by another way": lambda paths: [
+        path.replace("/images/", "/images/../images/") for path in paths
+    ],
+    "read": lambda paths: [Path(path).read_bytes() and path for path in paths],
+    "permissions": lambda paths: [os.chmod(path, 0o600) or path for path in paths],
+}
 
 
-def test_a_path_may_be_relative(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    absolute = key(paths)
-    monkeypatch.chdir(Path(paths[0]).parent.parent)
-    relative = [f"images/{Path(path).name}" for path in paths]
-    assert key(relative) == absolute
-    assert ImageSet(paths).rows(relative).tolist() == list(range(7))
+def longer(path: str) -> None:
+    """One byte more, in a file that claims to be as old as before."""
+    times = os.stat(path)
+    with open(path, "ab") as file:
+        file.write(b"\0")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_a_changed_image_or_size_or_decoder_or_layout_gives_another_key(
+def renamed(paths: Paths) -> Paths:
+    other = str(Path(paths[1]).with_name("x.png"))
+    os.rename(paths[1], other)
+    return [paths[0], other, *paths[2:]]
+
+
+OTHER: dict[str, Callable[[Paths], Paths]] = {
+    "one less": lambda paths: paths[1:],
+    "newer": lambda paths: [os.utime(path, ns=(5, 5)) or path for path in paths],
+    "longer": lambda paths: [longer(paths[0]) or path for path in paths],
+    "renamed": renamed,
+}
+
+
+@given(
+    same=st.lists(st.sampled_from(sorted(SAME))),
+    other=st.sampled_from(sorted(OTHER)),
+    size=st.integers(1, 2000),
+)
+def test_the_key_changes_with_all_that_the_pixels_depend_on_and_with_nothing_else(
+    same: list[str], other: str, size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("key") / "images"
+    folder.mkdir()
+    before = paths = [str(folder / f"{number}.png") for number in range(5)]
+    for path in paths:
+        Path(path).write_bytes(b"an image")
+    first = key(paths, size)
+    for name in same:
+        paths = SAME[name](paths)
+    assert key(paths, size) == first
+    assert [ImageSet(before).paths[row] for row in ImageSet(before).rows(before[::-1])] == before[
+        ::-1
+    ]
+    assert key(paths, size + 1) != first
+    assert key(OTHER[other](before), size) != first
+
+
+def test_another_decoder_or_layout_gives_another_key(
     paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [key(paths), key(paths, SIZE + 1), key(paths[1:])]
-    os.utime(paths[2], ns=(1, 1))
-    keys.append(key(paths))
-    Path(paths[3]).write_bytes(Path(paths[3]).read_bytes() + b"\0")
-    os.utime(paths[3], ns=(1, 1))
-    keys.append(key(paths))
-    monkeypatch.setattr(image_set, "DECODER_VERSION", "another")
-    keys.append(key(paths))
-    monkeypatch.setattr(image_set, "LAYOUT", 1000)
-    keys.append(key(paths))
+    keys = [key(paths)]
+    for name, value in (("DECODER_VERSION", "another"), ("LAYOUT", 1000)):
+        monkeypatch.setattr(image_set, name, value)
+        keys.append(key(paths))
     assert len(set(keys)) == len(keys)
     assert {len(one) for one in keys} == {64}
 

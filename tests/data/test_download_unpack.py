@@ -6,9 +6,12 @@ import os
 import random
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xray_lightning.data.download import archive as unpack
 from xray_lightning.data.download.archive import Unpacked, unpack_images
@@ -93,6 +96,41 @@ def test_fault_52_a_hostile_member_is_refused_and_nothing_lies_outside(
     assert str(path) in str(caught.value)
     assert set(files(tmp_path)) == {"a.tar.gz", "in/side/first.png"}
     assert not Path("/tmp/xray_outside.png").exists()
+
+
+PARTS = st.sampled_from(
+    ["..", ".", "", "a", "b.png", "link", "~", "C:", "a\\b.png", "\n", "OUTSIDE"]
+)
+KINDS = [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]
+
+
+@given(
+    names=st.lists(st.lists(PARTS, min_size=1, max_size=5).map("/".join), min_size=1, max_size=6),
+    targets=st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=6, max_size=6),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=6, max_size=6),
+)
+def test_fault_52_whatever_the_names_and_links_nothing_is_written_outside(
+    names: list[str],
+    targets: list[str],
+    kinds: list[bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = tmp_path_factory.mktemp("names")
+    inside, outside = root / "in" / "side", root / "outside"
+    for folder in (inside, outside):
+        folder.mkdir(parents=True)
+    (inside / "link").symlink_to(outside)
+    members = [
+        member(name.replace("OUTSIDE", str(outside)), b"", type=kind, linkname=target)
+        for name, target, kind in zip(names, targets, kinds, strict=False)
+    ]
+    path = archive(root / "a.tar.gz", member("first.png"), *members)
+    with suppress(RunFailedError):
+        unpacked(path)
+    assert (inside / "first.png").read_bytes() == b"x"
+    assert list(outside.iterdir()) == []
+    there = [found for found in root.rglob("*") if not found.is_relative_to(inside)]
+    assert sorted(found.name for found in there) == ["a.tar.gz", "in", "outside", "side"][:3]
 
 
 def test_fault_52_a_link_then_a_file_through_it_stays_inside(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """Every CSV dialect gives the same table, and every fault names its file and line."""
 
 import os
+import random
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import REAL, real_data
-from tables import NIH_HEADER, touch, write, write_ai4m
+from hypothesis import given
+from hypothesis import strategies as st
+from tables import AI4M_HEADER, NIH_HEADER, touch, write, write_ai4m
 
 from xray_lightning.data.manifest import COLUMNS, holds_known_table, read_manifest
+from xray_lightning.data.sources.custom_csv import OwnTable
 from xray_lightning.errors import UserError
-from xray_lightning.findings import FINDINGS
+from xray_lightning.findings import FINDINGS, check_findings
 
 HEADER = f"{NIH_HEADER},OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 ROWS = (
@@ -32,6 +37,62 @@ def fault(root: Path, **kwargs: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.lists(st.booleans(), min_size=14, max_size=14), min_size=1, max_size=5),
+    own=st.lists(st.from_regex(r"[A-Za-z][\w ./()+-]{0,20}[\w)+]", fullmatch=True), max_size=14),
+    draw=st.randoms(use_true_random=False),
+)
+def test_labels_are_read_as_they_were_written_whatever_the_table(
+    labels: list[list[bool]],
+    own: list[str],
+    draw: random.Random,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    findings = named(own)
+
+    def joined(row: list[bool], names: tuple[str, ...]) -> str:
+        there = [name for name, present in zip(names, row, strict=False) if present]
+        draw.shuffle(there)
+        return draw.choice(["|", " | "]).join(there) or "No Finding"
+
+    root = tmp_path_factory.mktemp("labels")
+    folders = nih, ai4m, marked, spelled = [root / name for name in ("nih", "ai4m", "csv", "csv2")]
+    for folder in folders:
+        folder.mkdir()
+    rows = [(f"{place}.png", row) for place, row in enumerate(labels)]
+    write_nih(nih, rows=tuple(f"{n},{joined(row, FINDINGS)},0,1,5,M,PA,,,," for n, row in rows))
+    cells = [f"{name},1,{','.join(str(int(mark)) for mark in row)}" for name, row in rows]
+    write(ai4m / "train-small.csv", AI4M_HEADER, *cells)
+    one_hot = [
+        f"{n},1,{','.join(str(int(mark)) for mark in row[: len(findings)])}" for n, row in rows
+    ]
+    write(marked / "a.csv", f"image,patient,{','.join(findings)}", *one_hot)
+    write(
+        spelled / "a.csv",
+        "image,patient,labels",
+        *(f"{n},1,{joined(row, findings)}" for n, row in rows),
+    )
+    for folder in folders:
+        is_own = folder in (marked, spelled)
+        names = findings if is_own else FINDINGS
+        manifest = read_manifest(folder, findings=names, own=OwnTable() if is_own else None)
+        assert manifest.table["image"].tolist() == [name for name, _ in rows]
+        expected = [row[: len(names)] for row in labels]
+        assert manifest.table[list(names)].to_numpy().astype(bool).tolist() == expected
+
+
+def named(names: list[str]) -> tuple[str, ...]:
+    """Those of the names that may be findings together, or NIH's first two."""
+    taken: tuple[str, ...] = ()
+    for name in names:
+        with suppress(UserError):
+            taken = check_findings([*taken, name], what="names")
+    return taken or FINDINGS[:2]
 
 
 # -- dialects --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The table of predictions: its order is of no matter, and its faults are told."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from predicted import calibration, grouped, points, table
 
+from xray_lightning.data.loader import EpochOrder
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibrator
 from xray_lightning.evaluation.metrics import Evaluator
@@ -22,13 +26,33 @@ from xray_lightning.runs.summary import subgroups_said
 QUICK = Evaluator(resamples=50)
 
 
-def test_the_order_of_rows_changes_no_digit() -> None:
-    predictions = grouped(images=300, patients=60)
-    given = {"operating_points": points(Mass=0.4), "calibration": calibration()}
-    expected = json.dumps(QUICK(predictions, **given))  # type: ignore[arg-type]
-    for seed in range(3):
-        shuffled = predictions.sample(frac=1, random_state=seed)
-        assert json.dumps(QUICK(shuffled, **given)) == expected  # type: ignore[arg-type]
+PREDICTIONS = grouped(images=103, patients=40)
+
+
+@functools.cache
+def figures(rows: tuple[int, ...]) -> str:
+    """Every figure of the predictions in this order."""
+    judged = Evaluator(resamples=5)(
+        PREDICTIONS.iloc[list(rows)], operating_points=points(Mass=0.4), calibration=calibration()
+    )
+    return json.dumps(judged)
+
+
+@settings(max_examples=settings().max_examples // 4)  # each takes a third of a second
+@given(
+    order=st.permutations(range(len(PREDICTIONS))),
+    ranks=st.integers(1, 4),
+    batch_size=st.integers(1, 120),
+)
+def test_fault_57_neither_ranks_nor_batches_nor_the_order_of_rows_change_a_digit(
+    order: list[int], ranks: int, batch_size: int
+) -> None:
+    shares = [
+        EpochOrder(rows=103, batch_size=batch_size, shuffle=False, rank=rank, ranks=ranks).share(0)
+        for rank in range(ranks)
+    ]
+    gathered = [order[row] for share in shares for rows, _ in share for row in rows if row >= 0]
+    assert figures(tuple(gathered)) == figures(tuple(range(103)))
 
 
 def test_ids_as_numbers_and_as_text_give_the_same_figures() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from page_runs import (
     IMAGES,
     SECTIONS,
@@ -121,6 +123,29 @@ def test_the_page_needs_nothing_but_itself(whole: Page) -> None:
     assert re.findall(r"url\((?!#)|@import|https?://", whole.source) == []
     assert not [key for _, a in whole.elements for key in a if key.startswith("on")]
     assert "default-src 'none'" in whole.of("meta")[-1]["content"]
+
+
+def structure(page: Page) -> list[str]:
+    """Its headings and ids, without those inside of plots."""
+    bare = re.sub(r"<svg.*?</svg>", "", page.source, flags=re.S)
+    return re.findall(r"<h[1-4][^>]*>.*?</h[1-4]>|\bid=\"[^\"]*\"", bare, re.S)
+
+
+@settings(max_examples=settings().max_examples // 10)  # each is trained, judged and drawn
+@given(
+    seed=st.integers(0, 2**32),
+    skill=st.floats(-3, 3),
+    constant=st.dictionaries(st.sampled_from(FINDINGS), st.integers(0, 1), max_size=13),
+)
+def test_the_page_has_the_same_headings_and_ids_whatever_was_predicted(
+    seed: int, skill: float, constant: dict[str, int], whole: Page, tmp_path: Path
+) -> None:
+    table = predictions(skill=skill, seed=seed)
+    table = table.assign(**{f"label_{name}": value for name, value in constant.items()})
+    results = sample(table)
+    results["data"]["root"] = str(tmp_path)
+    page = page_of(write_run(tmp_path / "run", results, table))
+    assert structure(page) == structure(whole)
 
 
 def test_ids_are_unique_and_every_reference_leads_to_one(whole: Page) -> None:
