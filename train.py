@@ -42,6 +42,7 @@ from xray_lightning.errors import (
     printable,
 )
 from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import Failure, interruptible, launch
 from xray_lightning.training.slurm import SlurmJob
 from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
@@ -77,7 +78,6 @@ PLUGINS = {
     "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
     "hydra/hydra_logging/colorlog": "hydra-colorlog",
     "hydra/job_logging/colorlog": "hydra-colorlog",
 }
@@ -122,7 +122,7 @@ def arguments(given: list[str]) -> list[str]:
     earlier = [
         text
         for text in earlier_overrides(folder)
-        if key_of(text) not in named and not key_of(text).startswith(changed)
+        if key_of(text) not in {*named, *CONDUCT} and not key_of(text).startswith(changed)
     ]
     quoted = str(folder).replace("'", "\\'")
     # Hydra writes the configuration before a job may refuse it; `conduct` does so later.
@@ -266,6 +266,8 @@ def check_resumed(cfg: DictConfig, folder: Path) -> "RunFiles":
         for target in re.findall(r"_target_: *['\"]?([\w.]+)", path.read_text(encoding="utf-8"))
     }
     refuse_links_outside(folder)
+    if config.mode == RunMode.MULTIRUN:  # a sweep that goes on: this command line asks for it all
+        return RunFiles(folder)
     refuse_foreign_settings(
         plain(cfg),
         folder=folder,
@@ -286,9 +288,9 @@ def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, star
     """Be a rank of the job; rank 0 ends its record, and writes the card and the report."""
     from xray_lightning.training.fit import run
 
-    run(build(cfg, record, strategy, started=started))
+    pruned = run(build(cfg, record, strategy, started=started))
     if WORLD.rank == 0:
-        record.end("finished")
+        record.end(PRUNED if pruned else "finished", pruned)
         if record.content["metrics"]["test"] is not None:
             from xray_lightning.deploy.model_card.card import write_card
 
@@ -592,7 +594,8 @@ def main() -> int:
         if isinstance(error, InterruptedRunError):  # before the job had its folder
             requeue(error.exit_code)
             return error.exit_code
-        return EXIT_USER_ERROR
+        own = error.exit_code if isinstance(error, XrayError) else EXIT_USER_ERROR
+        return max(own, *exit_codes, 0)
     except ValueError as error:  # Hydra's, of a group that is no name of an option
         if WORLD.rank == 0:
             nulls = " ".join(arg for arg in GIVEN if arg.endswith("=null"))

@@ -331,7 +331,7 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(call: Train, tmp_path
         (["nosuch=1"], ["nosuch"]),
         (["-m", "hydra/launcher=joblib"], ["=joblib needs", "install hydra-joblib-launcher"]),
         (["-m", "hydra/launcher=submitit_slurm"], ["install hydra-submitit-launcher"]),
-        (["hydra/sweeper=optuna"], ["hydra/sweeper=optuna needs", "hydra-optuna-sweeper"]),
+        (["hydra/sweeper=nevergrad"], ["=nevergrad needs", "install hydra-nevergrad-sweeper"]),
         (["hydra/launcher=nosuch"], ["hydra/launcher/nosuch", "basic"]),
         (["trainer.max_epoch=3"], ["trainer.max_epoch"]),
         (["trainer.max_epochs=-5"], ["trainer.max_epochs=-5", "at least 1"]),

@@ -21,6 +21,7 @@ from xray_lightning.report.sections import (
     with_pictures,
 )
 from xray_lightning.report.tables import of_paper, paper_tables, published_table
+from xray_lightning.report.trials import SweepReport
 from xray_lightning.report.wording import label_of, on_published_split
 from xray_lightning.report.write import PAGE, Report, damaged_line
 from xray_lightning.runs.folder import Run
@@ -164,6 +165,31 @@ def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
         paper=PAPER if any(map(of_paper, report.runs)) else None,
         published=any(map(on_published_split, report.runs)),
     )
+
+
+def sweep_page(report: Report, sweep: SweepReport, *, paired: Sequence[Table], out: Path) -> str:
+    """The page of a sweep as HTML, to be written into the folder `out`."""
+    ranked = sorted(report.runs, key=lambda run: -_best_auroc(run))
+    drawn = [run for run in ranked if run.history][:MOST_LINES]
+    own = {table.title for table in sweep.tables}
+    return rendered(
+        "sweep.html.jinja",
+        title=f"Sweep {sweep.folder.resolve().name}",
+        sweep=sweep,
+        summary=sweep.tables[0],
+        trials=sweep.tables[1:],
+        tables=[table for table in report.tables if table.title not in own],
+        paired=paired,
+        link=sweep.selected and _link(sweep.selected, out),
+        panels=_panels(drawn),
+        drawn=[label_of(run) for run in drawn],
+        left_out=sum(bool(run.history) for run in report.runs) - len(drawn),
+        damaged=damaged_line(report),
+    )
+
+
+def _best_auroc(run: Run) -> float:
+    return max((epoch.val_auroc_macro or 0.0 for epoch in run.history), default=0.0)
 
 
 def _link(run: Run, out: Path) -> str | None:

@@ -18,6 +18,7 @@ from xray_lightning.files import told_if_unwritable, write_atomically
 from xray_lightning.html.markdown import bullets, escaped, pipe_table
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.tables import of_paper, tables_of
+from xray_lightning.report.trials import SweepReport, read_sweep
 from xray_lightning.runs.folder import (
     DamagedResultsError,
     Run,
@@ -26,7 +27,7 @@ from xray_lightning.runs.folder import (
     read_run,
 )
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.terminal import Table, print_table
+from xray_lightning.terminal import Table, print_table, say
 
 _NAMED = 5  # as many damaged files are named; the rest are counted
 
@@ -37,11 +38,13 @@ class Report:
 
     Attributes:
         damaged: for each results.json that cannot be used, one line that names it and says why.
+        sweep: what the runs are trials of, where that is one folder.
     """
 
     runs: tuple[Run, ...]
     tables: tuple[Table, ...]
     damaged: tuple[str, ...]
+    sweep: SweepReport | None = None
 
 
 def build_report(paths: Sequence[Path]) -> Report:
@@ -51,7 +54,8 @@ def build_report(paths: Sequence[Path]) -> Report:
         UserError: no run is there, or none whose results.json can be read.
     """
     runs, damaged = [], []
-    for folder in find_run_folders(paths or [newest_run(Path("runs"))]):
+    paths = paths or [newest_run(Path("runs"))]
+    for folder in find_run_folders(paths):
         try:
             runs.append(read_run(folder))
         except DamagedResultsError as error:
@@ -62,7 +66,10 @@ def build_report(paths: Sequence[Path]) -> Report:
     shared = Counter(run.name for run in runs)
     names = [run.name if shared[run.name] == 1 else run.folder.resolve().name for run in runs]
     runs = [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
-    return Report(tuple(runs), tuple(tables_of(runs)), tuple(damaged))
+    sweep = read_sweep(paths[0], runs) if len(paths) == 1 else None
+    # Of a search no test is shown but the chosen trial's: the table of runs has them all.
+    tables = [] if sweep is not None and sweep.sweep.kind == "optuna" else tables_of(runs)
+    return Report(tuple(runs), (*(sweep.tables if sweep else ()), *tables), tuple(damaged), sweep)
 
 
 def damaged_line(report: Report) -> str:
@@ -98,7 +105,10 @@ def markdown(
     paper = f"The paper: {PAPER}." if any(map(of_paper, report.runs)) else ""
     parts = ["# Report", NOTICE, paper]
     for table in [*report.tables, *further]:
-        parts += [f"## {table.title}", pipe_table(table), bullets(table.notes)]
+        shown = pipe_table(table) if table.rows else ""
+        parts += [f"## {table.title}", shown, bullets(table.notes)]
+    if report.sweep is not None and report.sweep.command:
+        parts += ["## The best trial again", f"```sh\n{printable(report.sweep.command)}\n```"]
     parts.append(escaped(damaged_line(report)))
     if figures:
         parts.append("## Loss curves")
@@ -142,19 +152,26 @@ def write_report(report: Report, out: Path | None = None) -> Path:
         RunFailedError: the disk is full or fails.
     """
     # matplotlib takes most of a second to import, which printing alone should not cost.
-    from xray_lightning.report.pages import run_page, runs_page
+    from xray_lightning.report.pages import run_page, runs_page, sweep_page
     from xray_lightning.report.tables import paired_tables
 
-    above = os.path.commonpath([run.folder.resolve() for run in report.runs])
-    one = len(report.runs) == 1
+    above = (
+        report.sweep.folder
+        if report.sweep is not None
+        else os.path.commonpath([run.folder.resolve() for run in report.runs])
+    )
+    one = len(report.runs) == 1 and report.sweep is None
     out = out or (report.runs[0].folder if one else Path(above) / "report")
-    paired = paired_tables(report.runs)
+    search = report.sweep is not None and report.sweep.sweep.kind == "optuna"
+    paired = [] if search else paired_tables(report.runs)
     with _told(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
         text = markdown(report, figures=_write_figures(report, out / "figures"), further=paired)
         write_atomically(out / "report.md", text)
         if one and not report.damaged:
             html = run_page(report.runs[0])
+        elif report.sweep is not None:
+            html = sweep_page(report, report.sweep, paired=paired, out=out)
         else:
             html = runs_page(report, paired=paired, out=out)
         write_atomically(out / PAGE, html)
@@ -199,6 +216,9 @@ def print_report(report: Report, console: Console) -> None:
     for table in report.tables:
         print_table(table, console)
         console.print()
+    if report.sweep is not None and report.sweep.command:
+        say("The best trial again:", console=console, style="bold")
+        say(report.sweep.command, "", console=console)
     if line := damaged_line(report):
         console.print(Text(line, style="red"))
     console.print(Text(NOTICE, style="italic"))

@@ -589,7 +589,9 @@ class Results(_Part):
         title="results.json of one run",
         json_schema_extra={
             "additionalProperties": False,
-            "if": {"properties": {"status": {"enum": ["failed", "interrupted", "skipped"]}}},
+            "if": {
+                "properties": {"status": {"enum": ["failed", "interrupted", "skipped", "pruned"]}}
+            },
             "then": {"properties": {"reason": {"type": "string", "minLength": 1}}},
         },
     )
@@ -597,7 +599,7 @@ class Results(_Part):
     schema_version: Literal[1]
     name: AnyText
     command: AnyText
-    status: Literal["running", "finished", "failed", "interrupted", "skipped"]
+    status: Literal["running", "finished", "failed", "interrupted", "skipped", "pruned"]
     reason: AnyText | None = Field(description="One line; null only while running or when finished")
     seed: int | None
     git_commit: AnyText | None

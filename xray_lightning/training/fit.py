@@ -50,6 +50,7 @@ from xray_lightning.training.first_weights import (
 from xray_lightning.training.interruption import FitClock, Interruption
 from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
+from xray_lightning.training.optuna_study import TrialPruning
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
 from xray_lightning.training.strategies import Strategy, World
 from xray_lightning.training.weight_averaging import refuse_other_averaging
@@ -97,8 +98,11 @@ class Job:
         return self.world.rank == 0
 
 
-def run(job: Job) -> None:
+def run(job: Job) -> str | None:
     """Run the job's stages and fill its record; the caller settles how it ended.
+
+    Returns:
+        Why the fit was ended early as a trial that is not worth its time; it is not tested.
 
     Raises:
         XrayError: the run cannot start, or failed.
@@ -175,8 +179,9 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
         with kept_warnings(kept):
             if "fit" in job.stages:
                 _fit(job, trainer)
-            tested = _test(job, trainer) if "test" in job.stages else None
-            if fresh is not None:
+            pruned = _pruned(job)
+            tested = _test(job, trainer) if "test" in job.stages and not pruned else None
+            if fresh is not None and not pruned:
                 _note(job, throughput, kept, finite.skipped)
                 interruption.checkpoint = None  # the main run's is the one to keep
                 interruption.clock = None
@@ -185,6 +190,12 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
     finally:
         _note(job, throughput, kept, finite.skipped)
     trainer.strategy.barrier("end")  # ranks leave together
+    return pruned
+
+
+def _pruned(job: Job) -> str | None:
+    pruning = (one for one in job.callbacks if isinstance(one, TrialPruning))
+    return next((one.reason for one in pruning if one.reason), None)
 
 
 def _finite_loss(precision: str) -> FiniteLoss:

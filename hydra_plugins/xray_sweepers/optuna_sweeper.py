@@ -1,0 +1,147 @@
+"""Optuna's search as a sweeper of Hydra, over ask and tell.
+
+    python train.py -m hydra/sweeper=optuna hydra.sweep.dir=runs/lr \\
+        'optimizer.lr=tag(log,interval(1e-4,1e-2))' augment=none,light
+
+The objective is the validation macro AUROC of the best epoch, as the trial's results.json has it.
+Each trial is a run folder of the sweep's. The same command again goes on with the sweep, and the
+same command beside it is a second worker.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.xray_sweepers._jobs import (
+    Job,
+    decided,
+    launch,
+    parsed,
+    save_configuration,
+    split_by_kind,
+    sweep_folder,
+)
+from hydra_plugins.xray_sweepers._study import ConductedStudy
+from xray_lightning.errors import UserError, check_whole
+from xray_lightning.training.strategies import detect
+
+# By option. A seed of the sampler's own is left to hydra.sweeper.seed.
+_SAMPLERS: dict[str, dict[str, Any]] = {
+    "tpe": {
+        "_target_": "optuna.samplers.TPESampler",
+        "n_startup_trials": 10,
+        "multivariate": False,
+        "constant_liar": True,  # several workers, or a batch, try different places
+    },
+    "random": {"_target_": "optuna.samplers.RandomSampler"},
+    "grid": {"_target_": "optuna.samplers.BruteForceSampler"},
+    "qmc": {"_target_": "optuna.samplers.QMCSampler", "scramble": True},
+    "gp": {"_target_": "optuna.samplers.GPSampler", "n_startup_trials": 10},
+}
+_PRUNERS: dict[str, dict[str, Any]] = {
+    "median": {
+        "_target_": "optuna.pruners.MedianPruner",
+        "n_startup_trials": 5,
+        "n_warmup_steps": 0,
+    },
+    "hyperband": {
+        "_target_": "optuna.pruners.HyperbandPruner",
+        "min_resource": 1,
+        "max_resource": "${trainer.max_epochs}",
+        "reduction_factor": 3,
+    },
+}
+
+_store = ConfigStore.instance()
+for _group, _options in (("sampler", _SAMPLERS), ("pruner", _PRUNERS)):
+    for _name, _node in _options.items():
+        _store.store(
+            group=f"hydra/sweeper/{_group}", name=_name, node=_node, provider="xray_sweepers"
+        )
+_store.store(
+    group="hydra/sweeper",
+    name="optuna",
+    node={
+        "defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}],
+        "_target_": "hydra_plugins.xray_sweepers.optuna_sweeper.OptunaSweeper",
+        "_recursive_": False,
+        "sampler": {},
+        "pruner": None,  # judges a trial after each epoch
+        "direction": "maximize",
+        "storage": None,  # a journal in the sweep's folder, or the URL of a database
+        "study_name": None,  # the name of the sweep's folder
+        "n_trials": 20,  # of the study, however often and by however many workers it is begun
+        "n_jobs": 1,  # trials that the launcher is handed at once
+        "seed": 0,
+        "params": None,
+    },
+    provider="xray_sweepers",
+)
+
+
+class OptunaSweeper(Sweeper):
+    """Asks Optuna for trials, launches them as jobs, and tells what came of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._options = options
+        self._launcher: Launcher | None = None
+        self.config: DictConfig | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        if self.config is None or self._launcher is None:
+            raise RuntimeError("sweep comes after setup")
+        _refuse_bad_options(self._options)
+        fixed, swept = split_by_kind(parsed(arguments, self._options["params"]))
+        if not swept:
+            raise UserError(
+                "hydra/sweeper=optuna has nothing to search; give a key a range, such as "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-2))' or augment=none,light"
+            )
+        world, config = detect(), self.config
+        study = ConductedStudy(self._options, sweep_folder(config), fixed=fixed, swept=swept)
+
+        def begin() -> None:  # on rank 0 alone, as all that asks or tells the study
+            self.validate_batch_is_legal(study.examples())
+            study.open()
+            save_configuration(config, study.folder)
+
+        decided(world, begin)
+        while jobs := decided(world, study.next_jobs):
+            launch(self._launcher, [Job(number, texts) for number, texts in jobs])
+            decided(world, partial(study.tell, [number for number, _ in jobs]))
+        decided(world, study.end)
+
+
+def _refuse_bad_options(options: Mapping[str, Any]) -> None:
+    for key in ("n_trials", "n_jobs"):
+        check_whole(f"hydra.sweeper.{key}", options[key], least=1)
+    if options["seed"] is not None:
+        check_whole("hydra.sweeper.seed", options["seed"], least=0, most=2**31)
+    if options["direction"] != "maximize":
+        raise UserError(
+            f"hydra.sweeper.direction={options['direction']}: the objective is the validation "
+            "macro AUROC, which is to be maximized"
+        )
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "hydra/sweeper=optuna needs Optuna: uv pip install 'optuna>=5' (or the extra: "
+            "xray-lightning[optuna])"
+        ) from error
