@@ -14,7 +14,7 @@ from conftest import REPOSITORY, Train
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from typer import Typer
 from typer.main import get_command
@@ -97,6 +97,8 @@ def swept(override: Override) -> list[str]:
         return [str(override.input_line)]
     value = override.value()
     key = override.get_key_element()
+    if isinstance(value, IntervalSweep):  # of a search
+        return [f"{key}={value.start}", f"{key}={value.end}"]
     if isinstance(value, Glob):
         options = [path.stem for path in (CONF / key).glob("*.yaml")]
         chosen = value.filter(options)
@@ -144,7 +146,10 @@ def test_every_train_command_composes(command: Command, tmp_path: Path) -> None:
 @cache
 def configurations() -> list[DictConfig]:
     """Configurations that have every key between them."""
-    given = ([], ["strategy=ddp"], ["strategy=mpi"], ["data=csv"], ["scheduler=cosine"])
+    given = (
+        *([], ["strategy=ddp"], ["strategy=mpi"], ["data=csv"], ["scheduler=cosine"]),
+        ["hydra/sweeper=optuna", "hydra/sweeper/pruner=median"],
+    )
     return [composed(overrides) for overrides in given]
 
 

@@ -123,6 +123,7 @@ def run(job: Job) -> str | None:
                 )
             )
         _run(job, loggers, kept, accelerator=accelerator)
+    return _pruned(job)
 
 
 def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) -> None:
@@ -190,7 +191,6 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
     finally:
         _note(job, throughput, kept, finite.skipped)
     trainer.strategy.barrier("end")  # ranks leave together
-    return pruned
 
 
 def _pruned(job: Job) -> str | None:
