@@ -471,6 +471,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
     from xray_lightning.evaluation.grouping import further_columns
     from xray_lightning.models.backbones import OF_FIRST_WEIGHTS
     from xray_lightning.models.classifier import Classifier
+    from xray_lightning.models.fine_tuning import FineTuning
     from xray_lightning.progress import display, unseen
     from xray_lightning.training.fit import Job
 
@@ -506,6 +507,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
             "image_size": cfg.data.image_size,
         },
         channels_last=speed.channels_last,
+        fine_tuning=FineTuning(**plain(cfg.fine_tuning)),
     )
     return Job(
         record=record,

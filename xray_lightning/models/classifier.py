@@ -24,6 +24,7 @@ from xray_lightning.models.checkpoint import (
     restore,
 )
 from xray_lightning.models.cuda_graph import StepGraph
+from xray_lightning.models.fine_tuning import FineTuning, check_rates
 from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
@@ -66,6 +67,7 @@ class Classifier(LightningModule):
         augment: uint8 images and their draws' numbers to float images, in training alone.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
+        fine_tuning: rates and weight decay by layer; None for the same everywhere.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Classifier(LightningModule):
         augment: nn.Module | None = None,
         recipe: Mapping[str, Any] | None = None,
         channels_last: bool = True,
+        fine_tuning: FineTuning | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -96,6 +99,7 @@ class Classifier(LightningModule):
         self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
         self._make_optimizer = optimizer
         self._scheduler = scheduler
+        self._fine_tuning = fine_tuning or FineTuning()
         self.cuda_graph = False  # replay the step as one CUDA graph
         self._graph: StepGraph | None = None
         # Losses of this epoch so far, and how many. No buffer: DDP would copy rank 0's to all.
@@ -198,7 +202,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         with _blaming("optimizer"):
-            optimizer = self._make_optimizer(self.parameters())
+            optimizer = self._make_optimizer(self._fine_tuning.parameters(self))
+            self._fine_tuning.scale(optimizer)
         if self._scheduler is None:
             return optimizer
         config = dict(self._scheduler)
@@ -206,6 +211,7 @@ class Classifier(LightningModule):
         steps = {"total_steps": self._total_steps()} if config.pop("needs_total_steps", 0) else {}
         with _blaming("scheduler"):
             scheduler = factory(optimizer, **steps)
+        check_rates(optimizer, scheduler)
         if isinstance(scheduler, ReduceLROnPlateau) and config.get("interval") == "epoch":
             # The same moment by another name: after each epoch's last step and its validation.
             # By its own, Lightning 2.6 leaves out the first epoch's end after a resume.

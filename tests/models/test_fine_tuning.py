@@ -1,0 +1,87 @@
+"""Fine-tuning: rates that fall with depth, and no weight decay on norms and biases."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import tiny_classifier
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.fine_tuning import FineTuning, check_rates
+
+ADAMW = partial(AdamW, lr=0.1, weight_decay=0.5)
+
+
+def optimizer_of(tuning: FineTuning | None, *, library: str, arch: str) -> dict[str, tuple]:
+    """The rate and the weight decay of each parameter."""
+    backbone = build_backbone(library=library, arch=arch)
+    model = tiny_classifier(backbone=backbone, optimizer=ADAMW, fine_tuning=tuning)
+    optimizer = model.configure_optimizers()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)].removeprefix("backbone."): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == {name for name, _ in backbone.named_parameters()}
+    return found
+
+
+def test_without_a_switch_all_parameters_are_one_group() -> None:
+    found = optimizer_of(None, library="torchvision", arch="resnet18")
+    assert set(found.values()) == {(0.1, 0.5)}
+
+
+@pytest.mark.parametrize("library, arch", [("torchvision", "resnet18"), ("timm", "test_vit")])
+def test_norms_and_biases_are_spared_weight_decay(library: str, arch: str) -> None:
+    found = optimizer_of(FineTuning(decay_all=False), library=library, arch=arch)
+    shapes = {n: p.ndim for n, p in build_backbone(library=library, arch=arch).named_parameters()}
+    for name, (rate, decay) in found.items():
+        assert rate == 0.1
+        assert decay == (0.0 if shapes[name] <= 1 or name.endswith("bias") else 0.5), name
+
+
+@pytest.mark.parametrize(
+    "library, arch, ordered",
+    [
+        ("torchvision", "resnet18", ["conv1", "layer1.0.conv1", "layer4.1.conv2", "fc"]),
+        (
+            "torchvision",
+            "densenet121",
+            [
+                "features.conv0",
+                "features.denseblock1.denselayer1.conv1",
+                "features.denseblock4.denselayer1.conv1",
+                "classifier",
+            ],
+        ),
+        ("timm", "test_vit", ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.5.mlp.fc1", "head"]),
+    ],
+)
+def test_rates_fall_from_the_head_to_the_first_layer(
+    library: str, arch: str, ordered: list[str]
+) -> None:
+    found = optimizer_of(FineTuning(layer_decay=0.5), library=library, arch=arch)
+    rates = [found[f"{name}.weight"][0] for name in ordered]
+    assert rates == sorted(set(rates))
+    assert rates[-1] == 0.1
+    assert rates[-2] == pytest.approx(0.1 * 0.5 if arch != "densenet121" else 0.1 * 0.25)
+
+
+def test_one_cycle_is_refused_beside_rates_by_layer() -> None:
+    tuning = FineTuning(layer_decay=0.5)
+    backbone = build_backbone(arch="resnet18")
+    model = tiny_classifier(backbone=backbone, optimizer=ADAMW, fine_tuning=tuning)
+    optimizer = model.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    with pytest.raises(UserError, match="scheduler=one_cycle has one rate for all layers"):
+        check_rates(optimizer, OneCycleLR(optimizer, max_lr=0.1, total_steps=10))
+
+
+@pytest.mark.parametrize("share", [0, 1.5, True])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match="must be above 0, at most 1"):
+        FineTuning(layer_decay=share)

@@ -1,0 +1,95 @@
+"""Fine-tuning: groups of parameters by depth and kind, each with a rate and a weight decay."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from xray_lightning.errors import UserError
+
+# `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`: what a parameter's depth is told by.
+_BLOCK = re.compile(r"^(?:features\.)?[^.]*?(?:\d+|(?:\.\d+)+)(?=\.)")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a backbone with first weights is trained; None everywhere trains all of it alike.
+
+    Attributes:
+        layer_decay: from the last block to the first, each block's rate is this share of the
+            next one's (Clark et al., "ELECTRA", ICLR 2020; Bao et al., "BEiT", ICLR 2022).
+        decay_all: false for no weight decay on biases and on weights of one dimension, those of
+            norms (He et al., "Bag of Tricks", CVPR 2019).
+    """
+
+    layer_decay: float | None = None
+    decay_all: bool | None = None
+
+    def __post_init__(self) -> None:
+        share = self.layer_decay
+        if share is not None and (
+            not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1
+        ):
+            raise UserError(f"fine_tuning.layer_decay={share} must be above 0, at most 1")
+        if not isinstance(self.decay_all, bool | None):
+            raise UserError(f"fine_tuning.decay_all={self.decay_all} must be true or false")
+
+    def parameters(self, module: nn.Module) -> Iterable[Any]:
+        """What an optimizer is made of: all parameters alike, or groups of them."""
+        if self.layer_decay is None and self.decay_all is not False:
+            return module.parameters()
+        return list(self._groups(module))
+
+    def scale(self, optimizer: Optimizer) -> None:
+        """Give each group its share of the optimizer's rate."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group.get("lr_share", 1.0)
+
+    def _groups(self, module: nn.Module) -> Iterator[dict[str, Any]]:
+        depths = _depths(module)
+        last = max(depths.values(), default=0)
+        kinds: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            spared = self.decay_all is False and (parameter.ndim <= 1 or name.endswith(".bias"))
+            kinds.setdefault((depths[name], spared), []).append(parameter)
+        # The last block first: the rate that is shown is that of the first group.
+        for depth, spared in sorted(kinds, key=lambda kind: (-kind[0], kind[1])):
+            share = (self.layer_decay or 1.0) ** (last - depth)
+            group: dict[str, Any] = {"params": kinds[depth, spared], "lr_share": share}
+            yield group | ({"weight_decay": 0.0} if spared else {})
+
+
+def check_rates(optimizer: Optimizer, scheduler: object) -> None:
+    """Refuse a schedule that sets one rate for all groups.
+
+    Raises:
+        UserError: it is OneCycleLR, and the groups have rates of their own.
+    """
+    # It has set them by now: what tells of them is the share that each group keeps.
+    shares = {group.get("lr_share", 1.0) for group in optimizer.param_groups}
+    if isinstance(scheduler, OneCycleLR) and len(shares) > 1:
+        raise UserError(
+            "scheduler=one_cycle has one rate for all layers, against fine_tuning.layer_decay; "
+            "take scheduler=cosine"
+        )
+
+
+def _depths(module: nn.Module) -> dict[str, int]:
+    """How deep each parameter lies: 0 before the first block, and one more for each block.
+
+    What follows the last block, the head among it, is one deeper than that.
+    """
+    depths: dict[str, int] = {}
+    blocks: dict[str, int] = {}
+    for name, _ in module.named_parameters():
+        found = _BLOCK.match(name.removeprefix("backbone."))
+        if found is not None:
+            blocks.setdefault(found[0], len(blocks) + 1)
+            depths[name] = blocks[found[0]]
+        else:
+            depths[name] = len(blocks) + 1 if blocks else 0
+    return depths
