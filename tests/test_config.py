@@ -118,6 +118,14 @@ def test_every_scheduler_option_builds_with_every_optimizer_and_its_rate(
     assert hasattr(config["scheduler"](built, **steps), "step")
 
 
+@pytest.mark.parametrize("option", options("sweep"))
+def test_every_sweep_searches_keys_that_exist(option: str, composed: Compose) -> None:
+    cfg = composed(f"sweep={option}")
+    assert cfg.hydra.sweep.dir == f"runs/phantom_resnet18_{option}"
+    for key in cfg.hydra.sweeper.params:
+        assert key in cfg.hydra.runtime.choices or OmegaConf.select(cfg, key) is not None, key
+
+
 @pytest.mark.parametrize("option", options("precision"))
 def test_every_precision_option_makes_a_trainer(
     option: str, composed: Compose, tmp_path: Path

@@ -228,21 +228,21 @@ def _trials(report: SweepReport) -> Table:
     keys = _keys(report.sweep, report.trials)
     apart = len(keys) <= MOST_COLUMNS
     columns = (
-        *numbers("#"),
-        *texts("State"),
+        *numbers("#", "Validation\nmacro AUROC"),  # first: a narrow page cuts off the last ones
         *(texts(*keys) if apart else texts("Parameters")),
-        *numbers("Validation\nmacro AUROC", "Time"),
+        *texts("State"),
+        *numbers("Time"),
     )
     rows = [
         (
             str(one.number),
-            one.outcome.status,
+            decimal(one.outcome.value),
             *(
                 [one.overrides[key] for key in keys]
                 if apart
                 else [tuple(f"{key}={one.overrides[key]}" for key in keys)]
             ),
-            decimal(one.outcome.value),
+            one.outcome.status,
             duration(one.outcome.seconds),
         )
         for one in ordered[:MOST_TRIALS]
