@@ -124,27 +124,30 @@ def test_a_job_is_known_by_its_number(environ: Mapping[str, str], job: SlurmJob 
     assert SlurmJob.of(environ) == job
 
 
-def ending_in(seconds: float, state: str = "RUNNING") -> str:
-    end = datetime.now() + timedelta(seconds=seconds)
-    return f"JobId=12 JobState={state} Requeue=1 EndTime={end:%Y-%m-%dT%H:%M:%S} Partition=all"
+def shown(state: str, ends_in: float | None) -> str:
+    """What scontrol says of a job that ends in so many seconds, or has no limit."""
+    end = "Unknown"
+    if ends_in is not None:
+        end = f"{datetime.now() + timedelta(seconds=ends_in):%Y-%m-%dT%H:%M:%S}"
+    return f"JobId=12 JobState={state} Requeue=1 EndTime={end} Partition=all"
 
 
 @pytest.mark.parametrize(
-    ("warned", "shown", "again"),
+    ("warned", "state", "ends_in", "again"),
     [
-        (True, ending_in(9999), True),  # SIGUSR1 means it
-        (False, ending_in(60), True),  # --signal=TERM@60
-        (False, ending_in(-1, "TIMEOUT"), True),
-        (False, ending_in(60, "PREEMPTED"), True),
-        (False, ending_in(60, "CANCELLED"), False),
-        (False, ending_in(9999), False),  # somebody's `scancel --signal=TERM`
-        (False, "JobId=12 JobState=RUNNING EndTime=Unknown", False),
+        (True, "RUNNING", 9999, True),  # SIGUSR1 means it
+        (False, "RUNNING", 60, True),  # --signal=TERM@60
+        (False, "TIMEOUT", -1, True),
+        (False, "PREEMPTED", 60, True),
+        (False, "CANCELLED", 60, False),
+        (False, "RUNNING", 9999, False),  # somebody's `scancel --signal=TERM`
+        (False, "RUNNING", None, False),
     ],
 )
 def test_a_stopped_job_is_queued_again_unless_it_was_cancelled(
-    warned: bool, shown: str, again: bool, commands: Path, tmp_path: Path
+    warned: bool, state: str, ends_in: float | None, again: bool, commands: Path, tmp_path: Path
 ) -> None:
-    (commands / "shown").write_text(shown)
+    (commands / "shown").write_text(shown(state, ends_in))
     said = SlurmJob("12").requeue(warned=warned, folder=tmp_path)
     assert ("requeue 12" in asked(commands)) is again
     assert ("is queued again" in said) is again
