@@ -67,6 +67,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         {"model": {"arch": "resnet18", "hidden": [32, 16], "dropout": 0.2}},
         {"model": PLAIN | {"arch": "densenet121"}},
+        {"model": PLAIN | {"arch": "test_resnet", "library": "timm"}},
         *({"normalize": normalize} for normalize in NORMALIZATIONS),
         {"channels_last": False},
     ],
