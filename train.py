@@ -500,6 +500,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         findings=data.findings,
         optimizer=make(cfg, "optimizer"),
         scheduler=make(cfg, "scheduler") or None,
+        rate_scaling=make(cfg, "lr_scaling") or None,
         augment=make(cfg, "augment") or None,
         recipe={
             "model": model,

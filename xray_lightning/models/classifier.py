@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +26,7 @@ from xray_lightning.models.checkpoint import (
 from xray_lightning.models.cuda_graph import StepGraph
 from xray_lightning.models.fine_tuning import FineTuning, check_rates
 from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
+from xray_lightning.models.schedules import RateScaling, ScaledRate
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 
@@ -64,6 +65,7 @@ class Classifier(LightningModule):
         scheduler: Lightning's scheduler configuration, whose `scheduler` is a function of the
             optimizer, and of `total_steps` where `needs_total_steps` is true; None for a
             constant rate.
+        rate_scaling: makes the rate grow with the global batch; None leaves it.
         augment: uint8 images and their draws' numbers to float images, in training alone.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
@@ -79,6 +81,7 @@ class Classifier(LightningModule):
         optimizer: OptimizerFactory = torch.optim.Adam,
         findings: Sequence[str] = FINDINGS,
         scheduler: Mapping[str, Any] | None = None,
+        rate_scaling: RateScaling | None = None,
         augment: nn.Module | None = None,
         recipe: Mapping[str, Any] | None = None,
         channels_last: bool = True,
@@ -100,6 +103,8 @@ class Classifier(LightningModule):
         self._make_optimizer = optimizer
         self._scheduler = scheduler
         self._fine_tuning = fine_tuning or FineTuning()
+        self._rate_scaling = rate_scaling
+        self._rate: ScaledRate | None = None  # of the fit
         self.cuda_graph = False  # replay the step as one CUDA graph
         self._graph: StepGraph | None = None
         # Losses of this epoch so far, and how many. No buffer: DDP would copy rank 0's to all.
@@ -204,6 +209,31 @@ class Classifier(LightningModule):
         with _blaming("optimizer"):
             optimizer = self._make_optimizer(self._fine_tuning.parameters(self))
             self._fine_tuning.scale(optimizer)
+        configured = self._with_scheduler(optimizer)
+        if self._rate_scaling is not None:  # after the schedule has read its rates
+            accumulated = self.trainer.accumulate_grad_batches
+            factor = self._rate_scaling.factors(
+                batch=self.trainer.datamodule.batch_size * accumulated,  # type: ignore[attr-defined]
+                steps_an_epoch=-(-self.steps_an_epoch() // accumulated),
+            )
+            self._rate = ScaledRate(optimizer, factor)
+        return configured
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self._rate is not None:
+            self._rate.apply(self.trainer.global_step + 1)  # this step is not counted yet
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        unscaled = (
+            nullcontext()
+            if self._rate is None
+            else self._rate.unscaled(step=self.trainer.global_step)
+        )
+        with unscaled:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _with_scheduler(self, optimizer: torch.optim.Optimizer) -> OptimizerLRScheduler:
         if self._scheduler is None:
             return optimizer
         config = dict(self._scheduler)

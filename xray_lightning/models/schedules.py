@@ -1,11 +1,14 @@
-"""Learning-rate schedules that torch has no class for."""
+"""Learning-rate schedules that torch has no class for, and the scaling of any with the batch."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, check_whole
 
 
 def warmup_cosine(
@@ -31,3 +34,77 @@ def warmup_cosine(
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     return LambdaLR(optimizer, factor)
+
+
+@dataclass(frozen=True)
+class RateScaling:
+    """Factor of the learning rate for a larger global batch, reached after a warm-up.
+
+    The rate of a step is the schedule's times `(batch / reference_batch) ** exponent`; the
+    factor rises to that from 1 in equal steps (Goyal et al. 2017, section 2.2).
+
+    Args:
+        exponent: 1 for the linear rule (Goyal et al. 2017, section 2.1), 0.5 for the square root
+            (Malladi et al. 2022).
+        reference_batch: images a step that the unscaled rate is meant for.
+        warmup_epochs: length of the warm-up; a batch below the reference has none.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    exponent: float
+    reference_batch: int
+    warmup_epochs: float = 5
+
+    def __post_init__(self) -> None:
+        check_whole("lr_scaling.reference_batch", self.reference_batch, least=1)
+        for key in ("exponent", "warmup_epochs"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise UserError(f"lr_scaling.{key}={value} must be a number of at least 0")
+
+    def factors(self, *, batch: int, steps_an_epoch: int) -> Callable[[int], float]:
+        """The factor of each optimizer step, counted from 0.
+
+        Args:
+            batch: images of an optimizer step, over all ranks and accumulated batches.
+            steps_an_epoch: optimizer steps.
+        """
+        full = float((batch / self.reference_batch) ** self.exponent)
+        warmup = round(self.warmup_epochs * steps_an_epoch) if full > 1 else 0
+
+        def factor(step: int) -> float:
+            return full if step >= warmup else 1 + (full - 1) * step / warmup
+
+        return factor
+
+
+class ScaledRate:
+    """Keeps an optimizer's rates at those of its schedule times a factor that changes by step.
+
+    A schedule may compute its next rate from the present one, and must find its own there. The
+    optimizer's state keeps it beside the scaled one, so that a checkpoint holds both.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer, self._factor = optimizer, factor
+        for group in optimizer.param_groups:
+            group["unscaled_lr"] = group["lr"]
+        self.apply(0)
+
+    def apply(self, step: int) -> None:
+        """Set the rates of this optimizer step, counted from 0."""
+        factor = self._factor(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["unscaled_lr"] * factor
+
+    @contextmanager
+    def unscaled(self, *, step: int) -> Iterator[None]:
+        """Let the schedule change its own rates; those of this step follow."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["unscaled_lr"]
+        yield
+        for group in self._optimizer.param_groups:
+            group["unscaled_lr"] = group["lr"]
+        self.apply(step)

@@ -211,11 +211,13 @@ class Distributed(Strategy):
         processes: ranks; None takes the world's, or one a GPU, or 2 on a CPU.
         timeout: seconds after which a collective that a rank does not join fails.
         sync_batchnorm: batch statistics over all ranks instead of each rank's own.
+        compression: type in which gradients are sent, `bf16` or `fp16`; None for as they are.
     """
 
     processes: int | None = None
     timeout: float = 600
     sync_batchnorm: bool = False
+    compression: str | None = None
 
     launcher: ClassVar[str]
 
@@ -229,6 +231,10 @@ class Distributed(Strategy):
             raise UserError(
                 f"strategy={self.name} was started under {world.launcher}; use the strategy that "
                 "belongs to the launcher, or start `python train.py` plainly"
+            )
+        if self.compression not in (None, "bf16", "fp16"):
+            raise UserError(
+                f"strategy.compression={self.compression} must be bf16, fp16, or null for none"
             )
         if world.launcher == "none":
             if self.processes is not None:
@@ -252,18 +258,36 @@ class Distributed(Strategy):
     def _options(self, environment: Any, *, devices: int, nodes: int) -> dict[str, Any]:
         if devices * nodes == 1:  # a world of one has nothing to reduce
             return {"devices": 1, "plugins": [environment]}
-        from lightning.pytorch.strategies import DDPStrategy
-
         from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm
 
         atexit.register(_leave_group)
-        ddp = DDPStrategy(
+        ddp = _ddp(
+            self.compression,
             cluster_environment=environment,
             timeout=timedelta(seconds=self.timeout),
             gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less a step
         )
         plugins = [PortableSyncBatchNorm()] if self.sync_batchnorm else []
         return {"strategy": ddp, "devices": devices, "num_nodes": nodes, "plugins": plugins}
+
+
+def _ddp(compression: str | None, **options: Any) -> Any:
+    """Lightning's DDPStrategy, with torch's hook for gradients that are sent in half the bytes."""
+    from lightning.pytorch.strategies import DDPStrategy
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    if compression is None:
+        return DDPStrategy(**options)
+    hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+    hook = hooks[compression]
+
+    class Compressed(DDPStrategy):
+        def configure_ddp(self) -> None:
+            super().configure_ddp()
+            model: Any = self.model  # Lightning registers a hook on CUDA alone; Gloo takes it too
+            model.register_comm_hook(None, hook)
+
+    return Compressed(**options)
 
 
 @dataclass
