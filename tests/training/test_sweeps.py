@@ -22,7 +22,7 @@ from xray_lightning.training.optuna_study import open_storage
 
 SEARCH = ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "augment=none,light")
 SAVED = "+callbacks.last.most_time=1"  # after every epoch
-SECONDS = 240.0
+SECONDS = 900.0  # against a hang alone
 
 
 def optuna_sweep(folder: Path, *, trials: int) -> list[str]:
@@ -47,19 +47,25 @@ def killed(arguments: Sequence[str], folder: Path, *, when: Callable[[], bool]) 
     """Kill the command by SIGKILL at a moment; none of its processes may stay."""
     process = start(arguments, folder)
     deadline = time.monotonic() + SECONDS
-    while not when():
-        assert process.poll() is None, (folder / "log").read_text()[-2000:]
-        assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-        time.sleep(0.02)
-    below = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    _, left = psutil.wait_procs(below, timeout=30)
+    try:
+        while not when():
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.02)
+        below = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(below, timeout=60)
     assert not left
 
 
 def ended(arguments: Sequence[str], folder: Path) -> int:
-    return start(arguments, folder).wait(timeout=SECONDS)
+    with start(arguments, folder) as process:
+        try:
+            return process.wait(timeout=SECONDS)
+        finally:
+            process.kill()
 
 
 def finished(sweep: Path) -> int:
@@ -133,7 +139,9 @@ def test_a_search_killed_twice_ends_with_every_trial_once_and_one_report(
     assert ended(arguments, tmp_path) == 0  # there is nothing left to do
     assert {path: path.read_bytes() for path in sweep.rglob("*.json")} == before
     report = Ended.of(
-        [sys.executable, "-m", "xray_lightning.cli.main", "report", str(sweep)], tmp_path
+        [sys.executable, "-m", "xray_lightning.cli.main", "report", str(sweep)],
+        tmp_path,
+        timeout=SECONDS,
     )
     assert report.exit_code == 0, report.stderr
     assert f"{trials} of {trials}: {trials} finished" in report.stdout
