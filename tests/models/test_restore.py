@@ -68,6 +68,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"model": {"arch": "resnet18", "hidden": [32, 16], "dropout": 0.2}},
         {"model": PLAIN | {"arch": "densenet121"}},
         {"model": PLAIN | {"arch": "test_resnet", "library": "timm"}},
+        {"model": PLAIN | {"arch": "test_vit", "library": "timm", "image_size": SIDE}},
         *({"normalize": normalize} for normalize in NORMALIZATIONS),
         {"channels_last": False},
     ],

@@ -183,6 +183,9 @@ def _timm(
     options |= {"drop_rate": dropout} if dropout and not hidden else {}
     options |= {"drop_path_rate": drop_path} if drop_path else {}
     model: Any = _created(timm.create_model, arch, options, image_size)
+    for part in model.modules():
+        if not drop_path and type(part).__name__ == "DropPath":
+            part.drop_prob = 0.0  # some of timm's have a share of their own
     classifier = model.get_classifier()
     head = next((name for name, part in model.named_modules() if part is classifier), None)
     if head is None:
