@@ -43,7 +43,7 @@ from xray_lightning.errors import (
 )
 from xray_lightning.runs.record import RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
-from xray_lightning.training.launch import Failure, interruptible, launch
+from xray_lightning.training.launch import Failure, exit_codes, interruptible, launch
 from xray_lightning.training.slurm import SlurmJob
 from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
 
@@ -82,7 +82,6 @@ PLUGINS = {
     "hydra/job_logging/colorlog": "hydra-colorlog",
 }
 
-exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
 _folders: dict[str, str] = {}
 
 
@@ -113,10 +112,10 @@ def arguments(given: list[str]) -> list[str]:
     """
     extra = ["hydra.output_subdir=null"] if WORLD.rank > 0 and not LAUNCHED else []
     given = [*given, *requeued(given)]
-    texts = [arg.partition("=")[2] for arg in given if arg.startswith("resume=")]
-    if not texts or LAUNCHED or texts[-1] in ("", "null"):
+    texts = [arg for arg in given if arg.startswith("resume=")]
+    if not texts or LAUNCHED or texts[-1] in ("resume=", "resume=null"):
         return given + extra
-    folder = Path(texts[-1])
+    folder = Path(texts[-1].partition("=")[2].strip("'"))
     named = {key_of(arg) for arg in given}
     changed = changed_groups(folder, given)
     earlier = [
@@ -127,7 +126,7 @@ def arguments(given: list[str]) -> list[str]:
     quoted = str(folder).replace("'", "\\'")
     # Hydra writes the configuration before a job may refuse it; `conduct` does so later.
     further = [*earlier, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
-    place = given.index(f"resume={texts[-1]}") + 1  # argparse wants overrides side by side
+    place = given.index(texts[-1]) + 1  # argparse wants overrides side by side
     return [*given[:place], *further, *given[place:]]
 
 

@@ -91,6 +91,40 @@ def test_a_shell_in_an_allocation_trains_in_one_process(
     assert result["environment"]["slurm"]["restarts"] == 0
 
 
+def test_a_sweep_of_two_jobs_is_two_batch_jobs_with_a_run_folder_each(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    options = ("nodes=2", "ntasks_per_node=1", "time=0:05:00")
+    launcher = ("hydra/launcher=slurm", *(f"hydra.launcher.sbatch.{one}" for one in options))
+    sweep = ("-m", "seed=0,1", "hydra.launcher.poll_seconds=1", "strategy=ddp", "stages=[fit]")
+    done = slurm.run(*train(*sweep, *launcher, *small), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is Slurm job") == 2
+    found = results(tmp_path)
+    assert [result["seed"] for result in found] == [0, 1]
+    assert {result["status"] for result in found} == {"finished"}
+    assert [result["environment"]["world_size"] for result in found] == [2, 2]
+    jobs = {result["environment"]["slurm"]["name"] for result in found}
+    assert len(jobs) == 2
+    (folder,) = tmp_path.glob("runs/*_sweep")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "0_phantom_resnet18",
+        "1_phantom_resnet18",
+    }
+
+
+def test_options_that_sbatch_refuses_and_jobs_that_fail_are_told(
+    slurm: Slurm, small: list[str], tmp_path: Path
+) -> None:
+    sweep = ("-m", "seed=0", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=1")
+    done = slurm.run(*train(*sweep, "hydra.launcher.sbatch.time=soon"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "xray: error: hydra.launcher.sbatch: sbatch: error: Invalid --time" in done.stderr
+    done = slurm.run(*train(*sweep, *small, "data.root=/nosuch"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is failed" in done.stdout
+
+
 # Slows the steps down, so that a job has some left when it is cut, and tells of them.
 STEPS = """
 import os, time

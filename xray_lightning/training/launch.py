@@ -38,6 +38,8 @@ from xray_lightning.training.strategies import World, die_with_parent
 # mpirun would kill the ranks before they could save.
 STOP_FILE = ".stop"
 
+exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
+
 _NAMES = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM", EXIT_WARNED: "SIGUSR1"}
 SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 if sys.platform != "win32":
