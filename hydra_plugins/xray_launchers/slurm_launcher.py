@@ -25,7 +25,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
+from xray_lightning.errors import EXIT_RUN_FAILED, UserError
 from xray_lightning.runs.record import RunRecord
 from xray_lightning.training.launch import exit_codes
 
@@ -160,14 +160,13 @@ def _command(one: JobReturn) -> list[str]:
 
 
 def _settle(number: str, one: JobReturn) -> None:
-    """Take over from its record how a job ended."""
+    """Take over from its record how a job ended; as one in this process, it raises nothing."""
+    one.status, one.return_value = JobStatus.COMPLETED, None
     record = RunRecord.load(Path(str(one.working_dir)))
     if record is not None and record.status in ("finished", "skipped"):
-        one.status, one.return_value = JobStatus.COMPLETED, None
         exit_codes.append(0)
         return
     status = "has left no results.json" if record is None else f"is {record.status}"
     reason = f": {record.content['reason']}" if record and record.content["reason"] else ""
     log.warning("Slurm job %s %s%s; see %s/slurm.out", number, status, reason, one.working_dir)
-    one.status, one.return_value = JobStatus.FAILED, RunFailedError(f"{status}{reason}")
     exit_codes.append(EXIT_RUN_FAILED)

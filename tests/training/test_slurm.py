@@ -107,7 +107,7 @@ def test_a_sweep_of_two_jobs_is_two_batch_jobs_with_a_run_folder_each(
     jobs = {result["environment"]["slurm"]["name"] for result in found}
     assert len(jobs) == 2
     (folder,) = tmp_path.glob("runs/*_sweep")
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+    assert {path.name for path in folder.iterdir() if path.name[0] != "." and path.is_dir()} == {
         "0_phantom_resnet18",
         "1_phantom_resnet18",
     }
