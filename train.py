@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,22 @@ from xray_lightning.errors import (
     one_line,
     printable,
 )
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.record import RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import Failure, exit_codes, interruptible, launch
+from xray_lightning.training.mpi_launcher import end_daemon
 from xray_lightning.training.slurm import SlurmJob
-from xray_lightning.training.strategies import detect, die_with_parent, end, process_start, share
+from xray_lightning.training.strategies import (
+    boot_id,
+    detect,
+    die_with_parent,
+    end,
+    process_start,
+    rendezvous,
+    same_clock,
+    share,
+    starting_node,
+)
 
 if TYPE_CHECKING:
     from xray_lightning.training.fit import Job
@@ -55,9 +67,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("xray")
 
 WORLD = detect()
+if WORLD.launcher == "none":  # on several hosts the one with node_rank=0 leads
+    WORLD = starting_node(sys.argv[1:])
 SLURM = SlurmJob.of()
 LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
-STARTED = float(os.environ.get("XRAY_STARTED", process_start()))  # when the first process began
+STARTED = same_clock(os.environ.get("XRAY_STARTED"), default=process_start())  # the first process
 GIVEN = sys.argv[1:]  # the command line, without what `resume=` adds to it
 COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
@@ -83,12 +97,18 @@ PLUGINS = {
 }
 
 _folders: dict[str, str] = {}
+_met: set[str] = set()
 
 
-def run_folder(name: str) -> str:
-    """`runs/<date>_<time>_<name>`, made here and now so that no other run gets it too."""
+def run_folder(name: str, strategy: DictConfig | None = None) -> str:
+    """`runs/<date>_<time>_<name>`, made here and now so that no other run gets it too.
+
+    A host that follows another one is told by it.
+    """
     if not name or name in ("None", ".", "..") or "/" in name:
         raise UserError(f"name={name} names a folder: give a text without a slash")
+    if name not in _folders and WORLD.launcher == "none" and WORLD.rank > 0:
+        meet(strategy)
     if name not in _folders:
         folder = Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
         chosen = folder
@@ -102,6 +122,30 @@ def run_folder(name: str) -> str:
                 chosen = folder.with_name(f"{folder.name}-{number}")
         _folders[name] = share(WORLD, f"folder/{name}", str(chosen))
     return _folders[name]
+
+
+def meet(strategy: Any) -> None:
+    """Agree with the other hosts of this job, once, on its folders.
+
+    Args:
+        strategy: the object, or its configuration.
+    """
+    nodes = getattr(strategy, "nodes", 1) or 1
+    if "met" in _met or nodes == 1 or WORLD.launcher != "none":
+        return
+    from xray_lightning.training.node_meeting import hold_meeting, join_meeting
+
+    _met.add("met")
+    address, port = rendezvous(strategy)
+    if WORLD.rank == 0:
+        folders = {name: str(Path(folder).absolute()) for name, folder in _folders.items()}
+        hold_meeting(port, nodes=nodes, folders=folders, timeout=strategy.timeout)
+    else:
+        log.info("waiting for the host with strategy.node_rank=0, %s:%d", address, port)
+        told = join_meeting(
+            address, port, nodes=nodes, node_rank=WORLD.rank, timeout=strategy.timeout
+        )
+        _folders.update(told)
 
 
 def arguments(given: list[str]) -> list[str]:
@@ -231,7 +275,12 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             environ = rank_environment(started)
             if "torch.distributed.run" in command:  # it else sets the same, and says so at length
                 environ.setdefault("OMP_NUM_THREADS", "1")
-            launch(command, folder=folder, environ=environ)
+                # A stopped rank does not end when asked to; torchrun else waits 30 s for it.
+                environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+            meet(strategy)
+            tagged = bool(OmegaConf.select(cfg, "strategy.hosts", default=None))
+            leads = WORLD.rank == 0
+            launch(command, folder=folder, environ=environ, tagged=tagged, leads=leads)
         if not LAUNCHED and WORLD.rank == 0:
             name_results(folder)
             if SLURM is not None:
@@ -338,6 +387,12 @@ def settle(
     refused = cfg.resume and failure.exit_code == EXIT_USER_ERROR
     if refused and WORLD.rank == 0 and earlier is not None:
         earlier.restore()
+    if WORLD.launcher == "none" and WORLD.rank > 0:  # the host that leads records it
+        record = RunRecord.load(folder)
+        if record is not None and record.status == RUNNING:
+            failure.claim(folder)
+        complain(failure.reason)
+        return failure.exit_code
     if failure.claim(folder):
         if not LAUNCHED:  # else the process that started the ranks tells and records it
             if not refused:
@@ -372,6 +427,15 @@ def requeue(exit_code: int, folder: Path | None = None) -> None:
         log.warning("%s", SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder))
     elif folder is not None:
         SLURM.await_requeue(folder)
+
+
+def leave_word(failure: Failure, *, folder: Path) -> None:
+    """Tell and record a failure, unless another rank was first."""
+    if failure.claim(folder) and not LAUNCHED:
+        failure.record(folder)
+        complain(failure.reason)
+    if LAUNCHED:  # else it may serve the user's further jobs
+        end_daemon()
 
 
 def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
@@ -450,7 +514,7 @@ def rank_environment(started: float) -> dict[str, str]:
     """What the ranks find in their environment beside the caller's."""
     extra = {
         "XRAY_LAUNCHED": "1",
-        "XRAY_STARTED": str(started),
+        "XRAY_STARTED": f"{started} {boot_id()}",
         "XRAY_COMMAND": COMMAND,
         "PYTHONUNBUFFERED": "1",  # MPICH passes output through pipes
     }
@@ -525,6 +589,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         ckpt_path=Path(cfg.ckpt_path) if cfg.ckpt_path else None,
         resume=bool(cfg.resume),
         allow_seen_test=bool(cfg.model.allow_seen_test),
+        on_lost=partial(leave_word, folder=record.folder),
         hyperparameters=hyperparameters(cfg),
     )
 

@@ -179,17 +179,10 @@ def network(count: int) -> Iterator[list[Host]]:
     address that all have, as a container engine makes it.
     """
     folder = Path(tempfile.mkdtemp(prefix="hosts-"))
-    keeper = subprocess.Popen(
-        [sys.executable, "-S", "-c", KEEPER, str(count + 1), folder, *NAMESPACES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a signal to the caller's group is not for it
-    )
-    assert keeper.stdin is not None  # noqa: S101 - as asked for above
+    keeper, (bridge, *pids) = _keeper(count, folder)
+    assert keeper.stdin is not None  # noqa: S101 - as asked for
     assert keeper.stdout is not None  # noqa: S101
     try:
-        bridge, *pids = map(int, keeper.stdout.readline().split())
         _inside(bridge, "ip link add br0 type bridge", "ip link set br0 up")
         (folder / "agent").write_text(AGENT.replace("FOLDER", shlex.quote(str(folder))))
         (folder / "agent").chmod(0o755)
@@ -208,6 +201,23 @@ def network(count: int) -> Iterator[list[Host]]:
         keeper.wait()
         keeper.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keeper(count: int, folder: Path) -> "tuple[subprocess.Popen[str], list[int]]":
+    """The process that keeps the namespaces, and one in each: the bridge's, then the hosts'."""
+    for _ in range(3):  # on a machine that is busy, the namespaces may be a while in coming
+        keeper = subprocess.Popen(
+            [sys.executable, "-S", "-c", KEEPER, str(count + 1), str(folder), *NAMESPACES],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a signal to the caller's group is not for it
+        )
+        assert keeper.stdout is not None  # noqa: S101
+        if pids := [int(pid) for pid in keeper.stdout.readline().split()]:
+            return keeper, pids
+        keeper.communicate()
+    raise RuntimeError("the namespaces of the hosts could not be made")
 
 
 def _connect(host: Host, hosts: Sequence[Host]) -> None:

@@ -38,7 +38,9 @@ def options(group: str) -> list[str]:
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Compose]:
     """Compose the configuration as `train.py` would, with its outputs in a temporary folder."""
-    OmegaConf.register_new_resolver("run_folder", lambda name: str(tmp_path / name), replace=True)
+    OmegaConf.register_new_resolver(
+        "run_folder", lambda name, _: str(tmp_path / name), replace=True
+    )
 
     def of(*overrides: str) -> DictConfig:
         cfg = compose(

@@ -54,6 +54,7 @@ def refused(call: Train, *arguments: str) -> Ended:
         ("+callbacks.x.deep=[{_target_: shutil.copyfile}]", "callbacks.x.deep._target_ calls"),
         (f"loss={'../' * 20}FOLDER/hostile", "calls shutil.copyfile"),
         ("strategy.mpirun_args=[--mca, plm_rsh_agent, DST]", "would be passed to mpirun"),
+        ("strategy.agent=DST", "would be passed to mpirun"),
         ("strategy.hosts=elsewhere:2", "would be passed to mpirun"),
         ("logger.tensorboard.save_dir=/tmp", "outside of the folder"),
         ("logger.tensorboard.name=../../elsewhere", "outside of the folder"),

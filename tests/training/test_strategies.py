@@ -111,11 +111,11 @@ def test_fault_10_a_missing_mpirun_is_told_with_the_ways_to_install_one(
 def test_under_torchrun_lightning_gets_that_environment_and_all_its_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    marks = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    marks = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     for name, value in (marks | {"TORCHELASTIC_RUN_ID": "x"}).items():
         monkeypatch.setenv(name, value)
     options = Torchrun(timeout=7, sync_batchnorm=True).trainer_options()
-    assert (options["devices"], options["num_nodes"]) == (2, 2)
+    assert (options["devices"], options["num_nodes"]) == (2, 1)
     ddp = options["strategy"]
     assert isinstance(ddp, DDPStrategy)
     assert isinstance(ddp.cluster_environment, TorchElasticEnvironment)

@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,12 +47,15 @@ from xray_lightning.training.first_weights import (
     first_weights_record,
     first_weights_table,
 )
+from xray_lightning.training.heartbeat import watch
 from xray_lightning.training.interruption import FitClock, Interruption
+from xray_lightning.training.launch import Failure
 from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.optuna_study import TrialPruning
+from xray_lightning.training.preflight import RollCall, call_roll, check_data
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
-from xray_lightning.training.strategies import Strategy, World
+from xray_lightning.training.strategies import Distributed, Strategy, World
 from xray_lightning.training.weight_averaging import refuse_other_averaging
 
 log = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ class Job:
     ckpt_path: Path | None = None
     resume: bool = False
     allow_seen_test: bool = False
+    on_lost: Callable[[Failure], None] = lambda failure: None  # leaves word of a rank that is lost
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -122,17 +126,44 @@ def run(job: Job) -> str | None:
                     hyperparameters=job.hyperparameters,
                 )
             )
-        _run(job, loggers, kept, accelerator=accelerator)
+        options = job.strategy.trainer_options()
+        roll = stack.enter_context(_watched(job, options, accelerator=accelerator))
+        _run(
+            job,
+            options,
+            accelerator=accelerator,
+            precision=_precision(job, accelerator),
+            roll=roll,
+            loggers=loggers,
+            kept=kept,
+        )
     return _pruned(job)
 
 
-def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) -> None:
-    asked = job.trainer.keywords["precision"]
+def _precision(job: Job, accelerator: str) -> str:
+    asked = str(job.trainer.keywords["precision"])
     precision = choose_precision(asked, accelerator=accelerator)
     if job.leads and precision != asked:
         fallback = "precision=%s needs CUDA's loss scaling; on this CPU it runs as %s"
         log.info(fallback, asked, precision)
-    options = job.strategy.trainer_options()
+    return precision
+
+
+def _run(
+    job: Job,
+    options: dict[str, Any],
+    *,
+    accelerator: str,
+    precision: str,
+    roll: RollCall | None,
+    loggers: list[Logger],
+    kept: list[str],
+) -> None:
+    """Run the stages on this rank, one of those called up, as Lightning's options say.
+
+    Args:
+        kept: warnings of the run, to be added to.
+    """
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
     threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
     if job.leads:
@@ -152,6 +183,9 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
         clock=clock,
     )
     interruption.install()
+    if roll is not None:
+        local_rank = options["strategy"].cluster_environment.local_rank()
+        _compare_hosts(job, roll, local_rank=local_rank)
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
     callbacks = [
         throughput,
@@ -196,6 +230,35 @@ def _run(job: Job, loggers: list[Logger], kept: list[str], *, accelerator: str) 
 def _pruned(job: Job) -> str | None:
     pruning = (one for one in job.callbacks if isinstance(one, TrialPruning))
     return next((one.reason for one in pruning if one.reason), None)
+
+
+@contextmanager
+def _watched(
+    job: Job, options: Mapping[str, Any], *, accelerator: str
+) -> Iterator[RollCall | None]:
+    """Call up all ranks, if there are several, and watch them."""
+    cluster = getattr(options.get("strategy"), "cluster_environment", None)
+    if cluster is None or not isinstance(job.strategy, Distributed):
+        yield None
+        return
+    device = device_name(accelerator)
+    if accelerator == "cuda":
+        device = f"cuda:{cluster.local_rank()}, {device}"
+    roll = call_roll(job.world, device=device, address=job.strategy.own_address, folder=job.folder)
+    watched = watch(
+        job.world, roll.members, strategy=job.strategy, folder=job.folder, on_lost=job.on_lost
+    )
+    with watched:
+        yield roll
+
+
+def _compare_hosts(job: Job, roll: RollCall, *, local_rank: int) -> None:
+    """Show who takes part, and have hosts compare the data that they found."""
+    if len(roll.hosts) > 1:
+        if job.leads:
+            _console(job).print(roll.table())
+        hosts = [member.host for member in roll.members]
+        check_data(job.world, job.data, hosts=hosts, builds=local_rank == 0)
 
 
 def _finite_loss(precision: str) -> FiniteLoss:

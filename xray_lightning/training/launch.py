@@ -1,6 +1,7 @@
 """Launcher of ranks by a strategy's command, and the one end of a run, whichever rank fails."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 from types import FrameType
 from typing import IO, ClassVar
 
@@ -32,7 +33,10 @@ from xray_lightning.errors import (
     one_line,
 )
 from xray_lightning.runs.record import RUNNING, RunRecord
+from xray_lightning.training.mpi_launcher import TAG
 from xray_lightning.training.strategies import World, die_with_parent
+
+log = logging.getLogger(__name__)
 
 # The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
 # mpirun would kill the ranks before they could save.
@@ -128,6 +132,7 @@ class Failure:
 
 
 LINGER_SECONDS = 10.0  # how long a launcher may stay after a rank has told its failure
+SETTLE_SECONDS = 20.0  # in which the host with rank 0 ends the record
 POLL_SECONDS = 0.2
 LAST_LINES = 40  # of the launcher's own messages, kept to find out what ended a rank
 
@@ -143,8 +148,20 @@ _DEATHS = (
 )
 
 
-def launch(command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) -> None:
+def launch(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    environ: Mapping[str, str],
+    tagged: bool = False,
+    leads: bool = True,
+) -> None:
     """Run the job's ranks to their end.
+
+    Args:
+        tagged: each line comes with its rank's tag: rank 0's are passed on as they are, those of
+            others go to the log with their rank.
+        leads: whether this host has rank 0; others leave the folder to it.
 
     A launcher's exit code says little: mpirun may return 0 when a host is lost. A run has
     succeeded when the launcher returned 0 and rank 0 has written a finished record.
@@ -153,7 +170,7 @@ def launch(command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) 
         InterruptedRunError: it was stopped by Ctrl-C, SIGTERM or SIGUSR1.
         RunFailedError, UserError: what the failing rank said.
     """
-    for name in (STOP_FILE, Failure.FILE_NAME):
+    for name in (STOP_FILE, Failure.FILE_NAME) if leads else ():
         (folder / name).unlink(missing_ok=True)
     watch = _Watch(folder)
     with watch.signals():
@@ -161,18 +178,39 @@ def launch(command: Sequence[str], *, folder: Path, environ: Mapping[str, str]) 
         process = subprocess.Popen(
             command,
             env=dict(environ),
+            stdout=subprocess.PIPE if tagged else None,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,
             preexec_fn=partial(die_with_parent, parent=os.getpid()),
         )
-        reader = Thread(target=watch.copy_errors, args=(process.stderr,), daemon=True)
-        reader.start()
+        readers = [Thread(target=watch.copy_errors, args=(process.stderr,), daemon=True)]
+        if tagged:
+            readers += [Thread(target=_copy_output, args=(process.stdout,), daemon=True)]
+        for reader in readers:
+            reader.start()
         exit_code = watch.wait(process)
-        reader.join(timeout=2)
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    _raise_unless_finished(folder, exit_code, watch)
+        for reader in readers:
+            reader.join(timeout=2)
+    if leads:
+        (folder / STOP_FILE).unlink(missing_ok=True)
+    _raise_unless_finished(folder, exit_code, watch, leads=leads)
+
+
+def _copy_output(stream: IO[str]) -> None:
+    for line in stream:
+        _pass_on(line, sys.stdout)
+
+
+def _pass_on(line: str, stream: IO[str]) -> None:
+    """Write a line as rank 0 and the launcher have said it; log another rank's, with its rank."""
+    tag = TAG.match(line)
+    if tag is not None and tag["rank"] != "0":
+        log.info("rank %s: %s", tag["rank"], line[tag.end() :].rstrip())
+    else:
+        stream.write(line[tag.end() :] if tag else line)
+        stream.flush()
 
 
 class _Watch:
@@ -182,6 +220,7 @@ class _Watch:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
         self.stop_code = 0
+        self.failure: Failure | None = None
         self.lines: list[str] = []
 
     def signals(self) -> ExitStack:
@@ -207,7 +246,7 @@ class _Watch:
         for line in stream:
             self.lines = [*self.lines[-LAST_LINES:], line]
             if not self._settled():
-                sys.stderr.write(line)
+                _pass_on(line, sys.stderr)
 
     def wait(self, process: subprocess.Popen[str]) -> int:
         self._process = process
@@ -222,7 +261,8 @@ class _Watch:
                     self._kill()
 
     def _settled(self) -> bool:
-        return (self._folder / Failure.FILE_NAME).exists()
+        self.failure = self.failure or Failure.read(self._folder)
+        return self.failure is not None
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -230,10 +270,11 @@ class _Watch:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch) -> None:
-    failure = Failure.read(folder)
-    (folder / Failure.FILE_NAME).unlink(missing_ok=True)
-    record = RunRecord.load(folder)
+def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch, *, leads: bool) -> None:
+    failure = Failure.read(folder) or watch.failure  # the host that leads may have removed it
+    if leads:
+        (folder / Failure.FILE_NAME).unlink(missing_ok=True)
+    record = RunRecord.load(folder) if leads or failure is not None else _settled_record(folder)
     death = _death(watch.lines)
     # A launcher ends the other ranks of one that has failed by SIGTERM: that is no cause.
     ended = failure is not None and "signal 15" in death
@@ -246,6 +287,16 @@ def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch) -> None:
     if record is None or record.status == RUNNING or exit_code:
         code = exit_code or EXIT_RUN_FAILED
         raise RunFailedError(f"the ranks ended with exit code {code} before rank 0 was done")
+
+
+def _settled_record(folder: Path) -> RunRecord | None:
+    """The record once the host with rank 0 has ended it, which it does a moment after its ranks."""
+    deadline = monotonic() + SETTLE_SECONDS
+    while True:
+        record = RunRecord.load(folder)
+        if record is None or record.status != RUNNING or monotonic() > deadline:
+            return record
+        sleep(POLL_SECONDS)
 
 
 def _death(lines: Sequence[str]) -> str:

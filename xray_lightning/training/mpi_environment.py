@@ -10,9 +10,8 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.plugins.environments import MPIEnvironment
 
 from xray_lightning.errors import UserError
+from xray_lightning.training.networks import agree, use_interface
 from xray_lightning.training.strategies import load_mpi
-
-LOOPBACK = "127.0.0.1"
 
 
 def library_version() -> str:
@@ -27,8 +26,8 @@ class XrayMPIEnvironment(MPIEnvironment):
     that never asks leaves the others waiting.
 
     Args:
-        address: host name or IP address of rank 0 that all others can reach; None takes rank 0's
-            host name, or the loopback address when all ranks are on one host.
+        address: host name or IP address of rank 0 that all others can reach; None takes the one
+            on a network that all hosts share, or the loopback address when all ranks are on one.
         port: free TCP port there; None lets rank 0 choose one.
 
     Raises:
@@ -39,14 +38,16 @@ class XrayMPIEnvironment(MPIEnvironment):
         load_mpi()
         super().__init__()
         comm = self._comm_world
-        self.hosts: list[str] = sorted(set(comm.allgather(socket.gethostname())))
-        default = LOOPBACK if len(self.hosts) == 1 else socket.gethostname()
-        self._main_address = comm.bcast(address or default, root=0)
+        self.meeting = agree(comm.allgather, given=address)
+        self.hosts: list[str] = sorted(set(self.meeting.hosts))
+        self._main_address = comm.bcast(self.meeting.main, root=0)
         self._main_port = comm.bcast(port or find_free_network_port(), root=0)
         self._init_comm_local()
         if self._comm_local is None:
             raise RuntimeError("MPI gave no communicator for this host")
         self.local_size: int = self._comm_local.Get_size()
+        if len(self.hosts) > 1 and self.meeting.own:
+            use_interface(self.meeting.own)
         problem = self._address_problem() or (self._port_problem(port) if port else "")
         problems = [text for text in comm.allgather(problem) if text]
         if problems:  # said on every rank: it would hang on one

@@ -17,8 +17,8 @@ from xray_lightning.runs.record import FREE_KEYS, differences, finite
 
 HYDRA = ".hydra"
 CONFIGURATION = ("config.yaml", "hydra.yaml", "overrides.yaml")  # below HYDRA
-# What mpirun would run: --mca plm_rsh_agent names a command, and a host gets the environment.
-LAUNCHING = ("strategy.hosts", "strategy.mpirun_args")
+# What mpirun would run: the agent is a command, and a host gets the environment.
+LAUNCHING = ("strategy.agent", "strategy.hosts", "strategy.mpirun_args")
 # Groups whose objects write, and the keys that name where.
 WRITERS = ("callbacks", "logger", "trainer")
 PLACES = ("default_root_dir", "dirpath", "log_dir", "path", "root_dir", "save_dir")

