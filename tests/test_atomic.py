@@ -1,13 +1,16 @@
 """Files that are whole at every moment, whatever fails while they are written."""
 
 import os
+import signal
 import stat
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY, Ended
 from failing_disk import failures
 
-from xray_lightning.files import write_atomically
+from xray_lightning.files import replacing, write_atomically
 
 
 def test_a_new_file_holds_its_content_and_all_may_read_it(tmp_path: Path) -> None:
@@ -39,3 +42,32 @@ def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path: Path)
     path = tmp_path / ("n" * 255)
     write_atomically(path, "content")
     assert path.read_text() == "content"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from xray_lightning.files import replacing
+with replacing(Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+def test_what_a_kill_leaves_goes_with_the_next_write_and_the_file_of_a_living_writer_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.json"
+    others = [".a.json.swp", ".b.json.abcdefgh"]  # an editor's, another file's
+    for name in others:
+        (tmp_path / name).touch()
+    ended = Ended.of([sys.executable, "-c", KILLED, str(path), "SIGKILL"], REPOSITORY)
+    assert ended.exit_code == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 3
+    with replacing(path) as stream:
+        write_atomically(path, "quick")
+        assert len(os.listdir(tmp_path)) == 4  # ours, quick's and the others'
+        stream.write(b"slow")
+    assert path.read_text() == "slow"
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.json", *others])

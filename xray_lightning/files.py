@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,7 +67,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
     # It has no ending: what a kill leaves must not be taken for a checkpoint or a table.
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+    prefix = f".{path.name[:40]}."
+    remove_leftovers(path.parent, prefix)
+    handle, partial = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    held = os.dup(handle)  # beyond the stream's end, until the file has its name
+    _lock(held)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -77,6 +82,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+    finally:
+        os.close(held)
+
+
+def remove_leftovers(folder: Path, prefix: str = ".") -> None:
+    """Remove what `replacing` has left in a folder where it was killed; the living hold theirs.
+
+    Args:
+        prefix: of the names; by default those of any file.
+    """
+    pattern = re.compile(rf"{re.escape(prefix)}{'' if len(prefix) > 1 else '.+[.]'}[a-z0-9_]{{8}}")
+    for name in os.listdir(folder):
+        if pattern.fullmatch(name):
+            with suppress(OSError):  # another has removed it, or it is not ours to remove
+                file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    if _lock(file):
+                        os.unlink(folder / name)
+                finally:
+                    os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Lock a file for as long as this process lives; False where another has, or nobody can."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # no POSIX, or a file system without locks
+        return False
+    return True
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -147,7 +183,7 @@ def noted(path: Path) -> dict[str, object]:
     """What was written down there, or {}."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # nested without end
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -42,7 +42,7 @@ def assert_untouched(path: Path) -> None:
 def test_a_saved_checkpoint_replaces_the_one_before_and_clears_halves(
     saved: Path,
 ) -> None:
-    saved.with_name(f".{saved.name}.half").touch()
+    saved.with_name(f".{saved.name}.0123abcd").touch()
     write_checkpoint(NEW, saved)
     assert torch.equal(read_checkpoint(saved)["weights"], NEW["weights"])
     assert os.listdir(saved.parent) == [saved.name]

@@ -29,7 +29,7 @@ from xray_lightning.data.cache import (
 )
 from xray_lightning.data.images import DECODER_VERSION, UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError, printable
-from xray_lightning.files import DISK_FULL, write_atomically
+from xray_lightning.files import DISK_FULL, remove_leftovers, write_atomically
 from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance, Display, unseen
 
@@ -45,12 +45,15 @@ class CacheBeside:
         content = (folder / "sources.json").read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest.sources_sha256:
             raise ValueError(f"{folder}/sources.json is damaged")
-        sources = json.loads(content)
-        states = zip(sources["sizes"], sources["mtimes_ns"], strict=True)
-        held = {
-            path: (row, state)
-            for row, (path, state) in enumerate(zip(sources["paths"], states, strict=True))
-        }
+        try:
+            sources = json.loads(content)
+            states = zip(sources["sizes"], sources["mtimes_ns"], strict=True)
+            held = {
+                path: (row, state)
+                for row, (path, state) in enumerate(zip(sources["paths"], states, strict=True))
+            }
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder}/sources.json lists no images") from error
         self._folder, self._manifest = folder, manifest
         self._row_of: dict[int, int] = {}  # its row of each of our rows whose file is unchanged
         self._changed = []
@@ -198,8 +201,7 @@ class _Builder:
         self._unreadable: list[str] = []
 
     def build(self, found: Condition) -> Built:
-        for leftover in self._folder.glob(".*.json.*"):  # of a process killed while it wrote
-            leftover.unlink()
+        remove_leftovers(self._folder)
         self._manifest = self._read_manifest()
         start = perf_counter()
         with (

@@ -72,8 +72,6 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in path.parent.glob(f".{path.name}.*"):
-            left_by_a_kill.unlink(missing_ok=True)
         with replacing(path) as stream:
             torch.save(checkpoint, stream)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.files import write_atomically
+from xray_lightning.files import remove_leftovers, write_atomically
 from xray_lightning.runs.folder import DamagedResultsError, read_run
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import FREE_KEYS, differences, finite
@@ -145,6 +145,9 @@ class RunFiles:
             raise UserError(
                 f"resume={folder}: {RESULTS} cannot be used: {error}; start a new run"
             ) from error
+        for place in (folder, folder / HYDRA, folder / "checkpoints"):
+            if place.is_dir():
+                remove_leftovers(place)
         self._folder = folder
         self._before: dict[Path, bytes] = {}
         for path in (folder / RESULTS, *(folder / HYDRA / name for name in CONFIGURATION)):
