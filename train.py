@@ -96,6 +96,14 @@ PLUGINS = {
     "hydra/job_logging/colorlog": "hydra-colorlog",
 }
 
+# What reading a damaged YAML of a run raises; RecursionError where it is nested without end.
+DAMAGE = (
+    *(OSError, ValueError, RecursionError),
+    *(YAMLError, HydraException, OmegaConfBaseException),
+)
+
+LONGEST = 300  # characters of what a damaged file is said to hold
+
 _folders: dict[str, str] = {}
 _met: set[str] = set()
 
@@ -204,13 +212,14 @@ def earlier_overrides(folder: Path) -> list[str]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("no list of overrides")
         parsed = OverridesParser.create().parse_overrides(texts)
-    except (OSError, ValueError, YAMLError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"resume={folder}: {path} is damaged: {one_line(error)}") from error
+    except DAMAGE as error:
+        told = one_line(error)[:LONGEST]
+        raise UserError(f"resume={folder}: {path} is damaged: {told}") from error
     for text, override in zip(texts, parsed, strict=True):
         if text.startswith("-") or re.split(r"[./@]", override.key_or_group)[0] == "hydra":
             raise UserError(
-                f"resume={folder}: its override {printable(text)} sets Hydra itself; remove it "
-                f"from {path}, and give it on this command line if you trust it"
+                f"resume={folder}: its override {printable(text)[:LONGEST]} sets Hydra itself; "
+                f"remove it from {path}, and give it on this command line if you trust it"
             )
     return [str(text) for text in texts]
 
@@ -223,7 +232,7 @@ def changed_groups(folder: Path, given: list[str]) -> tuple[str, ...]:
     try:
         choices = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
         chosen = {str(group): str(choice) for group, choice in choices.items()}
-    except (OSError, YAMLError, OmegaConfBaseException, AttributeError):
+    except (*DAMAGE, AttributeError):
         return ()
     return tuple(
         f"{key_of(arg)}."

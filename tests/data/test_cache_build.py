@@ -3,6 +3,7 @@
 Builders that are to die are real processes, forked from a server that has imported all they need.
 """
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -273,6 +274,8 @@ MANIFESTS = {
     "a chunk less": lambda text: json.dumps({**json.loads(text), "crc32": [1, 2]}),
     "another size": lambda text: json.dumps({**json.loads(text), "image_size": 17}),
     "another layout": lambda text: json.dumps({**json.loads(text), "layout": 0}),
+    "no whole number": lambda text: json.dumps({**json.loads(text), "images": 138.0}),
+    "nested without end": lambda text: "[" * 100_000,
     "not utf-8": lambda text: b"\xff\xfe{",
 }
 
@@ -389,7 +392,17 @@ def test_fault_45_damage_in_an_unfinished_map_is_named_and_decoded_again(
     assert (served(paths, folder) == decoded(paths)).all()
 
 
-@pytest.mark.parametrize("damage", ["pixels", "sources", "size"])
+def rewritten(lender: Path, sources: str) -> Path:
+    """A cache with another list of sources, under the key and digest that belong to it."""
+    manifest = CacheManifest.read(lender)
+    manifest.sources_sha256 = hashlib.sha256(sources.encode()).hexdigest()
+    manifest.key = cache.key_of(manifest.sources_sha256, SIZE, manifest.decoder)
+    manifest.write(lender)
+    (lender / "sources.json").write_text(sources)
+    return lender.rename(lender.with_name(manifest.key))
+
+
+@pytest.mark.parametrize("damage", ["pixels", "sources", "no list", "nested", "size"])
 def test_fault_45_a_damaged_cache_lends_nothing(
     damage: str, paths: list[str], folder: Path
 ) -> None:
@@ -398,6 +411,8 @@ def test_fault_45_a_damaged_cache_lends_nothing(
         flip(lender / "pixels.npy", 5000)
     elif damage == "sources":
         flip(lender / "sources.json", 50)
+    elif damage in ("no list", "nested"):
+        lender = rewritten(lender, "[]" if damage == "no list" else "[" * 10**5)
     else:
         cut(lender / "pixels.npy")
     built = build(paths, folder)

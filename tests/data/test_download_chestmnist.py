@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,17 @@ def without(name: str) -> Arrays:
     return content
 
 
+def with_head(head: bytes) -> bytes:
+    """A file of one array, which begins with this head."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        begin = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little")
+        archive.writestr("train_labels.npy", begin + head)
+    return stream.getvalue()
+
+
+NEWER = b"PK\x01\x02\x14\x03\xff"  # needs a version of zip that there is not
+
 FAULTS: dict[str, bytes] = {
     "no zip": b"<html>",
     "an array missing": packed(without("val_images")),
@@ -193,6 +205,8 @@ FAULTS: dict[str, bytes] = {
     "a label of 2": packed(arrays() | {"val_labels": np.full((20, 14), 2, np.uint8)}),
     "columns first": packed(arrays() | {"val_images": np.asfortranarray(arrays()["val_images"])}),
     "objects": packed(arrays() | {"val_labels": np.full((20, 14), None)}),
+    "a head that is no Python": with_head(b"{'descr': ("),
+    "an unknown compression": with_head(b"{}").replace(b"PK\x01\x02\x14\x03\x14", NEWER),
     "cut": BODY[: len(BODY) // 2],
 }
 

@@ -160,6 +160,7 @@ def test_fault_52_an_archive_that_unpacks_to_too_much_is_left_in_time(tmp_path: 
     with pytest.raises(RunFailedError, match="unpacks to more than 5,000,000 bytes"):
         unpacked(bomb, most=5_000_000)
     assert sum(map(len, files(tmp_path / "in").values())) < 5_000_000
+    assert not list((tmp_path / "in").glob(".*"))  # nor is half a file left
 
 
 def test_a_tail_of_zeros_without_end_is_left_in_time(tmp_path: Path) -> None:

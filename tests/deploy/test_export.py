@@ -273,6 +273,10 @@ def test_files_that_are_no_exported_model_are_refused_by_name(
         assert "is no ONNX model that onnxruntime can run" in refused(tmp_path / "cut.onnx")
     bare = described(exported, tmp_path / "bare.onnx")
     assert "it was not written by xray export" in refused(bare)
+    for texts in ({"precision": "kept"}, {"image_size": '"\\n"'}):
+        odd = described(exported, tmp_path / "odd.onnx", **texts)
+        odd.write_bytes(odd.read_bytes().replace(b"kept", b"\xff\xfe\xff\xfe"))
+        assert "export it again" in refused(odd)
     newer = described(exported, tmp_path / "newer.onnx", schema_version="7")
     assert f"has schema_version 7, and this version reads {SCHEMA_VERSION}" in refused(newer)
     assert "precision=bf16-mixed is of checkpoints" in refused(exported, precision="bf16-mixed")

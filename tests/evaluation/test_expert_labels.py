@@ -179,6 +179,8 @@ MISTAKES = [
     ("findings: {A: []}", "A must be a list"),
     ("findings: {A: Massive}", "'Massive' is no finding of the model, which has Atelectasis"),
     ("findings: {A: [Mass]\n", "is no YAML"),
+    ("findings: " + "[" * 20_000, "is no YAML: maximum recursion depth exceeded"),
+    ("findings: *" + "9" * 5000, "is no YAML: found undefined alias '999"),
     ("findings: {'': Mass}", "cannot be a finding's name"),
     ("findings: {A: Mass}\ncolumns: {picture: image}", "columns has other keys"),
     ("findings: {Air: Mass}\nuncertain: perhaps", "perhaps' is unknown"),
@@ -198,6 +200,7 @@ def test_a_mistake_in_the_map_is_one_line(
     given = ("--predictions", predictions, "--labels", labels)
     code, out, err = xray("evaluate", *given, "--map", write_map(tmp_path, text))
     assert (code, out, err.count("\n")) == (2, "", 1)
+    assert len(err) < 1000
     assert fault in err
 
 

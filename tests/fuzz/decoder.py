@@ -1,8 +1,7 @@
 """The decoder under spoiled images: pixels, or UnreadableImageError, and nothing else.
 
-    python -m tests.fuzz.decoder --minutes 10 --seed 0
-
-needs the folders tests/ and tests/data on PYTHONPATH.
+python -m fuzz image --minutes 10
+python -m fuzz dicom --minutes 10
 """
 
 import io
@@ -19,10 +18,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from fuzz.fuzzing import NUMBERS, main, spoiled
+from fuzz.fuzzing import NUMBERS, Fuzzer, spoiled
 from xray_lightning.data.images import UnreadableImageError, decode_gray
 
-NAME = "image"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,17 +37,24 @@ def judge(path: Path) -> str:
     return "decoded"
 
 
-def inputs(random: Random) -> Iterator[bytes]:
-    """Spoiled images without end."""
-    images = [*rasters(), *radiographs()]
+def images(random: Random) -> Iterator[bytes]:
+    """Spoiled PNG and JPEG files without end."""
+    whole = rasters()
     while True:
-        content = random.choice(images)
+        content = random.choice(whole)
         if content.startswith(PNG) and random.random() < 0.6:
-            yield with_checksums(random, content, images)
-        elif content[128:132] == b"DICM" and random.random() < 0.5:
-            yield with_elements(random, content)
+            yield with_checksums(random, content, whole)
         else:
-            yield spoiled(random, content, images)
+            yield spoiled(random, content, whole)
+
+
+def dicoms(random: Random) -> Iterator[bytes]:
+    """Spoiled DICOM files without end."""
+    whole = radiographs()
+    while True:
+        content = random.choice(whole)
+        spoil = with_elements if random.random() < 0.5 else spoiled
+        yield spoil(random, content, whole)
 
 
 def rasters() -> list[bytes]:
@@ -133,7 +138,7 @@ WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SamplesPe
 TEXTS = ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "NumberOfFrames")
 
 
-def with_elements(random: Random, content: bytes) -> bytes:
+def with_elements(random: Random, content: bytes, others: list[bytes]) -> bytes:
     """A DICOM file of which some elements say something else, or are gone."""
     made = dcmread(io.BytesIO(content))
     for _ in range(random.choice((1, 1, 2, 3))):
@@ -145,14 +150,14 @@ def with_elements(random: Random, content: bytes) -> bytes:
             value = str(random.choice((*NUMBERS, -1, "1e300", "-1e-300", 0.5)))
             setattr(made, name, value[: 12 if name == "NumberOfFrames" else 16].split(".")[0])
         elif name == "PixelData":
-            setattr(made, name, spoiled(random, made.get(name) or b"", [content]))
+            setattr(made, name, spoiled(random, made.get(name) or b"", others))
         else:
             setattr(made, name, random.choice(NUMBERS) % 65536)
     try:
         return written(made)
     except Exception:  # noqa: BLE001 - pydicom does not write every nonsense
-        return spoiled(random, content, [content])
+        return spoiled(random, content, others)
 
 
-if __name__ == "__main__":
-    main(inputs, judge, name=NAME)
+IMAGE = Fuzzer(images, judge)
+DICOM = Fuzzer(dicoms, judge)

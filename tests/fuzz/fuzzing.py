@@ -1,21 +1,82 @@
-"""What the fuzzers share: the loop, its limits, and the ways to spoil bytes."""
+"""What the fuzzers share: the loop, its limits, and the ways to spoil bytes and plain values."""
 
-import argparse
 import faulthandler
 import resource
 import sys
-import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
-SLOWEST_ALLOWED = 5.0  # seconds of one input
+SLOWEST_ALLOWED = 5.0  # seconds of a processor for one input
+HANGS = 200.0  # seconds after which an input that does not end is one that never would
 MEMORY = 2 * 1024**3  # bytes of address space beyond what the start takes
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
+# What may stand where a value of JSON, YAML or a checkpoint is looked for.
+VALUES = (
+    *(None, True, False, 0, 1, -1, 2, 0.5, 16.0, 1e308, float("nan"), float("inf"), 2**31, 2**63),
+    *(-(2**63), 10**30, "", " ", "x", "0", "nan", "\0", "\n", "\ud800", "<script>", "../x"),
+    *("x" * 5000, "No Finding", "Mass", "image", [], {}, [None], {"": 0}, [[[[]]]], {"a": {}}),
+)
+# Texts that numbers or nesting without end are written with.
+TEXTS = (b"[" * 20_000, b'{"a":' * 5000, b"9" * 5000, b"1e999", b"NaN", b"-", b"\xff", b"\\ud800")
 
-Spoil = Callable[[Random, bytes], bytes]
+
+@dataclass(frozen=True)
+class Fuzzer:
+    """A parser, its inputs, and what to say of one.
+
+    Attributes:
+        inputs: spoiled files without end.
+        judge: what became of a file, in a word. Anything that it raises is a failure.
+        file: the name of an input, which a parser may look at.
+    """
+
+    inputs: Callable[[Random], Iterator[bytes]]
+    judge: Callable[[Path], str]
+    file: str = "input"
+
+
+@dataclass
+class Figures:
+    """What became of some inputs; those of which the outcome is a failure are kept."""
+
+    inputs: int = 0
+    outcomes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    failures: int = 0
+    slowest_seconds: float = 0.0
+    processor_seconds: float = 0.0
+    peak_mib: int = 0
+
+
+def altered(random: Random, value: Any) -> Any:
+    """A copy of nested plain values of which one place is another, is gone or is there twice."""
+    if not isinstance(value, dict | list) or not value or random.random() < 0.1:
+        return random.choice(VALUES)
+    copy: Any = value.copy()
+    key = random.choice(list(copy)) if isinstance(copy, dict) else random.randrange(len(copy))
+    what = random.random()
+    if what < 0.7:
+        copy[key] = altered(random, copy[key])
+    elif what < 0.8:
+        del copy[key]
+    elif isinstance(copy, list):
+        copy.insert(key, copy[random.randrange(len(copy))])
+    else:
+        copy[random.choice(("", "x", "image", "\ud800", 7, random.choice(list(copy))))] = copy[key]
+    return copy
+
+
+def text_spoiled(random: Random, content: bytes, others: list[bytes]) -> bytes:
+    """As `spoiled`, or with one of TEXTS in it."""
+    if random.random() < 0.5:
+        return spoiled(random, content, others)
+    place = random.randrange(len(content) + 1)
+    return content[:place] + random.choice(TEXTS) + content[place + random.choice((0, 1, 8)) :]
 
 
 def spoiled(random: Random, content: bytes, others: list[bytes]) -> bytes:
@@ -64,65 +125,43 @@ def _splice(random: Random, content: bytes, others: list[bytes]) -> bytes:
 _WAYS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _splice)
 
 
-def run(
-    inputs: Iterator[bytes], judge: Callable[[Path], str], *, keep: Path, name: str, seconds: float
-) -> tuple[Counter[str], int]:
-    """Give inputs to `judge` until the time is over; returns the outcomes, and how many failed.
+def run(fuzzer: Fuzzer, *, keep: Path, seed: int, count: int, seconds: float = 1e9) -> Figures:
+    """Give inputs to a fuzzer's judge until there were `count` or the time is over.
 
-    An outcome is what `judge` says of a file in a word. Anything that it raises, more time than
-    SLOWEST_ALLOWED or more memory than MEMORY is a failure, whose input is kept in `keep`. So is
-    the input of a crash of the interpreter, as `keep`/running.
+    An outcome is what it says of a file in a word. Anything that it raises, more of a processor
+    than SLOWEST_ALLOWED or more memory than MEMORY is a failure, whose input is kept in `keep`. So
+    is the input of a crash of the interpreter, in `keep`/running.
     """
-    keep.mkdir(parents=True, exist_ok=True)
-    outcomes: Counter[str] = Counter()
-    slowest, failures, end = 0.0, 0, time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        for number, content in enumerate(inputs):
-            if time.monotonic() > end:
-                break
-            path.write_bytes(content)
-            (keep / "running").write_bytes(content)
-            # Ends the process if the input hangs where Python cannot interrupt.
-            faulthandler.dump_traceback_later(10 * SLOWEST_ALLOWED, exit=True)
-            for _again in range(2):  # slow only once: a busy machine, not the input
-                started = time.perf_counter()
-                try:
-                    outcome = judge(path)
-                except Exception as error:  # noqa: BLE001 - that is what is looked for
-                    outcome = f"FAILURE: {type(error).__name__}"
-                    sys.stderr.write(f"{number}: {error!r}\n")
-                took = time.perf_counter() - started
-                if took <= SLOWEST_ALLOWED:
-                    break
-            faulthandler.cancel_dump_traceback_later()
-            if took > SLOWEST_ALLOWED:
-                outcome = "FAILURE: slow"
-            slowest = max(slowest, took)
-            outcomes[outcome] += 1
-            if outcome.startswith("FAILURE"):
-                failures += 1
-                (keep / f"failure_{number}").write_bytes(content)
-    (keep / "running").unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    sys.stdout.write(f"slowest {slowest:.2f} s, peak memory {peak} MiB\n")
-    return outcomes, failures
-
-
-def main(
-    inputs: Callable[[Random], Iterator[bytes]], judge: Callable[[Path], str], *, name: str
-) -> None:
-    """The command line of a fuzzer: exit 1 if an input failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"))
-    given = parser.parse_args()
-    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
-    outcomes, failures = run(
-        inputs(Random(given.seed)), judge, keep=given.keep, name=name, seconds=60 * given.minutes
-    )
-    for outcome, count in outcomes.most_common():
-        sys.stdout.write(f"{count:>9,}  {outcome}\n")
-    sys.exit(1 if failures else 0)
+    path = keep / "running" / fuzzer.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures, start, end = Figures(), time.process_time(), time.monotonic() + seconds
+    armed = -HANGS
+    for number, content in enumerate(islice(fuzzer.inputs(Random(seed)), count)):
+        now = time.monotonic()
+        if now > end:
+            break
+        if now - armed > HANGS / 4:  # seldom: it starts a thread
+            # Ends the process if an input hangs where Python cannot interrupt.
+            faulthandler.dump_traceback_later(HANGS, exit=True)
+            armed = now
+        path.write_bytes(content)
+        started = time.process_time()
+        try:
+            outcome = fuzzer.judge(path)
+        except Exception as error:  # noqa: BLE001 - that is what is looked for
+            outcome = f"FAILURE: {type(error).__name__}"
+            sys.stderr.write(f"{number}: {error!r}\n")
+        took = time.process_time() - started
+        if took > SLOWEST_ALLOWED:
+            outcome = "FAILURE: slow"
+        figures.inputs += 1
+        figures.slowest_seconds = max(figures.slowest_seconds, took)
+        figures.outcomes[outcome] += 1
+        if outcome.startswith("FAILURE"):
+            figures.failures += 1
+            (keep / f"failure_{seed}_{number}").write_bytes(content)
+    faulthandler.cancel_dump_traceback_later()
+    figures.processor_seconds = time.process_time() - start
+    figures.outcomes = dict(sorted(figures.outcomes.items()))
+    figures.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return figures

@@ -1,10 +1,10 @@
 """The same fuzzers guided by coverage, through atheris, which is to be installed for it:
 
-    python -m fuzz.guided decoder --minutes 10 --seed 0 --keep fuzz_guided
+    export PYTHONPATH=.:tests:tests/data
+    python -m fuzz.guided results --minutes 10 --keep fuzz_guided
 
-with the folders tests/ and tests/data on PYTHONPATH. An input that fails, takes over 5 s or over
-2 GB ends it, and is kept. An input of the manifest reader is a byte for the kind of the data set,
-and its first table.
+An input that fails, takes over 5 s or over 2 GB ends it, and is kept. An input of the manifest
+reader is a byte for the kind of the data set, and its first table.
 """
 
 import argparse
@@ -19,17 +19,12 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["xray_lightning.data", "pydicom"]):
-    from fuzz import decoder, manifest
+with atheris.instrument_imports(include=["xray_lightning", "pydicom"]):
+    from fuzz import manifest
+    from fuzz.fuzzers import FUZZERS
+    from fuzz.fuzzing import Fuzzer
 
 FIRST = 500  # inputs of the plain fuzzer that the corpus begins with
-
-
-def judged_image(content: bytes, folder: Path) -> None:
-    path = folder / decoder.NAME
-    path.write_bytes(content)
-    decoder.judge(path)
-
 
 KINDS: tuple[Callable[[], manifest.Case], ...] = (
     lambda: manifest.nih(Random(0), v2020=True),
@@ -40,14 +35,14 @@ KINDS: tuple[Callable[[], manifest.Case], ...] = (
 )
 
 
-def judged_table(content: bytes, folder: Path) -> None:
+def judged_table(path: Path) -> str:
+    content = path.read_bytes()
     case = KINDS[content[0] % len(KINDS) if content else 0]()
     case.files[next(iter(case.files))] = content[1:]
     plain = asdict(case)
     plain["files"] = {name: data.decode("latin-1") for name, data in plain["files"].items()}
-    path = folder / manifest.NAME
     path.write_text(json.dumps(plain))
-    manifest.judge(path)
+    return manifest.judge(path)
 
 
 def tables(random: Random) -> Iterator[bytes]:
@@ -57,22 +52,27 @@ def tables(random: Random) -> Iterator[bytes]:
             yield bytes([kind]) + random.choice(manifest.MUTATIONS)(table, random)
 
 
-TARGETS = {"decoder": (judged_image, decoder.inputs), "manifest": (judged_table, tables)}
+GUIDED = FUZZERS | {"manifest": Fuzzer(tables, judged_table, file="case.json")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=TARGETS)
+    parser.add_argument("parser", choices=sorted(GUIDED))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz_guided"))
     given = parser.parse_args()
-    judged, inputs = TARGETS[given.what]
+    fuzzer = GUIDED[given.parser]
     corpus = given.keep / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, content in enumerate(islice(inputs(Random(given.seed)), FIRST)):
+    for number, content in enumerate(islice(fuzzer.inputs(Random(given.seed)), FIRST)):
         (corpus / f"first_{number:03d}").write_bytes(content)
-    folder = Path(tempfile.mkdtemp())
+    path = Path(tempfile.mkdtemp()) / fuzzer.file
+
+    def judged(content: bytes) -> None:
+        path.write_bytes(content)
+        fuzzer.judge(path)
+
     options = [
         f"-max_total_time={60 * given.minutes:.0f}",
         f"-seed={given.seed + 1}",  # 0 would stand for the clock
@@ -81,7 +81,7 @@ def main() -> None:
         "-max_len=200000",
         f"-artifact_prefix={given.keep}/",
     ]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda content: judged(content, folder))
+    atheris.Setup([sys.argv[0], *options, str(corpus)], judged)
     atheris.Fuzz()
 
 

@@ -1,8 +1,8 @@
 """The manifest reader under spoiled tables: a manifest and splits, or a UserError of one line.
 
-    python -m tests.fuzz.manifest --minutes 10 --seed 0
+    python -m fuzz manifest --minutes 10
 
-needs the folder tests/ on PYTHONPATH. An input holds all files of a data set and how to read them.
+An input holds all files of a data set and how to read them.
 """
 
 import json
@@ -14,14 +14,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.fuzzing import main, spoiled
+from fuzz.fuzzing import Fuzzer, spoiled
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import GUESSES, OwnTable
 from xray_lightning.data.splits import NAMES, make_split, usable_split
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS, check_findings
 
-NAME = "case.json"
 IMAGES = 30
 
 NIH_HEADER = (
@@ -286,7 +285,7 @@ def read(case: Case, root: Path) -> str:
     return done
 
 
-def told(error: UserError) -> None:
+def told(error: Exception) -> None:
     text = str(error)
     assert text
     assert len(text.splitlines()) == 1, f"not one line: {text!r}"
@@ -308,5 +307,4 @@ def check(manifest: Manifest, root: Path) -> None:
     assert all(Path(path).resolve().is_relative_to(inside) for path in paths), "a file outside"
 
 
-if __name__ == "__main__":
-    main(inputs, judge, name=NAME)
+MANIFEST = Fuzzer(inputs, judge, file="case.json")

@@ -77,7 +77,7 @@ def test_fault_25_a_failed_write_keeps_the_record_of_before(
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 10**5])
 def test_a_record_that_cannot_be_read_is_none(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / FILE_NAME).write_bytes(content)

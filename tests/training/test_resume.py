@@ -97,14 +97,15 @@ def test_fault_20_what_the_command_line_gives_itself_is_called() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "a: b\n", "- 3\n", "- --multirun\n", "\0", b"\xff\xfe\xff", "- ''\n"],
-    ids=repr,
+    ["{", "a: b\n", "- 3\n", "- --multirun\n", "\0", b"\xff\xfe\xff", "- ''\n", "[" * 20_000],
+    ids=lambda content: repr(content)[:20],
 )
 def test_damaged_overrides_are_refused_in_one_line(
     content: str | bytes, handed_over: Path, call: Train
 ) -> None:
     raw = content if isinstance(content, bytes) else content.encode()
-    (handed_over / ".hydra" / "overrides.yaml").write_bytes(raw)
+    for name in ("overrides.yaml", "hydra.yaml"):
+        (handed_over / ".hydra" / name).write_bytes(raw)
     ended = refused(call, f"resume={handed_over}")
     assert "overrides.yaml" in ended.error
 

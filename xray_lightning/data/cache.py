@@ -160,11 +160,14 @@ class CacheManifest:
             key = key_of(manifest.sources_sha256, manifest.image_size, manifest.decoder)
             whole = (
                 (manifest.layout, manifest.chunk, manifest.key) == (LAYOUT, CHUNK, key)
+                and type(manifest.images) is int
                 and len(manifest.crc32) == -(-manifest.images // CHUNK)
                 and all(crc is None or isinstance(crc, int) for crc in manifest.crc32)
             )
         except (TypeError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(str(error)) from error
+        except RecursionError as error:
+            raise ValueError("it is nested without end") from error
         if not whole:
             raise ValueError("its entries contradict each other")
         return manifest

@@ -58,8 +58,8 @@ class LabelMap:
         try:
             # Every scalar as text: YAML itself takes YES for a truth value.
             content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            raise UserError(f"{name} is no YAML: {one_line(error)}") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise UserError(f"{name} is no YAML: {one_line(error)[:300]}") from error
         if not isinstance(content, Mapping) or not isinstance(content.get("findings"), Mapping):
             raise UserError(
                 f"{name}: no findings; say which of theirs means which of the model's, as in "

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xray_lightning.data.images import DECODER_VERSION
-from xray_lightning.errors import RunFailedError, UserError, one_line
+from xray_lightning.errors import RunFailedError, UserError, one_line, printable
 from xray_lightning.evaluation.calibration import sigmoid
 from xray_lightning.evaluation.model_entry import check_alike
 from xray_lightning.findings import check_findings
@@ -83,14 +83,18 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(f"its metadata are damaged ({error}); export it again") from error
     if described["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"it has schema_version {described['schema_version']}, and this version reads "
-            f"{SCHEMA_VERSION}; export it again"
+            f"it has schema_version {_shortened(described['schema_version'])}, and this version "
+            f"reads {SCHEMA_VERSION}; export it again"
         )
     described["findings"] = list(check_findings(described.get("findings"), what="its findings"))
     size = described.get("image_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"its image_size, {size}, is no size; export it again")
+        raise UserError(f"its image_size, {_shortened(size)}, is no size; export it again")
     return described
+
+
+def _shortened(value: object) -> str:
+    return printable(repr(value))[:40]
 
 
 @contextmanager
@@ -155,15 +159,21 @@ class OnnxMember:
         options.log_severity_level = ERRORS_ALONE
         options.intra_op_num_threads = threads()
         try:
-            session = runtime.InferenceSession(content, options, providers=[provider])
-        # onnxruntime's errors have no base of their own.
+            session = runtime.InferenceSession(
+                content,
+                options,
+                providers=[provider],
+                enable_fallback=int(provider != PROVIDERS["cpu"]),  # it prints to stdout
+            )
+            texts = session.get_modelmeta().custom_metadata_map
+        # onnxruntime's errors have no base of their own; texts may be no UTF-8.
         except Exception as error:
             raise UserError(
                 f"{path} is no ONNX model that onnxruntime can run ({one_line(error)[:LONGEST]}); "
                 "export it again"
             ) from error
         try:
-            described = from_texts(session.get_modelmeta().custom_metadata_map)
+            described = from_texts(texts)
             _check_graph(session, size=described["image_size"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

@@ -82,7 +82,7 @@ class Calibration:
         fitted = FittedValues(plain, findings, where)
         method = fitted.value("method")
         if method not in METHODS:
-            raise UserError(f"{where} are of no known method ({printable(repr(method))})")
+            raise UserError(f"{where} are of no known method ({printable(repr(method))[:60]})")
         smallest = float(np.finfo(np.float64).tiny)
         return cls(
             method=method,

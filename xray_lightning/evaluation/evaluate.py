@@ -322,7 +322,7 @@ def folder_for(
     try:
         before = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))["checkpoints"]
         held = [str(Path(one["path"]).absolute()) for one in before]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return out  # nothing there that could be lost
     if held != [str(path) for path in paths]:
         raise UserError(

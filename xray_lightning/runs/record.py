@@ -137,7 +137,7 @@ class RunRecord:
         """The folder's record; None where there is none that can be read."""
         try:
             return cls(folder, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):  # nested without end
             return None
 
     def write(self) -> None:

@@ -178,9 +178,12 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, written: l
     source = cast(IO[bytes], tar.extractfile(member))  # `_place` lets plain files alone pass
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    written.append(partial)
     partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
-    with source, partial.open("xb") as stream:
-        shutil.copyfileobj(source, stream, CHUNK)
-    os.replace(partial, path)
-    written[-1] = path
+    try:
+        with source, partial.open("xb") as stream:
+            shutil.copyfileobj(source, stream, CHUNK)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    written.append(path)

@@ -5,12 +5,14 @@ Its files hold no patient ids, so nobody can tell whether its splits share patie
 `unknown`, which the manifest counts and takes for a patient of its own.
 """
 
+import lzma
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -41,6 +43,12 @@ IMAGES = 112_120
 CHUNK = 256  # images read at once
 BASE_URL = "https://zenodo.org/records/10519652/files/"
 NOTE = "chestmnist.json"
+# What zipfile and numpy raise on damaged files: NotImplementedError on an unknown compression,
+# RuntimeError on encryption, TokenError on a head that is no Python.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, ValueError),
+    *(NotImplementedError, RuntimeError, OverflowError, TokenError),
+)
 BLOCK = 4096  # bytes that a small file takes on most file systems
 
 
@@ -166,7 +174,7 @@ def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
                     ]
         os.sync()  # the images before the table that names them; cheaper than once a file
         _write_tables(root, rows)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+    except DAMAGE as error:
         raise RunFailedError(f"{archive}: not MedMNIST's file: {error}") from error
     except OSError as error:
         where = error.filename or root

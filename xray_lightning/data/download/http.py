@@ -265,7 +265,7 @@ def _known(part: Path) -> tuple[_Origin, int]:
     try:
         notes = json.loads(_notes(part).read_text(encoding="utf-8"))
         origin = _Origin(notes["validator"], notes["size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _Origin(), 0
     have = _size_of(part)
     if origin.size is not None and have > origin.size:
