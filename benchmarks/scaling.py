@@ -210,16 +210,18 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return visits
 
 
-def content_of(visits: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """The JSON: every visit, the points, the fit, and its errors."""
+def content_of(
+    visits: list[dict[str, Any]], *, ranks: int, side: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """The points, the fit, its errors and the table of these visits."""
     points = points_of([visit for visit in visits if visit["threads"] == 1])
     fitted = fit(points)
     several = [point for point in points if point.ranks > 1]
     told = {
         "settings": {
-            "ranks": options.ranks,
-            "side": options.side,
-            "batches": list(options.batches),
+            "ranks": ranks,
+            "side": side,
+            "batches": list(batches),
             "rounds": 1 + max(visit["round"] for visit in visits),
             "cores": cores(),
             "links": [link for link in {point.link for point in points} if link],
@@ -232,7 +234,7 @@ def content_of(visits: list[dict[str, Any]], options: argparse.Namespace) -> dic
         },
         "visits": visits,
     }
-    return {**record("scaling", table=summary_table(told)), **told}
+    return {**told, "table": summary_table(told)}
 
 
 def arguments() -> argparse.Namespace:
@@ -256,10 +258,16 @@ def main() -> None:
     if options.page is None:
         if options.ranks > cores() and not options.oversubscribe:
             raise UserError(f"--ranks {options.ranks}: more than {cores()} cores; --oversubscribe")
-        content = content_of(measure(options), options)
+        asked = {"ranks": options.ranks, "side": options.side, "batches": options.batches}
+        content = content_of(measure(options), **asked)
+        content = {**record("scaling", table=content["table"]), **content}
         write_atomically(options.json, json.dumps(content, indent=1) + "\n")
         return
-    write_page(options.page, json.loads(options.json.read_text(encoding="utf-8")))
+    content = json.loads(options.json.read_text(encoding="utf-8"))
+    asked = {key: content["settings"][key] for key in ("ranks", "side", "batches")}
+    content |= content_of(content["visits"], **asked)  # as the formula stands now
+    write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+    write_page(options.page, content)
 
 
 if __name__ == "__main__":

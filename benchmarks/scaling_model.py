@@ -1,12 +1,13 @@
 """Model of a data-parallel step, fitted to measured ones, and carried to GPUs on paper.
 
     compute(b)  = c + a b                        b images a rank; c and a of each network
-    reduce(B)   = L + f B (1/W + s/w)            B bytes of gradients, w the link's bytes/s
+    reduce(B)   = L + f B max(1/W, s/w)          B bytes of gradients, w the link's bytes/s
     step        = compute + reduce - o min(reduce, compute)
 
 with f = 2 (n - 1) / n of a ring all-reduce over n ranks (Patarasuk and Yuan 2009), L its latency,
 W the bytes/s that the ranks themselves get through, s what a link carries beside the gradients
-(headers, acknowledgements), and o the share of the reduction that hides behind the computation.
+(headers, acknowledgements), and o the share of the reduction that hides behind the computation. A
+ring works on one part while it sends another, so that the slower of 1/W and s/w counts.
 """
 
 import math
@@ -64,7 +65,7 @@ class Fit:
 
     def reducing(self, size: float, *, ranks: int, link: float | None) -> float:
         wire = self.overhead / (link * MBIT) if link else 0.0
-        return self.latency + ring(ranks) * size * (1 / self.rank_bandwidth + wire)
+        return self.latency + ring(ranks) * size * max(1 / self.rank_bandwidth, wire)
 
     def step(self, point: Point) -> float:
         """Predicted seconds of a step of this setting, from its sizes alone."""
@@ -89,14 +90,26 @@ def fit(points: Sequence[Point]) -> Fit:
         rows = [[1.0, point.batch] for point in own]
         constant, image = _relative_least_squares(rows, [point.compute for point in own])
         compute[name] = (constant, image)
-    rows = []
-    for point in seen:
-        sent = ring(point.ranks) * point.bytes
-        rows.append([1.0, sent, sent / (point.link * MBIT) if point.link else 0.0])
-    latency, inverse, overhead = _relative_least_squares(rows, [point.reduce for point in seen])
-    inverse = max(inverse, 1e-15)
+    latency, inverse, overhead = _reduction_constants(seen)
     constants = Fit(compute, max(0.0, latency), 1 / inverse, overhead, 0.0)
     return Fit(**{**asdict(constants), "compute": compute, "overlap": _overlap(constants, seen)})
+
+
+def _reduction_constants(seen: Sequence[Point]) -> list[float]:
+    """Latency, seconds a byte of the ranks themselves, bytes on a link for each of gradients."""
+    on_link = [point.link is not None for point in seen]
+    for _ in range(len(seen)):  # until it is settled what limits each point
+        rows = []
+        for point, limited in zip(seen, on_link, strict=True):
+            sent = ring(point.ranks) * point.bytes
+            wire = sent / (point.link * MBIT) if point.link and limited else 0.0
+            rows.append([1.0, 0.0 if limited else sent, wire])
+        found = _relative_least_squares(rows, [point.reduce for point in seen])
+        now = [p.link is not None and found[2] / (p.link * MBIT) > found[1] for p in seen]
+        if now == on_link:
+            break
+        on_link = now
+    return [max(0.0, found[0]), max(found[1], 1e-15), found[2]]
 
 
 def _relative_least_squares(

@@ -68,6 +68,7 @@ def step_rows(content: Content) -> list[list[str]]:
             compression="bf16" if compressed else None,
         )
         exposed = point["step"] - point["compute"]
+        error = f"{100 * (point['predicted'] / point['step'] - 1):+.0f} %"
         rows.append(
             [
                 point["network"] + (", bf16 gradients" if compressed else ""),
@@ -77,9 +78,9 @@ def step_rows(content: Content) -> list[list[str]]:
                 milliseconds(max(0.0, exposed)),
                 f"{milliseconds(point['step'])} ({milliseconds(min(own))} to "
                 f"{milliseconds(max(own))})",
-                milliseconds(point["predicted"]),
-                f"{100 * (point['predicted'] / point['step'] - 1):+.0f} %",
-                "yes" if point["seen"] else "**no**",
+                f"{milliseconds(point['predicted'])} ({error})"
+                if point["seen"]
+                else f"**{milliseconds(point['predicted'])} ({error})**",
             ]
         )
     return rows
@@ -90,8 +91,8 @@ def full_bytes(content: Content, network: str) -> float:
 
 
 STEP_COLUMNS = [
-    *("network", "images a rank", "link", "compute ms", "reduce alone ms", "not hidden ms"),
-    *("step ms (lowest to highest)", "predicted ms", "error", "in the fit"),
+    *("network", "images a rank", "link", "compute ms", "reduce alone ms", "waited for ms"),
+    *("step ms (lowest to highest)", "predicted ms (error)"),
 ]
 
 
@@ -105,7 +106,7 @@ def summary_table(content: Content) -> Table:
         "rows": step_rows(content),
         "notes": [
             f"Rounds: {settings['rounds']}; every round goes through all settings. Medians over "
-            "all repeats. docs/scaling.md says what each column is.",
+            "all repeats. Bold: not seen by the fit. docs/scaling.md says what each column is.",
             *scaling_notes(content),
         ],
     }
@@ -342,7 +343,10 @@ def _draw_steps(axes: Axes, content: Content) -> None:
             color=SERIES[number],
             label=f"{network}, measured",
         )
-    axes.set(xscale="log", yscale="log", xlabel="link in Mbit/s (right: not limited)")
+    axes.set(xscale="log", yscale="log", xlabel="link in Mbit/s")
+    limits = sorted(content["settings"]["links"])
+    axes.set_xticks([*limits, fastest], [*(f"{link:g}" for link in limits), "not limited"])
+    axes.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
     axes.set_ylabel(f"seconds a step, {unseen} images a rank")
     axes.set_title("Two ranks: measured and predicted", loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=8)
