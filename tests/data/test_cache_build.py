@@ -382,7 +382,7 @@ def test_fault_45_damage_in_an_unfinished_map_is_named_and_decoded_again(
         build(paths, folder)
     overwrite(paths[130], good)
     flip_pixel(only(folder) / "pixels.npy")
-    (only(folder) / ".manifest.json.half").touch()  # of a process that was ended while it wrote
+    (only(folder) / ".manifest.json.halfdone").touch()  # of a process that was killed as it wrote
     assert build(paths, folder).decoded == len(paths) - CHUNK
     assert sorted(os.listdir(only(folder))) == FILES
     (line,) = caplog.messages

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from conftest import REPOSITORY, tiny_classifier
 
+from xray_lightning.data.transforms import Normalize
 from xray_lightning.evaluation.calibration import Calibration
 from xray_lightning.evaluation.model_entry import describe_best
 from xray_lightning.evaluation.operating_points import OperatingPoints
@@ -48,10 +49,12 @@ def checkpoint(
         state: further tensors.
         recipe: in the place of `RECIPE`'s.
     """
-    built = tiny_classifier(recipe=RECIPE | recipe)
+    described = RECIPE | recipe
+    normalize = Normalize(described["normalize"])
+    built = tiny_classifier(recipe=described, normalize=normalize)
     if not small:
         torch.manual_seed(seed)
-        backbone = build_backbone(**(RECIPE | recipe)["model"])
+        backbone = build_backbone(**described["model"])
         built.backbone = backbone.to(memory_format=torch.channels_last)
     content: dict[str, Any] = {
         "state_dict": built.state_dict() | dict(state or {}),
