@@ -225,6 +225,7 @@ def _run(
     finally:
         _note(job, throughput, kept, finite.skipped)
     trainer.strategy.barrier("end")  # ranks leave together
+    interruption.leave()
 
 
 def _pruned(job: Job) -> str | None:

@@ -127,6 +127,11 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
             # On Gloo also under CUDA: asking the GPU after each step would stall it.
             self._group = dist.new_group(backend="gloo")
 
+    def leave(self) -> None:
+        """Let go of the group, once all ranks are done: threads of one that is held at the exit
+        may ask Python for something at its end, and abort it."""
+        self._group = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._deferring = True
         if self._agreed() == TIME_IS_UP:  # a resumed fit that has no time left
