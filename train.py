@@ -8,7 +8,6 @@ This is the only file that knows Hydra. Nothing heavy is imported before a job r
 import logging
 import os
 import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -44,7 +43,15 @@ from xray_lightning.errors import (
 )
 from xray_lightning.runs.record import RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
-from xray_lightning.training.launch import Failure, exit_codes, interruptible, launch
+from xray_lightning.training.launch import (
+    Failure,
+    exit_codes,
+    given_command,
+    interruptible,
+    job_command,
+    launch,
+    quoted,
+)
 from xray_lightning.training.mpi_launcher import end_daemon
 from xray_lightning.training.slurm import SlurmJob
 from xray_lightning.training.strategies import (
@@ -73,7 +80,7 @@ SLURM = SlurmJob.of()
 LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
 STARTED = same_clock(os.environ.get("XRAY_STARTED"), default=process_start())  # the first process
 GIVEN = sys.argv[1:]  # the command line, without what `resume=` adds to it
-COMMAND = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
+COMMAND = given_command()
 
 GRACE_SECONDS = 3.0
 # What would take any text for true.
@@ -175,21 +182,25 @@ def arguments(given: list[str]) -> list[str]:
         for text in earlier_overrides(folder)
         if key_of(text) not in {*named, *CONDUCT} and not key_of(text).startswith(changed)
     ]
-    quoted = str(folder).replace("'", "\\'")
     # Hydra writes the configuration before a job may refuse it; `conduct` does so later.
-    further = [*earlier, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    further = [*earlier, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
     place = given.index(texts[-1]) + 1  # argparse wants overrides side by side
     return [*given[:place], *further, *given[place:]]
 
 
 def requeued(given: list[str]) -> list[str]:
     """`resume=` of the run that this command was at when Slurm queued its job again."""
-    if SLURM is None or not SLURM.restarts or LAUNCHED or {"-m", "--multirun"} & {*given}:
+    if SLURM is None or not SLURM.restarts or LAUNCHED or is_sweep(given):
         return []
     folder = share(WORLD, "requeued", str(SLURM.noted(COMMAND) or ""))
     if not folder or any(arg.startswith("resume=") for arg in given):
         return []
     return [f"resume={os.path.relpath(folder)}"]
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether a command line asks Hydra for a multirun."""
+    return bool({"-m", "--multirun"} & {*arguments})
 
 
 def key_of(override: str) -> str:
@@ -430,7 +441,7 @@ def requeue(exit_code: int, folder: Path | None = None) -> None:
     """Have Slurm queue the job of a stopped run again; rank 0 does, and the others let it."""
     if SLURM is None or LAUNCHED or exit_code not in STOPPED or exit_code == EXIT_INTERRUPTED:
         return
-    if {"-m", "--multirun"} & {*GIVEN}:
+    if is_sweep(GIVEN):
         log.warning("Slurm job %s is not queued again: a sweep is started anew", SLURM.name)
     elif WORLD.rank == 0:
         log.warning("%s", SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder))
@@ -507,16 +518,13 @@ def launch_command(cfg: DictConfig, strategy: "Strategy") -> list[str] | None:
     if launcher is None:
         return None
     config = HydraConfig.get()
-    folder = str(config.runtime.output_dir).replace("'", "\\'")
-    return [
-        *launcher,
+    command = job_command(
         str(Path(__file__).resolve()),
-        f"--config-name={config.job.config_name}",
-        *map(str, config.overrides.task),
-        f"hydra.run.dir='{folder}'",
-        "hydra.output_subdir=null",  # this process has written .hydra
-        "hydra.mode=RUN",
-    ]
+        config_name=config.job.config_name,
+        overrides=config.overrides.task,
+        folder=config.runtime.output_dir,
+    )
+    return [*launcher, *command, "hydra.output_subdir=null"]  # this process has written .hydra
 
 
 def rank_environment(started: float) -> dict[str, str]:

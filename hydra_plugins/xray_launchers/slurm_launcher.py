@@ -27,7 +27,7 @@ from omegaconf import DictConfig, open_dict
 
 from xray_lightning.errors import EXIT_RUN_FAILED, UserError
 from xray_lightning.runs.record import RunRecord
-from xray_lightning.training.launch import exit_codes
+from xray_lightning.training.launch import exit_codes, job_command
 
 log = logging.getLogger("xray")
 
@@ -148,15 +148,13 @@ class SlurmLauncher(Launcher):
 def _command(one: JobReturn) -> list[str]:
     """The command line of a job alone, as train.py's own for its ranks."""
     config: Any = one.cfg
-    folder = str(one.working_dir).replace("'", "\\'")
-    return [
-        sys.executable,
+    command = job_command(
         os.path.abspath(sys.argv[0]),
-        f"--config-name={config.hydra.job.config_name}",
-        *map(str, config.hydra.overrides.task),
-        f"hydra.run.dir='{folder}'",
-        "hydra.mode=RUN",
-    ]
+        config_name=config.hydra.job.config_name,
+        overrides=config.hydra.overrides.task,
+        folder=one.working_dir,
+    )
+    return [sys.executable, *command]
 
 
 def _settle(number: str, one: JobReturn) -> None:

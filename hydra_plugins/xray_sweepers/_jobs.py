@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xray_lightning.errors import RunFailedError, UserError, XrayError, one_line
 from xray_lightning.runs.sweep import LAST_CHECKPOINT
+from xray_lightning.training.launch import quoted
 from xray_lightning.training.strategies import World, share
 
 _shared = count()
@@ -32,7 +33,12 @@ def parsed(arguments: Sequence[str], params: DictConfig | dict[str, Any] | None)
     """What hydra.sweeper.params and the command line ask for; the latter wins."""
     texts = [f"{key!s}={value}" for key, value in (params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*texts, *arguments])
-    return list({one.get_key_element().lstrip("+"): one for one in overrides}.values())
+    return list({key_of(one): one for one in overrides}.values())
+
+
+def key_of(override: Override) -> str:
+    """The key that an override sets or adds."""
+    return str(override.get_key_element().lstrip("+"))
 
 
 def text_of(override: Override) -> str:
@@ -64,9 +70,8 @@ def gone_on_with(overrides: Sequence[str], folder: Path) -> list[str]:
     if not (folder / LAST_CHECKPOINT).is_file():
         shutil.rmtree(folder)
         return [*overrides]
-    quoted = str(folder).replace("'", "\\'")
     # The resumed run writes its configuration itself, once it is not refused.
-    return [*overrides, f"resume='{quoted}'", "hydra.output_subdir=null"]
+    return [*overrides, f"resume={quoted(folder)}", "hydra.output_subdir=null"]
 
 
 def launch(launcher: Launcher, jobs: Sequence[Job]) -> None:

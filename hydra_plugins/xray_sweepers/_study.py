@@ -2,10 +2,7 @@
 
 import logging
 import math
-import os
-import shlex
 import socket
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,10 +15,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hydra_plugins.xray_sweepers._jobs import gone_on_with, text_of
+from hydra_plugins.xray_sweepers._jobs import gone_on_with, key_of, text_of
 from hydra_plugins.xray_sweepers._search_space import as_text, distribution, in_grammar, suggested
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.runs.sweep import JOURNAL, PRUNED, Claims, Outcome, Sweep
+from xray_lightning.training.launch import given_command
 
 log = logging.getLogger("xray")
 
@@ -41,7 +39,7 @@ class ConductedStudy:
     ) -> None:
         self.folder = folder
         self._options, self._fixed = options, fixed
-        self._space = space = {one.get_key_element().lstrip("+"): one for one in swept}
+        self._space = space = {key_of(one): one for one in swept}
         self._distributions = {key: distribution(key, one) for key, one in space.items()}
         self._here = f"{socket.gethostname()}:{folder.resolve()}"
         self._storage_name = options["storage"] or str(folder.resolve() / JOURNAL)
@@ -71,7 +69,7 @@ class ConductedStudy:
 
         written = Sweep(
             kind="optuna",
-            command=os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv])),
+            command=given_command(),
             trials=self._trials,
             fixed=tuple(self._fixed),
             space={key: text_of(one) for key, one in self._space.items()},

@@ -7,9 +7,6 @@ that have a checkpoint, and begins the others.
 """
 
 import logging
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from hydra_plugins.xray_sweepers._jobs import (
     Job,
     decided,
     gone_on_with,
+    key_of,
     launch,
     parsed,
     save_configuration,
@@ -30,6 +28,7 @@ from hydra_plugins.xray_sweepers._jobs import (
 )
 from xray_lightning.errors import UserError
 from xray_lightning.runs.sweep import Claims, Sweep, by_key, read_trials
+from xray_lightning.training.launch import given_command
 from xray_lightning.training.strategies import detect
 
 log = logging.getLogger("xray")
@@ -67,8 +66,8 @@ class GridSweeper(BasicSweeper):
                 )
             save_configuration(config, folder)
             fixed, swept = split_by_kind(overrides)
-            space = {one.get_key_element().lstrip("+"): text_of(one) for one in swept}
-            command = os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
+            space = {key_of(one): text_of(one) for one in swept}
+            command = given_command()
             Sweep("grid", command, len(combinations), tuple(fixed), space, {}).write(folder)
             return pending(folder, combinations)
 

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,17 @@ def altered(random: Random, value: Any) -> Any:
     else:
         copy[random.choice(("", "x", "image", "\ud800", 7, random.choice(list(copy))))] = copy[key]
     return copy
+
+
+def pieced(random: Random, seeds: Sequence[bytes], pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Seeds with a few pieces of their grammar in the place of what they held, or spoiled."""
+    while True:
+        content = random.choice(seeds)
+        for _ in range(random.choice((1, 1, 2, 3))):
+            place = random.randrange(len(content) + 1)
+            after = content[place + random.choice((0, 0, 1, 6)) :]
+            content = content[:place] + random.choice(pieces) + after
+        yield content if random.random() < 0.8 else text_spoiled(random, content, list(seeds))
 
 
 def text_spoiled(random: Random, content: bytes, others: list[bytes]) -> bytes:

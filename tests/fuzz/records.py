@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 from PIL import Image
 
 import train
-from fuzz.fuzzing import Fuzzer, altered, text_spoiled
+from fuzz.fuzzing import Fuzzer, altered, pieced, text_spoiled
 from fuzz.manifest import told
 from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, condition, key_of
 from xray_lightning.data.cache_build import CacheBeside, ensure_cache
@@ -174,13 +174,7 @@ PIECES = (
 
 def overrides(random: Random) -> Iterator[bytes]:
     """Spoiled lists of overrides."""
-    while True:
-        content = random.choice(OVERRIDES)
-        for _ in range(random.choice((1, 1, 2, 3))):
-            place = random.randrange(len(content) + 1)
-            after = content[place + random.choice((0, 0, 1, 6)) :]
-            content = content[:place] + random.choice(PIECES) + after
-        yield content if random.random() < 0.8 else text_spoiled(random, content, list(OVERRIDES))
+    return pieced(random, OVERRIDES, PIECES)
 
 
 def judge_overrides(path: Path) -> str:

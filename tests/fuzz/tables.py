@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from fuzz.fuzzing import Fuzzer, text_spoiled
+from fuzz.fuzzing import Fuzzer, pieced
 from fuzz.manifest import HOSTILE, MUTATIONS, told
 from xray_lightning.data.csv_table import header_of, read_cells
 from xray_lightning.data.label_map import LabelMap
@@ -42,14 +42,7 @@ def tables(whole: bytes, random: Random) -> Iterator[bytes]:
 
 
 def maps(random: Random) -> Iterator[bytes]:
-    pieces = (*YAML, *(text.encode() for text in HOSTILE))
-    while True:
-        content = random.choice(MAPS)
-        for _ in range(random.choice((1, 1, 2, 3))):
-            place = random.randrange(len(content) + 1)
-            after = content[place + random.choice((0, 0, 1, 6)) :]
-            content = content[:place] + random.choice(pieces) + after
-        yield content if random.random() < 0.8 else text_spoiled(random, content, list(MAPS))
+    return pieced(random, MAPS, (*YAML, *(text.encode() for text in HOSTILE)))
 
 
 def judge_cells(path: Path) -> str:

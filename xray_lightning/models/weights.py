@@ -90,6 +90,11 @@ class TakenOver:
     split_sha256: str | None = None
     normalize: str | None = None
 
+    @property
+    def all_seen(self) -> tuple[str, ...]:
+        """`seen`, and the data set of a checkpoint of this project."""
+        return self.seen if self.trained_on is None else (*self.seen, self.trained_on)
+
 
 def read_weights(given: str | Path, *, key: str = "model.weights_path") -> Weights:
     """Read a file of weights; nothing in it is executed.
@@ -291,11 +296,10 @@ def take_over(
     trunk = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
     given = {key: value.detach() for key, value in weights.state.items()}
     found, how, names = _matched(model, own, trunk, given)
-    fitting = {key: _as_stem(value, own[key]) for key, value in found.items()}
-    fitting = {key: value for key, value in fitting.items() if value.shape == own[key].shape}
+    fitting = {k: _as_stem(value, own[k]) for k, value in found.items() if _fits(value, own[k])}
     rows = _rows(found, own, head=head, theirs=weights.findings, ours=findings)
     taken = {key: value for key, value in fitting.items() if key in trunk} | rows[0]
-    share = _numbers(taken, trunk) / max(1, _numbers(trunk, trunk))
+    share = _share(found, trunk)
     if share < LEAST_SHARE:
         raise UserError(
             f"{weights.source}: the weights do not fit: of the numbers below {head.rstrip('.')} "
@@ -361,11 +365,7 @@ def _lone_head(own: Found, trunk: Found, given: Found, prefix: str) -> dict[str,
 
 
 def _share(found: Found, trunk: Found) -> float:
-    fitting = {
-        key: value
-        for key, value in found.items()
-        if key in trunk and _as_stem(value, trunk[key]).shape == trunk[key].shape
-    }
+    fitting = {k: value for k, value in found.items() if k in trunk and _fits(value, trunk[k])}
     return _numbers(fitting, trunk) / max(1, _numbers(trunk, trunk))
 
 
@@ -405,8 +405,7 @@ def _in_order(
     there = [key for key in given if not key.endswith(_COUNTER)]
     pairs = list(zip(wanted, there, strict=False))
     alike = len(pairs) == len(wanted) and all(
-        key.rpartition(".")[2] == name.rpartition(".")[2]
-        and _as_stem(given[name], own[key]).shape == own[key].shape
+        key.rpartition(".")[2] == name.rpartition(".")[2] and _fits(given[name], own[key])
         for key, name in pairs
     )
     if not alike:
@@ -416,6 +415,10 @@ def _in_order(
         pairs += zip(heads, further, strict=True)
     names = dict(pairs)
     yield {key: given[name] for key, name in names.items()}, "by order and shape", names
+
+
+def _fits(given: Tensor, own: Tensor) -> bool:
+    return _as_stem(given, own).shape == own.shape
 
 
 def _as_stem(given: Tensor, own: Tensor) -> Tensor:
@@ -479,7 +482,7 @@ def _misfits(trunk: Found, found: Found, *, unexpected: Sequence[str]) -> str:
         "wrong shape": [
             f"{key} {tuple(value.shape)} for {tuple(trunk[key].shape)}"
             for key, value in found.items()
-            if key in trunk and _as_stem(value, trunk[key]).shape != trunk[key].shape
+            if key in trunk and not _fits(value, trunk[key])
         ],
     }
     told = ""

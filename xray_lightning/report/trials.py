@@ -53,6 +53,11 @@ class SweepReport:
     selected: Run | None
 
     @property
+    def is_search(self) -> bool:
+        """Whether trials were drawn by what earlier ones had reached."""
+        return self.sweep.kind == "optuna"
+
+    @property
     def command(self) -> str | None:
         """What trains the best trial again, to be pasted into a shell."""
         if self.best is None:
@@ -214,7 +219,7 @@ def _summary_notes(report: SweepReport) -> list[str]:
     if report.best is not None:
         notes.append(
             "The test is of the chosen trial alone; to choose by the test would spoil it."
-            if report.sweep.kind == "optuna"
+            if report.is_search
             else "The test has no part in the choice."
         )
     return notes

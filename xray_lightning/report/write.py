@@ -68,7 +68,7 @@ def build_report(paths: Sequence[Path]) -> Report:
     runs = [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
     sweep = read_sweep(paths[0], runs) if len(paths) == 1 else None
     # Of a search no test is shown but the chosen trial's: the table of runs has them all.
-    tables = [] if sweep is not None and sweep.sweep.kind == "optuna" else tables_of(runs)
+    tables = [] if sweep is not None and sweep.is_search else tables_of(runs)
     return Report(tuple(runs), (*(sweep.tables if sweep else ()), *tables), tuple(damaged), sweep)
 
 
@@ -162,7 +162,7 @@ def write_report(report: Report, out: Path | None = None) -> Path:
     )
     one = len(report.runs) == 1 and report.sweep is None
     out = out or (report.runs[0].folder if one else Path(above) / "report")
-    search = report.sweep is not None and report.sweep.sweep.kind == "optuna"
+    search = report.sweep is not None and report.sweep.is_search
     paired = [] if search else paired_tables(report.runs)
     with _told(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)

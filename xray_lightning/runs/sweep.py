@@ -15,7 +15,7 @@ import yaml
 
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.files import write_atomically
-from xray_lightning.runs.record import FREE_KEYS, RunRecord
+from xray_lightning.runs.record import FREE_KEYS, RunRecord, differences
 
 FILE_NAME = "sweep.json"
 JOURNAL = "study.journal"  # Optuna's, where no database is named
@@ -85,12 +85,7 @@ class Sweep:
         was, now = (
             {"kind": one.kind} | one.space | _computed(by_key(one.fixed)) for one in (earlier, self)
         )
-        changed = [
-            f"{key}: {was.get(key)} -> {now.get(key)}"
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key)
-        ]
-        if changed:
+        if changed := differences(was, now):
             raise UserError(
                 f"{folder} holds another sweep ({'; '.join(changed)}); undo the change to go on "
                 "with it, or give this one a folder of its own: hydra.sweep.dir=FOLDER"

@@ -94,13 +94,12 @@ def _listed(path: Path) -> set[str]:
 def first_weights_record(taken: TakenOver, seen_test: list[str]) -> dict[str, Any]:
     """The `first_weights` block of results.json."""
     parts = {"fits": taken.fits, "left": taken.left, "new": taken.new}
-    seen = [*taken.seen, *([] if taken.trained_on is None else [taken.trained_on])]
     return {
         "source": taken.source,
         "matched": taken.how,
         **{name: {"tensors": many, "numbers": all} for name, (many, all) in parts.items()},
         "findings": list(taken.findings),
-        "seen": seen,
+        "seen": list(taken.all_seen),
         "seen_test": seen_test,
     }
 
@@ -132,6 +131,5 @@ def first_weights_table(taken: TakenOver) -> Table:
 
 def _caption(taken: TakenOver) -> str:
     rows = f"The last layer keeps {len(taken.findings)} findings. " if taken.findings else ""
-    seen = [*taken.seen, *([] if taken.trained_on is None else [taken.trained_on])]
-    known = ", ".join(map(printable, seen)) or "not known; say it by model.weights_seen"
+    known = ", ".join(map(printable, taken.all_seen)) or "not known; say it by model.weights_seen"
     return f"{rows}Trained on: {known}"

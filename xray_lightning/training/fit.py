@@ -460,9 +460,7 @@ class _Recorder(Callback):
             mode, allowed = job.data.normalize, job.allow_seen_test
             seen = check_first_weights(taken, job.data, allowed=allowed, normalize=mode)
             job.record.content["first_weights"] = first_weights_record(taken, seen)
-            job.classifier.weights_seen = taken.seen
-            if taken.trained_on is not None:
-                job.classifier.weights_seen += (taken.trained_on,)
+            job.classifier.weights_seen = taken.all_seen
         if not job.leads or self._described:
             return
         self._described = True

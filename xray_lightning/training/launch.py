@@ -5,11 +5,12 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -41,6 +42,31 @@ log = logging.getLogger(__name__)
 # The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
 # mpirun would kill the ranks before they could save.
 STOP_FILE = ".stop"
+
+
+def given_command() -> str:
+    """The command line that the job was begun by, also in ranks that another train.py started."""
+    return os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
+
+
+def quoted(path: object) -> str:
+    """A path as the value of one of Hydra's overrides."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def job_command(
+    program: str, *, config_name: object, overrides: Iterable[object], folder: object
+) -> list[str]:
+    """The command line of one job alone, in a folder that it is given."""
+    return [
+        program,
+        f"--config-name={config_name}",
+        *map(str, overrides),
+        f"hydra.run.dir={quoted(folder)}",
+        "hydra.mode=RUN",
+    ]
+
 
 exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
 
@@ -158,13 +184,13 @@ def launch(
 ) -> None:
     """Run the job's ranks to their end.
 
+    A launcher's exit code says little: mpirun may return 0 when a host is lost. A run has
+    succeeded when the launcher returned 0 and rank 0 has written a finished record.
+
     Args:
         tagged: each line comes with its rank's tag: rank 0's are passed on as they are, those of
             others go to the log with their rank.
         leads: whether this host has rank 0; others leave the folder to it.
-
-    A launcher's exit code says little: mpirun may return 0 when a host is lost. A run has
-    succeeded when the launcher returned 0 and rank 0 has written a finished record.
 
     Raises:
         InterruptedRunError: it was stopped by Ctrl-C, SIGTERM or SIGUSR1.

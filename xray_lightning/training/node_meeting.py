@@ -97,8 +97,13 @@ def join_meeting(
         raise UserError(str(answer["problem"]))
     for folder in answer["folders"].values():
         if not Path(folder).is_dir():
-            raise UserError(
-                f"host {socket.gethostname()} does not find the run folder {folder} of {address}; "
-                "put it on storage that all hosts share (hydra.run.dir=FOLDER)"
-            )
+            raise not_shared(socket.gethostname(), folder, of=address)
     return dict(answer["folders"])
+
+
+def not_shared(host: str, folder: object, *, of: str) -> UserError:
+    """The error of a host that lacks another one's run folder."""
+    return UserError(
+        f"host {host} does not find the run folder {folder} of {of}; put it on storage that all "
+        "hosts share (hydra.run.dir=FOLDER)"
+    )

@@ -21,6 +21,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import git_commit
 from xray_lightning.training.heartbeat import Member
+from xray_lightning.training.node_meeting import not_shared
 from xray_lightning.training.strategies import World, gather
 
 PACKAGES = ("torch", "lightning", "xray-lightning")
@@ -80,10 +81,7 @@ def call_roll(world: World, *, device: str, address: str, folder: Path) -> RollC
         found = gather(world, "folder", "yes" if (folder / RESULTS).is_file() else "")
         lacking = [one for one, there in zip(members, found, strict=True) if not there]
         if lacking:
-            raise UserError(
-                f"host {lacking[0].host} does not find the run folder {folder.absolute()} of "
-                f"{members[0].host}; put it on storage that all hosts share (hydra.run.dir=FOLDER)"
-            )
+            raise not_shared(lacking[0].host, folder.absolute(), of=members[0].host)
     return roll
 
 
