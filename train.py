@@ -8,6 +8,7 @@ This is the only file that knows Hydra. Nothing heavy is imported before a job r
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -45,6 +46,7 @@ from xray_lightning.runs.record import RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import (
     Failure,
+    cause_of,
     exit_codes,
     given_command,
     interruptible,
@@ -53,7 +55,7 @@ from xray_lightning.training.launch import (
     quoted,
 )
 from xray_lightning.training.mpi_launcher import end_daemon
-from xray_lightning.training.slurm import SlurmJob
+from xray_lightning.training.slurm import AWAITED_SECONDS, SCONTROL_SECONDS, SlurmJob
 from xray_lightning.training.strategies import (
     boot_id,
     detect,
@@ -107,6 +109,12 @@ PLUGINS = {
 DAMAGE = (
     *(OSError, ValueError, RecursionError),
     *(YAMLError, HydraException, OmegaConfBaseException),
+)
+
+# What ends a command line that has no run folder yet.
+FAILURES = (
+    *(InterruptedRunError, XrayError, OSError),
+    *(HydraException, OmegaConfBaseException),
 )
 
 LONGEST = 300  # characters of what a damaged file is said to hold
@@ -306,7 +314,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             if SLURM is not None:
                 SLURM.forget(COMMAND)
         return 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end is recorded
+    except (Exception, InterruptedRunError, KeyboardInterrupt) as error:  # noqa: BLE001 - see settle
         return settle(error, cfg, folder, earlier)
 
 
@@ -383,7 +391,7 @@ def describe(folder: Path, name: str, *, write: Callable[[Path], object]) -> Non
     """Write a page; one that cannot be written does not undo a run that is done."""
     try:
         write(folder)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
+    except (Exception, InterruptedRunError) as error:  # noqa: BLE001 - the results are there
         log.warning("%s could not be written: %s", name, one_line(error))
 
 
@@ -393,6 +401,7 @@ def settle(
     """Tell and record how a job failed, once for all ranks; a refused resume changes nothing."""
     if "XRAY_DEBUG" in os.environ:
         traceback.print_exception(error)
+    error = cause_of(error)
     skipping = getattr(error, "missing", None)
     if skipping and HydraConfig.get().mode == RunMode.MULTIRUN:
         # A sweep goes on without the rows that this machine cannot run.
@@ -413,7 +422,8 @@ def settle(
             failure.claim(folder)
         complain(failure.reason)
         return failure.exit_code
-    if failure.claim(folder):
+    leads = failure.claim(folder)
+    if leads:
         if not LAUNCHED:  # else the process that started the ranks tells and records it
             if not refused:
                 failure.record(folder)
@@ -423,7 +433,7 @@ def settle(
                 (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     else:
         sleep(GRACE_SECONDS)  # another rank was first: let it finish telling
-    requeue(failure.exit_code, folder)
+    requeue(failure.exit_code, folder, leads=leads)
     if WORLD.size > 1:
         end(WORLD, failure.exit_code)
     return failure.exit_code
@@ -437,16 +447,27 @@ def close_loggers(cfg: DictConfig, folder: Path, status: str) -> None:
         close_left_runs(list(make(cfg, "logger").values()), status=status)
 
 
-def requeue(exit_code: int, folder: Path | None = None) -> None:
-    """Have Slurm queue the job of a stopped run again; rank 0 does, and the others let it."""
+def requeue(exit_code: int, folder: Path | None = None, *, leads: bool) -> None:
+    """Have Slurm queue the job of a stopped run again; one rank does, and the others let it.
+
+    Args:
+        leads: whether this rank does at once, as the first to stop. Any other, rank 0 too, may
+            still wait for it in a collective, where no signal reaches it.
+    """
     if SLURM is None or LAUNCHED or exit_code not in STOPPED or exit_code == EXIT_INTERRUPTED:
         return
     if is_sweep(GIVEN):
         log.warning("Slurm job %s is not queued again: a sweep is started anew", SLURM.name)
-    elif WORLD.rank == 0:
-        log.warning("%s", SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder))
-    elif folder is not None:
-        SLURM.await_requeue(folder)
+        return
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm's further ones, as it ends the job
+        signal.signal(number, signal.SIG_IGN)
+    seconds = AWAITED_SECONDS + (SCONTROL_SECONDS if WORLD.rank else 0.0)
+    if leads or not SLURM.await_requeue(folder, seconds=seconds):
+        told = SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder)
+        if WORLD.rank == 0:
+            log.warning("%s", told)
+        else:  # whose log is silent
+            sys.stdout.write(f"{told}\n")
 
 
 def leave_word(failure: Failure, *, folder: Path) -> None:
@@ -669,15 +690,16 @@ def main() -> int:
     try:
         sys.argv[1:] = arguments(sys.argv[1:])
         job()
-    except (HydraException, OmegaConfBaseException, XrayError, OSError) as error:
+    except FAILURES as error:
         if "XRAY_DEBUG" in os.environ:
             traceback.print_exception(error)
+        cause = cause_of(error)
         if WORLD.rank == 0:
-            missing = getattr(error, "missing_cfg_file", None)
-            complain(not_installed(missing) if missing in PLUGINS else one_line(error))
-        if isinstance(error, InterruptedRunError):  # before the job had its folder
-            requeue(error.exit_code)
-            return error.exit_code
+            missing = getattr(cause, "missing_cfg_file", None)
+            complain(not_installed(missing) if missing in PLUGINS else one_line(cause))
+        if isinstance(cause, InterruptedRunError):  # before the job had its folder
+            requeue(cause.exit_code, leads=WORLD.rank == 0)
+            return cause.exit_code
         own = error.exit_code if isinstance(error, XrayError) else EXIT_USER_ERROR
         return max(own, *exit_codes, 0)
     except ValueError as error:  # Hydra's, of a group that is no name of an option

@@ -1,7 +1,8 @@
 """Stand-ins for srun, sbatch and scontrol: the same variables around a job, without a Slurm.
 
 `sbatch` runs a script here, again after each `scontrol requeue`, which ends it as Slurm does: its
-tasks get SIGTERM. `srun` starts as many tasks as STAND_IN_TASKS says. `scontrol show` prints the
+tasks get SIGTERM, then SIGKILL. `srun` starts as many tasks as STAND_IN_TASKS says, and with
+`--kill-on-bad-exit=1` kills the others once one has failed. `scontrol show` prints the
 file `shown`; the file `refuses`, where there is one, is why scontrol fails. All calls of it are
 lines of the file `asked`.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 SBATCH = """
 import os, signal, subprocess, sys
+from contextlib import suppress
 from pathlib import Path
 
 here = Path(__file__).parent
@@ -31,11 +33,13 @@ while True:
     if not (here / "requeue").exists():
         sys.exit(exit_code)
     (here / "requeue").unlink()
+    with suppress(ProcessLookupError):
+        os.killpg(batch.pid, signal.SIGKILL)  # what SIGTERM has not ended
     restarts += 1
 """
 
 SRUN = """
-import os, subprocess, sys
+import os, subprocess, sys, time
 
 command = [one for one in sys.argv[1:] if not one.startswith("--kill-on-bad-exit")]
 tasks = os.environ["STAND_IN_TASKS"]
@@ -49,7 +53,13 @@ started = [
     )
     for rank in range(int(tasks))
 ]
-sys.exit(max(task.wait() for task in started))
+ended = 0
+while any(task.poll() is None for task in started):
+    ended = ended or next((task.returncode for task in started if task.poll()), 0)
+    for task in started if ended and "--kill-on-bad-exit=1" in sys.argv else ():
+        task.kill()
+    time.sleep(0.1)
+sys.exit(ended or max(task.returncode for task in started))
 """
 
 SCONTROL = """

@@ -24,9 +24,12 @@ class RunFailedError(XrayError):
     """The run failed by itself: storage, numbers, a lost rank."""
 
 
-class InterruptedRunError(XrayError):
-    """The run was stopped from outside, by Ctrl-C, SIGTERM or SIGUSR1; `exit_code` says by
-    which."""
+class InterruptedRunError(BaseException):
+    """The run was stopped from outside, by Ctrl-C, SIGTERM or SIGUSR1; `exit_code` says by which.
+
+    Like Python's KeyboardInterrupt no Exception: it may be raised anywhere, and must get through
+    whatever a library there makes of its own failures.
+    """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

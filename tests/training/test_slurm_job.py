@@ -148,11 +148,13 @@ def test_a_stopped_job_is_queued_again_unless_it_was_cancelled(
     warned: bool, state: str, ends_in: float | None, again: bool, commands: Path, tmp_path: Path
 ) -> None:
     (commands / "shown").write_text(shown(state, ends_in))
-    said = SlurmJob("12").requeue(warned=warned, folder=tmp_path)
+    job = SlurmJob("12")
+    said = job.requeue(warned=warned, folder=tmp_path)
     assert ("requeue 12" in asked(commands)) is again
     assert ("is queued again" in said) is again
     assert ("was cancelled, and is not queued again; resume=. goes on" in said) is not again
-    SlurmJob.await_requeue(tmp_path)  # ends at once
+    assert job.await_requeue(tmp_path, seconds=0.1)
+    assert not SlurmJob("12", 1).await_requeue(tmp_path, seconds=0.1)  # another start of it
 
 
 def test_a_job_that_slurm_does_not_queue_again_is_told_with_its_words(
@@ -228,6 +230,38 @@ def test_a_job_warned_three_times_equals_an_unwarned_one_bit_by_bit(
     assert [row["epoch"] for row in result["history"]] == [0, 1, 2]
     assert result["environment"]["slurm"] == {"name": "77", "restarts": 3}
     assert json.dumps(result).count("interrupted") == 0
+
+
+# Warns all tasks of the step when rank 0 waits for rank 1 in a collective, or before the run.
+EARLY = """
+import os, signal, subprocess, time
+from lightning.pytorch import Callback
+
+class Early(Callback):
+    def setup(self, trainer, pl_module, stage):
+        if "SLURM_RESTART_COUNT" not in os.environ and stage == "fit" and trainer.global_rank == 1:
+            time.sleep(2)
+            subprocess.run(["pkill", "-USR1", "-P", str(os.getppid()), "python"], check=True)
+            time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_warned_while_rank_0_waits_for_another_rank_is_queued_again(
+    small: list[str], tmp_path: Path
+) -> None:
+    environ = stand_ins(tmp_path / "bin", tasks=2) | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    (tmp_path / "early.py").write_text(EARLY)
+    for part in ("train.py", "conf"):
+        (tmp_path / part).symlink_to(REPOSITORY / part)
+    script = str(REPOSITORY / "docs" / "examples" / "train.sbatch")
+    further = ("stages=[fit]", "+callbacks.early._target_=early.Early")
+    command = [str(tmp_path / "bin" / "sbatch"), script, *small, *further]
+    ended = Ended.of(command, tmp_path, **environ)
+    assert ended.exit_code == 0, ended.stdout + ended.stderr
+    assert asked(tmp_path / "bin") == ["requeue 77"]
+    (result,) = ended.results
+    assert result["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from xray_lightning.cli.deploy import export, info, predict
 from xray_lightning.cli.evaluate import compare, evaluate, recalibrate, report
 from xray_lightning.cli.explain import explain
 from xray_lightning.cli.output import FilesOrStdout
-from xray_lightning.errors import EXIT_TERMINATED, XrayError, one_line
+from xray_lightning.errors import EXIT_TERMINATED, InterruptedRunError, XrayError, one_line
 
 app = typer.Typer(
     name="xray",
@@ -44,7 +44,7 @@ def run(app: typer.Typer) -> None:
     before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except XrayError as error:
+    except (XrayError, InterruptedRunError) as error:
         if os.environ.get("XRAY_DEBUG") == "1":
             raise
         sys.stderr.write(f"xray: error: {one_line(error)}\n")

@@ -16,9 +16,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_WARNED
+from xray_lightning.errors import EXIT_INTERRUPTED, EXIT_WARNED, STOPPED
 from xray_lightning.training.callbacks import LastCheckpoint
-from xray_lightning.training.launch import SIGNALS, STOP_FILE, Failure, interrupted
+from xray_lightning.training.launch import (
+    SIGNALS,
+    STOP_FILE,
+    Failure,
+    asked_to_stop,
+    interrupted,
+)
+from xray_lightning.training.slurm import AWAITED_SECONDS, SCONTROL_SECONDS
 from xray_lightning.training.strategies import World, end
 
 STOP_FILE_SECONDS = 0.5  # how often it is looked for
@@ -77,7 +84,8 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         self.clock = clock
         self._world = world
         self._check = check
-        self._wanted = 0  # the exit code that a signal asks for
+        # The exit code that a signal asks for; one that came before may have been swallowed.
+        self._wanted = asked_to_stop[0] if asked_to_stop else 0
         self._deferring = False
         self._group: Any = None
         self._watch: Thread | None = None
@@ -107,6 +115,8 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
             failure = Failure.read(self._folder)
             if failure is not None:
                 sleep(FAILURE_SECONDS)  # this rank may be about to end in order
+                if failure.exit_code in STOPPED:  # or the other have the job queued again
+                    sleep(AWAITED_SECONDS + SCONTROL_SECONDS)
                 os._exit(failure.exit_code)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

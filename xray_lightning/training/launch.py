@@ -81,6 +81,9 @@ def interrupted(exit_code: int) -> InterruptedRunError:
     return InterruptedRunError(f"interrupted by {_NAMES[exit_code]}", exit_code=exit_code)
 
 
+asked_to_stop: list[int] = []  # exit codes of the signals that `interruptible` has seen
+
+
 def interruptible() -> None:
     """Have a signal to stop raise its error, until something better answers it.
 
@@ -88,10 +91,16 @@ def interruptible() -> None:
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise interrupted(SIGNALS[signal.Signals(number)])
+        asked_to_stop.append(SIGNALS[signal.Signals(number)])
+        raise interrupted(asked_to_stop[-1])
 
     for number in SIGNALS.keys() - {signal.SIGINT}:
         signal.signal(number, stop)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The wish to stop, where there was one: compiled code may have made another failure of it."""
+    return interrupted(asked_to_stop[0]) if asked_to_stop else error
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ class Failure:
         except (OSError, ValueError, TypeError):
             return None
 
-    def error(self) -> XrayError:
+    def error(self) -> XrayError | InterruptedRunError:
         """The error to raise where the world was started."""
         if self.exit_code == EXIT_USER_ERROR:
             return UserError(self.reason)

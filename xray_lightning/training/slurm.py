@@ -27,7 +27,9 @@ SCONTROL_SECONDS = 30.0
 # A SIGTERM so shortly before a job's end is its warning (`#SBATCH --signal=TERM@60`).
 WARNING_SECONDS = 900.0
 NOTES = Path("runs") / ".slurm"  # which run a job is at
-SETTLED = ".settled"  # in a run folder: rank 0 has asked for the job to be queued again, or not
+# In a run folder: a rank has asked for the job to be queued again, or not, in this start of it.
+SETTLED = ".settled"
+AWAITED_SECONDS = 10.0  # in which the rank that leads settles it, else others do
 
 
 @dataclass(frozen=True)
@@ -177,15 +179,26 @@ class SlurmJob:
         finally:
             if folder is not None:
                 with suppress(OSError):
-                    (folder / SETTLED).touch()
+                    (folder / SETTLED).write_text(self._start)
         return f"Slurm job {self.name} is queued again, and goes on with this run"
 
-    @staticmethod
-    def await_requeue(folder: Path) -> None:
-        """Wait for rank 0's `requeue`: where one task of srun ends, the others may be killed."""
-        deadline = monotonic() + SCONTROL_SECONDS
-        while not (folder / SETTLED).exists() and monotonic() < deadline:
+    def await_requeue(self, folder: Path | None, *, seconds: float) -> bool:
+        """Wait for another rank's `requeue`: where one task of srun ends, the others may be killed.
+
+        Returns:
+            Whether it came; without a folder that is not known.
+        """
+        deadline = monotonic() + seconds
+        while monotonic() < deadline:
+            with suppress(OSError):
+                if folder is not None and (folder / SETTLED).read_text() == self._start:
+                    return True
             sleep(0.1)
+        return False
+
+    @property
+    def _start(self) -> str:
+        return f"{self.name} {self.restarts}"
 
     def _time_is_up(self) -> bool:
         said = scontrol("show", "job", "--oneliner", self.name)
@@ -205,7 +218,6 @@ class SlurmJob:
     def note(self, command: str, folder: Path) -> None:
         """Remember the run folder of a command of this job."""
         path = self._note(command)
-        (folder / SETTLED).unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"folder": str(folder)}) + "\n")
 
