@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,11 @@ def feature_maps(backbone: nn.Module, images: Tensor, finding: int) -> list[tupl
     Raises:
         UserError: nothing in the network has places.
     """
-    extra = int(getattr(backbone, "num_prefix_tokens", 0))
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, given: Any, out: Any) -> None:
-        if isinstance(out, Tensor) and out.requires_grad and _as_map(out, extra) is not None:
-            kept.append(out)
+        if isinstance(out, Tensor) and out.requires_grad and out.shape[:1] == images.shape[:1]:
+            kept.append(out)  # other first sizes are those of windows
 
     hooks = [part.register_forward_hook(keep) for part in backbone.modules() if part != backbone]
     try:
@@ -172,36 +171,71 @@ def feature_maps(backbone: nn.Module, images: Tensor, finding: int) -> list[tupl
         for hook in hooks:
             hook.remove()
     gradients = torch.autograd.grad(logits[:, finding].sum(), kept, allow_unused=True)
+    outputs = [
+        (out, slope) for out, slope in zip(kept, gradients, strict=True) if slope is not None
+    ]
+    layout = _Layout.of(backbone)
+    chosen = _last_maps(outputs, layout) or _last_maps(outputs, replace(layout, widths=frozenset()))
+    if not chosen:
+        raise UserError(f"xray explain finds no feature map in {type(backbone).__name__}")
+    return [chosen[side] for side in sorted(chosen, reverse=True)][-STAGES:]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What timm tells of a network's outputs.
+
+    Attributes:
+        extra: tokens that stand before those of places.
+        widths: channels that a stage may have, which a matrix of attention (B, heads, N, N) has
+            not; none where they are not told.
+        channels_last: how to read a map of as many channels as rows.
+    """
+
+    extra: int
+    widths: frozenset[int]
+    channels_last: bool
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> "_Layout":
+        told = getattr(backbone, "feature_info", None)
+        stages = [one["num_chs"] for one in told] if isinstance(told, list) else []
+        head = [getattr(backbone, "num_features", None)] if stages else []
+        return cls(
+            extra=int(getattr(backbone, "num_prefix_tokens", 0)),
+            widths=frozenset(width for width in [*stages, *head] if isinstance(width, int)),
+            channels_last=getattr(backbone, "output_fmt", None) == "NHWC",
+        )
+
+    def as_map(self, out: Tensor) -> Tensor | None:
+        """A part's output as (B, C, h, w), h = w > 1; None where it has no places."""
+        ways: list[Tensor] = []
+        if out.ndim == 4:
+            ways = [out, out.permute(0, 3, 1, 2)]
+        elif out.ndim == 3:
+            side = math.isqrt(max(0, out.shape[1] - self.extra))
+            if side**2 == out.shape[1] - self.extra:
+                tokens = out[:, self.extra :].transpose(1, 2)  # (B, C, N)
+                ways = [tokens.reshape(*tokens.shape[:2], side, side)]
+        for way in reversed(ways) if self.channels_last else ways:
+            fits = not self.widths or way.shape[1] in self.widths
+            if fits and way.shape[2] == way.shape[3] > 1:
+                return way
+        return None
+
+
+def _last_maps(
+    outputs: list[tuple[Tensor, Tensor]], layout: _Layout
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """The last map of each grid that has a gradient, and that, by the grid's side."""
     chosen: dict[int, tuple[Tensor, Tensor]] = {}
     channels: dict[int, int] = {}
-    for out, gradient in reversed([*zip(kept, gradients, strict=True)]):
-        place = _as_map(out, extra)
-        slope = None if gradient is None else _as_map(gradient, extra)
+    for out, gradient in reversed(outputs):
+        place, slope = layout.as_map(out), layout.as_map(gradient)
         if place is None or slope is None:
             continue
         side = place.shape[2]
         width = channels.setdefault(side, place.shape[1])
         if side not in chosen and place.shape[1] == width and bool(slope.any()):
             chosen[side] = (place, slope)
-    if not chosen:
-        raise UserError(f"xray explain finds no feature map in {type(backbone).__name__}")
-    return [chosen[side] for side in sorted(chosen, reverse=True)][-STAGES:]
-
-
-def _as_map(out: Tensor, extra: int) -> Tensor | None:
-    """A part's output as (B, C, h, w), h = w > 1; None where it has no places.
-
-    Args:
-        extra: tokens that stand before those of places.
-    """
-    if out.ndim == 4 and out.shape[2] == out.shape[3] > 1:
-        return out
-    if out.ndim == 4 and out.shape[1] == out.shape[2] > 1:
-        return out.permute(0, 3, 1, 2)
-    if out.ndim != 3:
-        return None
-    side = math.isqrt(max(0, out.shape[1] - extra))
-    if side < 2 or side**2 != out.shape[1] - extra:
-        return None
-    tokens = out[:, extra:].transpose(1, 2)  # (B, C, N)
-    return tokens.reshape(*tokens.shape[:2], side, side)
+    return chosen
