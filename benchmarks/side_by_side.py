@@ -59,7 +59,9 @@ from xray_lightning.training.callbacks import WARMUP_STEPS
 # size, multiply every difference. Two arms do differ a little: the paper's first convolution has
 # three channels of such updates where ours has one, and DALI's resize is not Pillow's.
 FIRST_TOLERANCE = 1e-4
-LATER_TOLERANCE = 0.02
+# At 32 px noise of 1e-5 in the pixels, as rounding leaves it, has changed the third loss by up to
+# 2.7 %; two batches in each other's place change it by 12 %.
+LATER_TOLERANCE = 0.05
 DALI_FIRST_TOLERANCE = 0.002  # 0.2 levels of 255 a pixel, on average
 LOOSE_LATER_TOLERANCE = 0.15  # paper_loop and dali
 
