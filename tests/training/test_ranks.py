@@ -75,6 +75,27 @@ def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_bat
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow  # 20 s
+def test_two_ranks_average_their_weights_as_one_process_does(train: Train) -> None:
+    options = (*EXACT, "callbacks=ema", "callbacks.ema.decay=0.9", "data.batch_size=16")
+    fitted = train(*options, "strategy=single", "name=alone")
+    assert fitted.exit_code == 0, fitted.stderr
+    ended = train(*options, "strategy=mpi", "strategy.sync_batchnorm=true", "name=ranks")
+    assert ended.exit_code == 0, ended.stderr
+    runs = sorted(ended.runs, key=lambda run: run.name[-5:])
+    alone, ranks = (weights(run) for run in runs)
+    latest = read_checkpoint(runs[0] / "checkpoints" / "last.ckpt")["current_model_state"]
+    path = distance(alone, untrained())
+    assert distance(alone, latest) > 0.05 * path  # the average lags behind
+    assert distance(alone, ranks) < 1e-2 * path
+    statistics = [key for key in alone if key.endswith(("running_mean", "running_var"))]
+    assert statistics
+    for key in statistics:
+        torch.testing.assert_close(alone[key], ranks[key], rtol=1e-4, atol=1e-5)
+    bests = [read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"] for run in runs]
+    assert distance(*bests) < 1e-2 * path
+
+
 # Loaded by every process, and so the last to be called: what still runs where Python ends.
 LAST_THREADS = """
 import atexit, os

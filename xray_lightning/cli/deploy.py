@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xray_lightning.cli.options import Accelerator, Average, Checkpoint, JsonOrStdout, Precision
+from xray_lightning.cli.options import (
+    Accelerator,
+    Average,
+    Checkpoint,
+    JsonOrStdout,
+    Precision,
+    Tta,
+)
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json, write_text
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.progress import display, unseen
@@ -33,6 +40,7 @@ def predict(
         Path | None, typer.Option(metavar="DIR", help="Where a CSV's images are, if not beside it.")
     ] = None,
     average: Average = "probabilities",
+    tta: Tta = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
     accelerator: Accelerator = "auto",
     precision: Precision = "32-true",
@@ -64,6 +72,7 @@ def predict(
             out=out,
             images=images,
             average=average,
+            tta=tta,
             batch_size=batch_size,
             device=accelerator,
             precision=precision,

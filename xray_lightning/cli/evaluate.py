@@ -16,6 +16,7 @@ from xray_lightning.cli.options import (
     KeptMissing,
     LabelMapFile,
     Precision,
+    Tta,
 )
 from xray_lightning.cli.output import check_json, command_line, write_json
 from xray_lightning.errors import UserError
@@ -85,6 +86,7 @@ def evaluate(
     ] = None,
     map: LabelMapFile = None,
     average: Average = "probabilities",
+    tta: Tta = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data set, if not that of the first's run.")
     ] = None,
@@ -180,6 +182,7 @@ def evaluate(
         ),
         side=side,
         average=average,
+        tta=tta,
         accelerator=accelerator,
         precision=precision,
         resamples=resamples,

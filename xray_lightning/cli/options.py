@@ -9,6 +9,10 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (
 Average = Annotated[
     str, typer.Option(help="What several checkpoints average: probabilities, or logits.")
 ]
+Tta = Annotated[
+    str | None,
+    typer.Option(help="flip averages over mirror images, none does not; else as it was tested."),
+]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 

@@ -13,7 +13,7 @@ from xray_lightning.deploy.guard import Picture
 from xray_lightning.deploy.preprocess import Decoded, Preprocessing, decoded_batches
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.model_entry import AVERAGES, Described, fitted_of
+from xray_lightning.evaluation.model_entry import AVERAGES, Described, fits, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 
 
@@ -111,7 +111,13 @@ class Model:
             points, self._calibration = fitted_in(first.described, path=first.path)
             self.operating_points = None if points is None else dict(points.cuts)
             self.why_undecided = None
-            if points is None:
+            if not fits(first):
+                self.operating_points = self._calibration = None
+                self.why_undecided = (
+                    f"{first.path} has operating points and calibration for another --tta: no "
+                    "decisions, and probabilities that are not calibrated"
+                )
+            elif points is None:
                 self.why_undecided = (
                     f"{first.path} has no operating points, which are fitted when its run is "
                     "tested: no decisions"
@@ -214,6 +220,7 @@ def load_model(
     device: str = "auto",
     precision: str = "32-true",
     average: str = "probabilities",
+    tta: str | None = None,
     batch_size: int = BATCH,
     strict: bool = False,
 ) -> Model:
@@ -230,6 +237,8 @@ def load_model(
         precision: `32-true`, `bf16-mixed` or `16-mixed` (on a CPU, as bf16-mixed). An .onnx file
             computes as it was exported.
         average: what several checkpoints average: `probabilities` or `logits`.
+        tta: `flip` averages the logits of each image and its mirror image, `none` does not; None
+            for what the operating points were fitted to.
         batch_size: images at once.
         strict: whether a DICOM file that says that it shows anything but a frontal chest radiograph
             is refused, not flagged.
@@ -246,7 +255,7 @@ def load_model(
     paths = [Path(path) for path in checkpoint]
     if not paths:
         raise UserError("no checkpoint; give the path of a .ckpt or .onnx file")
-    options: Any = {"device": device, "precision": precision, "average": average}
+    options: Any = {"device": device, "precision": precision, "average": average, "tta": tta}
     network: Network
     if all(map(is_exported, paths)):
         from xray_lightning.deploy.onnx_backend import OnnxNetwork

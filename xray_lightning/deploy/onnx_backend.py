@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xray_lightning.data.images import DECODER_VERSION
 from xray_lightning.errors import RunFailedError, UserError, one_line, printable
 from xray_lightning.evaluation.calibration import sigmoid
-from xray_lightning.evaluation.model_entry import check_alike
+from xray_lightning.evaluation.model_entry import check_alike, chosen_tta, tta_of
 from xray_lightning.findings import check_findings
 from xray_lightning.html.page import NOTICE
 from xray_lightning.parallel import threads
@@ -40,13 +40,21 @@ def describe(checkpoint: Mapping[str, Any], *, sha256: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "notice": NOTICE,
-        "preparation": preparation(checkpoint["image_size"]),
+        "preparation": preparation(checkpoint["image_size"])
+        + (MIRRORED if tta_of(checkpoint) else ""),
         "decoder_version": DECODER_VERSION,
         **{key: checkpoint.get(key) for key in (*same, *fitted)},
+        **({"tta": checkpoint["tta"]} if tta_of(checkpoint) else {}),
         "checkpoint_sha256": sha256,
         "checkpoint_schema_version": checkpoint["schema_version"],
         "precision": "float32",
     }
+
+
+MIRRORED = (
+    f" Average {LOGITS} over each image and its mirror image, left and right exchanged, and take "
+    "their sigmoid: operating points and calibration are for that."
+)
 
 
 def preparation(image_size: int) -> str:
@@ -126,9 +134,10 @@ class OnnxMember:
     sha256: str  # of the checkpoint that it was exported from
     described: dict[str, Any]  # see `describe`
     session: Any  # onnxruntime's
+    tta: str | None = None  # `flip`: answers are averaged with those to the mirror image
 
     @classmethod
-    def read(cls, path: Path, *, device: str = "cpu") -> "OnnxMember":
+    def read(cls, path: Path, *, device: str = "cpu", tta: str | None = None) -> "OnnxMember":
         """Read a file that `xray export --format onnx` has written.
 
         The file must hold everything itself: weights in files beside it are not read.
@@ -144,10 +153,12 @@ class OnnxMember:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-        return cls.of(content, path=path, device=device)
+        return cls.of(content, path=path, device=device, tta=tta)
 
     @classmethod
-    def of(cls, content: bytes, *, path: Path, device: str = "cpu") -> "OnnxMember":
+    def of(
+        cls, content: bytes, *, path: Path, device: str = "cpu", tta: str | None = None
+    ) -> "OnnxMember":
         """Take what such a file holds; `path` is for messages.
 
         Raises:
@@ -175,9 +186,10 @@ class OnnxMember:
         try:
             described = from_texts(texts)
             _check_graph(session, size=described["image_size"])
+            chosen = chosen_tta(tta, described)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        return cls(path, described["checkpoint_sha256"], described, session)
+        return cls(path, described["checkpoint_sha256"], described, session, chosen)
 
     def answers(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
         """Probabilities and logits (B, F) of images (B, 1, S, S).
@@ -185,6 +197,14 @@ class OnnxMember:
         Raises:
             RunFailedError: an answer that is no number, or none.
         """
+        probabilities, logits = self._answers(pixels)
+        if self.tta is None:
+            return probabilities, logits
+        _, mirrored = self._answers(np.ascontiguousarray(pixels[..., ::-1]))
+        logits = (logits + mirrored) / np.float32(2)
+        return sigmoid(logits.astype(np.float64)).astype(np.float32), logits
+
+    def _answers(self, pixels: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
         try:
             found = self.session.run([PROBABILITIES, LOGITS], {IMAGES: pixels})
         except Exception as error:  # as above
@@ -213,7 +233,13 @@ class OnnxNetwork:
 
     @classmethod
     def load(
-        cls, paths: Sequence[Path], *, device: str, precision: str, average: str
+        cls,
+        paths: Sequence[Path],
+        *,
+        device: str,
+        precision: str,
+        average: str,
+        tta: str | None = None,
     ) -> "OnnxNetwork":
         """Read exported models; the arguments are those of `load_model`."""
         if precision != "32-true":
@@ -221,7 +247,7 @@ class OnnxNetwork:
                 f"precision={precision} is of checkpoints: an .onnx file computes as it was "
                 "exported; leave it out"
             )
-        members = [OnnxMember.read(path, device=device) for path in paths]
+        members = [OnnxMember.read(path, device=device, tta=tta) for path in paths]
         check_alike(members)
         return cls(members, average)
 

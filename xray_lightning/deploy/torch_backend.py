@@ -30,12 +30,18 @@ class TorchNetwork:
 
     @classmethod
     def load(
-        cls, paths: Sequence[Path], *, device: str, precision: str, average: str
+        cls,
+        paths: Sequence[Path],
+        *,
+        device: str,
+        precision: str,
+        average: str,
+        tta: str | None = None,
     ) -> "TorchNetwork":
         """Read checkpoints; the arguments are those of `load_model`."""
         accelerator = choose_accelerator(device)
         chosen = choose_precision(precision, accelerator=accelerator)
-        return cls(read_members(paths), accelerator, chosen, average)
+        return cls(read_members(paths, tta=tta), accelerator, chosen, average)
 
     def prepare(self) -> None:
         """Set torch's threads and switches for long work."""

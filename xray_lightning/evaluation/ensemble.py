@@ -14,9 +14,9 @@ import torch
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.loader import Batch
 from xray_lightning.errors import RunFailedError
-from xray_lightning.evaluation.model_entry import check_alike
+from xray_lightning.evaluation.model_entry import check_alike, chosen_tta
 from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
-from xray_lightning.models.classifier import Outputs
+from xray_lightning.models.classifier import Outputs, augmented_logits
 from xray_lightning.progress import Advance, Display
 from xray_lightning.runs.predictions import prediction_table
 
@@ -33,10 +33,14 @@ class Member:
     sha256: str
     described: dict[str, Any]
     model: RestoredModel
+    tta: str | None = None  # `flip`: answers are averaged with those to the mirror image
 
     @classmethod
-    def read(cls, path: Path) -> "Member":
+    def read(cls, path: Path, *, tta: str | None = None) -> "Member":
         """Read and restore a checkpoint.
+
+        Args:
+            tta: `flip` or `none`; None for what its operating points were fitted to.
 
         Raises:
             UserError: it cannot be read, or its weights are not its recipe's.
@@ -45,17 +49,18 @@ class Member:
         model = restore(checkpoint, source=path)
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(path, digest, dict(checkpoint["xray"]), model)
+        described = dict(checkpoint["xray"])
+        return cls(path, digest, described, model, chosen_tta(tta, described))
 
 
-def read_members(paths: Sequence[Path]) -> list[Member]:
+def read_members(paths: Sequence[Path], *, tta: str | None = None) -> list[Member]:
     """Read checkpoints that may be averaged.
 
     Raises:
         UserError: one cannot be read, is there twice, or was trained with other findings, another
             split, image size or normalisation than the first.
     """
-    members = [Member.read(path) for path in paths]
+    members = [Member.read(path, tta=tta) for path in paths]
     check_alike(members)
     return members
 
@@ -89,8 +94,8 @@ def member_logits(
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in batches:
             pixels = batch.images.to(device)
-            for place, model in enumerate(models):
-                logits[place, batch.rows] = model(pixels).float().cpu()
+            for place, (member, model) in enumerate(zip(members, models, strict=True)):
+                logits[place, batch.rows] = augmented_logits(model, pixels, member.tta).cpu()
             advance(len(batch.rows))
     for member, answers in zip(members, logits, strict=True):
         if invalid := int((~answers.isfinite()).any(dim=1).sum()):

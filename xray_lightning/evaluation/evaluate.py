@@ -22,7 +22,7 @@ from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, abstention_of, fitted_of
+from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, abstention_of, fits, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
 from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
@@ -57,6 +57,7 @@ class Options:
         out: the folder to write to; None for `evaluation` in the run folder, or of several
             checkpoints `ensemble` above them all.
         labels, map: other labels for the same images, and what they mean; None for none.
+        tta: `flip` or `none`; None for what the checkpoint's operating points were fitted to.
     """
 
     data: DataChoice = field(default_factory=DataChoice)
@@ -70,6 +71,7 @@ class Options:
     out: Path | None = None
     labels: Path | None = None
     map: Path | None = None
+    tta: str | None = None
 
     def __post_init__(self) -> None:
         for key, value, known in (("side", self.side, SIDES), ("average", self.average, AVERAGES)):
@@ -101,7 +103,7 @@ def score(
     Raises:
         XrayError: checkpoints or data that cannot be used, or an answer that is no number.
     """
-    members = read_members(checkpoints)
+    members = read_members(checkpoints, tta=options.tta)
     first = members[0]
     out = folder_for(members, options.out)  # before the work, not after it
     trained = Provenance.of_checkpoint(first.path)
@@ -189,6 +191,7 @@ def head(
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
+        "tta": members[0].tta,
         "checkpoints": [
             {
                 "path": str(member.path),
@@ -239,15 +242,15 @@ def _fitted(
 ) -> tuple[OperatingPoints | None, Calibration | None, dict[str, Any]]:
     """Operating points and calibration, and where each is from.
 
-    A checkpoint's own are used. An ensemble is a model of its own: they are fitted anew, by the
-    first member's rule, on validation alone.
+    A checkpoint's own are used. An ensemble is a model of its own, and so is one with another
+    test-time augmentation: they are fitted anew, by the first member's rule, on validation alone.
     """
     try:
         points, calibration = fitted_of(members[0].described)
     except UserError as error:
         raise UserError(f"{members[0].path}: {error}") from error
     sources: dict[str, Any] = {"operating_points": None, "calibration": None}
-    if len(members) == 1 and points is not None:
+    if len(members) == 1 and points is not None and fits(members[0]):
         sources["operating_points"] = FROM_CHECKPOINT
         sources["calibration"] = FROM_CHECKPOINT if calibration else None
         return points, calibration, sources
@@ -294,9 +297,10 @@ def _abstention(
         own = abstention_of(members[0].described)
     except UserError as error:
         raise UserError(f"{members[0].path}: {error}") from error
-    if own is None or points is None or len(members) == 1:
+    alone = len(members) == 1 and fits(members[0])
+    if own is None or points is None or alone:
         return own if points else None
-    val, _ = answers.of("val")
+    val = answers.given["val"]
     return AbstentionRule(own.alpha, own.confidence).fit(val, points)
 
 

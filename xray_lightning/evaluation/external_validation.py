@@ -64,6 +64,8 @@ def validate(
         raise UserError("--map of --data takes one checkpoint: an ensemble has no own calibration")
     if options.prevalence is not None:
         raise UserError("--prevalence is of the model's own findings, not of --data with --map")
+    if options.tta is not None:
+        raise UserError("--tta is not of --data with --map, which takes the checkpoint's own")
     (member,) = read_members(checkpoints)
     trained = Provenance.of_checkpoint(member.path)
     known = tuple(member.described["findings"])

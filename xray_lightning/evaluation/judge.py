@@ -14,7 +14,13 @@ from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.grouping import SUBGROUPS
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import abstention_of, describe_best, fitted_of
+from xray_lightning.evaluation.model_entry import (
+    abstention_of,
+    check_tta,
+    describe_best,
+    fitted_of,
+    tta_of,
+)
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.models.checkpoint import read_checkpoint
 
@@ -43,6 +49,8 @@ class Judge:
         abstention: how the thresholds are chosen below which the model says no; None for none.
         shuffled: whether the run trains its recipe again, on shuffled labels.
         prevalence: of the findings where the model is to be used; see `StatedPrevalence.of`.
+        tta: `flip`: what is validated and tested after the fit is the mean of the logits of each
+            image and its mirror image; None for the image alone.
 
     Raises:
         UserError: an option out of range, or no rule.
@@ -59,7 +67,10 @@ class Judge:
         shuffled: bool = False,
         prevalence: object = None,
         subgroups: Sequence[str] = SUBGROUPS,
+        tta: str | None = None,
     ) -> None:
+        check_tta(tta, key="evaluation.tta")
+        self.tta = tta
         if not isinstance(operating_point, OperatingRule):
             given = "null" if operating_point is None else operating_point
             raise UserError(
@@ -119,8 +130,11 @@ class Judge:
         points, calibration, abstention = None, None, None
         if not fit:
             described = read_checkpoint(checkpoint)["xray"]
-            points, calibration = fitted_of(described)
-            abstention = abstention_of(described)
+            if tta_of(described) == self.tta:
+                points, calibration = fitted_of(described)
+                abstention = abstention_of(described)
+            elif fitted_of(described)[0] is not None:
+                log.warning("%s was fitted with another evaluation.tta: fitted anew", checkpoint)
         self._tell_what_differs(checkpoint, points, calibration)
         points = points or self.operating_point.fit(val)
         wanted = self.calibration
@@ -133,6 +147,7 @@ class Judge:
                 operating_points=points,
                 calibration=calibration,
                 abstention=abstention,
+                tta=self.tta,
             )
         return self.evaluator(
             test,

@@ -19,11 +19,15 @@ def describe_best(
     operating_points: OperatingPoints,
     calibration: Calibration | None,
     abstention: Abstention | None = None,
+    tta: str | None = None,
 ) -> None:
     """Write what was fitted on validation into a saved checkpoint's `xray` entry.
 
     `thresholds`, which was 0.5 for each finding, becomes the cuts. All else stays as it is, and a
     kill leaves the old file or the new.
+
+    Args:
+        tta: `flip` where it was fitted to outputs averaged over each image and its mirror image.
 
     Raises:
         UserError: no checkpoint of this project.
@@ -34,8 +38,9 @@ def describe_best(
 
     checkpoint = read_checkpoint(path)
     checkpoint["xray"] = {
-        **checkpoint["xray"],
+        **{key: value for key, value in checkpoint["xray"].items() if key != "tta"},
         **fitted_entry(operating_points, calibration, abstention),
+        **({} if tta is None else {"tta": tta}),
     }
     write_checkpoint(checkpoint, path)
 
@@ -92,6 +97,43 @@ def abstention_of(described: Mapping[str, Any]) -> Abstention | None:
     return read
 
 
+FLIP, NONE = "flip", "none"
+
+
+def check_tta(value: object, *, key: str) -> None:
+    """Refuse any test-time augmentation but `flip` and none.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if value is not None and value != FLIP:
+        raise UserError(f"{key}={value} is unknown; give {FLIP}, or null for none")
+
+
+def tta_of(described: Mapping[str, Any]) -> str | None:
+    """The test-time augmentation whose outputs a checkpoint's fitted values are for.
+
+    Raises:
+        UserError: one that there is not.
+    """
+    own = described.get("tta")
+    if own not in (None, FLIP):
+        raise UserError(f"the checkpoint's tta is none that is known; {AGAIN}")
+    return None if own is None else FLIP
+
+
+def chosen_tta(asked: str | None, described: Mapping[str, Any]) -> str | None:
+    """The test-time augmentation that is asked for; by default the checkpoint's own.
+
+    Raises:
+        UserError: one that there is not.
+    """
+    if asked not in (None, FLIP, NONE):
+        raise UserError(f"--tta {asked} is unknown; choose one of {FLIP}, {NONE}")
+    own = tta_of(described)
+    return own if asked is None else FLIP if asked == FLIP else None
+
+
 AVERAGES = ("probabilities", "logits")
 # What members must have been trained with alike.
 AGREED = ("findings", "split_sha256", "image_size", "normalize")
@@ -106,6 +148,13 @@ class Described(Protocol):
     def sha256(self) -> str: ...
     @property
     def described(self) -> Mapping[str, Any]: ...
+    @property
+    def tta(self) -> str | None: ...
+
+
+def fits(member: Described) -> bool:
+    """Whether a model's fitted values are for the outputs that it gives."""
+    return member.tta == tta_of(member.described)
 
 
 def check_alike(members: Sequence[Described]) -> None:
@@ -123,6 +172,11 @@ def check_alike(members: Sequence[Described]) -> None:
                 f"{member.path} and {seen[member.sha256]} are the same checkpoint; give each once"
             )
         seen[member.sha256] = member.path
+        if member.tta != first.tta:
+            raise UserError(
+                f"{member.path} and {first.path} were not tested with the same augmentation; give "
+                f"--tta {FLIP} or --tta {NONE}"
+            )
         for key in AGREED:
             was, now = first.described.get(key), member.described.get(key)
             if was != now:

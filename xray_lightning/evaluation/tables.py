@@ -99,6 +99,8 @@ def show_scored(scored: Scored, console: Console) -> None:
     console.print(table)
     split = f"split {data['split']} ({data['split_sha256'][:7]})"
     say(f"{data['name']}, {split}, {data['side']} side, in {content['precision']}", console=console)
+    if content["tta"] is not None:
+        say(f"tta {content['tta']}: logits averaged with the mirror image's", console=console)
     for name, source in content["fitted"].items():
         words = readable(name)
         if source is not None:

@@ -50,6 +50,16 @@ class Predictions(NamedTuple):
     probabilities: Tensor  # (B, findings) float32
 
 
+def augmented_logits(model: Callable[[Tensor], Tensor], images: Tensor, tta: str | None) -> Tensor:
+    """Logits (B, findings), float32; with `flip` their mean over image and mirror image.
+
+    Logits are averaged, as nnU-Net does: a model whose two answers agree keeps them as they are,
+    and thresholds and calibration act on one scale with and without it.
+    """
+    logits = model(images).float()
+    return logits if tta is None else (logits + model(images.flip(-1)).float()) / 2
+
+
 LOSS_SO_FAR = "xray_train_loss_so_far"  # in a checkpoint: sum and count of an epoch under way
 
 
@@ -96,6 +106,7 @@ class Classifier(LightningModule):
         self.augment = augment
         self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
+        self.tta: str | None = None  # `flip`: of all evaluation outside a fit
         self.weights_seen: tuple[str, ...] = ()  # the data sets that its first weights have seen
         self._trained_on: str | None = None  # the name of the data set
         # Averaged weights, where there are some: what a checkpoint without optimizer holds.
@@ -267,7 +278,8 @@ class Classifier(LightningModule):
     # -- evaluation ------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(batch.images).float()
+        fitting = self.tta is not None and self.trainer.state.fn == "fit"
+        logits = augmented_logits(self, batch.images, None if fitting else self.tta)
         losses = self.loss(logits, batch.targets)
         self._gathered.append((batch.rows, logits.sigmoid(), batch.targets, losses))
 
@@ -278,7 +290,8 @@ class Classifier(LightningModule):
         rows = batch.rows[counted]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         names = () if data is None else data.table("test")["image"].iloc[rows.cpu().numpy()]
-        return Predictions(tuple(names), rows, self(batch.images).float().sigmoid()[counted])
+        logits = augmented_logits(self, batch.images, self.tta)
+        return Predictions(tuple(names), rows, logits.sigmoid()[counted])
 
     def _collect(self) -> Outputs:
         """All ranks' predictions, the same on each: every image once, in the table's order."""

@@ -207,6 +207,7 @@ def _run(
     # A graph holds no collective, and its gradients do not add up over steps.
     alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
     job.classifier.cuda_graph = job.speed.cuda_graph and accelerator == "cuda" and alone
+    job.classifier.tta = job.judge.tta
     fresh = deepcopy(job.classifier) if job.judge.shuffled else None
     if job.speed.compile:
         job.classifier.backbone.compile()

@@ -383,11 +383,15 @@ def fitted_table(checkpoint: CheckpointInfo) -> Table | None:
         for finding in checkpoint.model["findings"]
     ]
     undefined = {} if points is None else points.undefined
+    mirrored = ["tta flip: of logits averaged over each image and its mirror image."]
     return Table.of(
         "Operating points and calibration",
         (Column("Finding"), *numbers("Present from", "Slope", "Intercept")),
         rows,
-        [f"{readable(name)} keeps 0.5: {reason}." for name, reason in undefined.items()],
+        [
+            *(mirrored if checkpoint.tta else []),
+            *(f"{readable(name)} keeps 0.5: {reason}." for name, reason in undefined.items()),
+        ],
     )
 
 

@@ -14,7 +14,7 @@ from xray_lightning.deploy.model import EXPORTED, fitted_in
 from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.model_entry import Recalibrated
+from xray_lightning.evaluation.model_entry import Recalibrated, tta_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -51,6 +51,7 @@ class CheckpointInfo:
     exported: Mapping[str, Any] | None = None
     int8_cost: str | None = None  # those scores in words
     recalibrated: Recalibrated | None = None  # on the cases of another site
+    tta: str | None = None  # `flip`: what was fitted is for means with the mirror image's logits
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -83,6 +84,7 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     points, calibration = fitted_in(described, path=path)
     try:
         further["recalibrated"] = Recalibrated.in_entry(described)
+        further["tta"] = tta_of(described)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return CheckpointInfo(
@@ -569,6 +571,8 @@ def _fitted(checkpoint: CheckpointInfo) -> str:
     if (calibration := checkpoint.calibration) is not None:
         images = counted(calibration.images, whose)
         said.append(f"calibration by {calibration.method} on {images}")
+    if checkpoint.tta is not None:
+        said.append(f"tta {checkpoint.tta}")
     return "; ".join(said) or "no operating points, no calibration"
 
 
