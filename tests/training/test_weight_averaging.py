@@ -3,16 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_classifier
+from conftest import Train, tiny_classifier
 from fitting import data, trainer
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from xray_lightning.deploy.export import export
+from xray_lightning.deploy.model import load_model
+from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError
-from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.evaluation.evaluate import DataChoice, Options, score
+from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.training.weight_averaging import AveragedWeights, refuse_other_averaging
 
@@ -100,6 +105,49 @@ def test_a_run_cut_within_an_epoch_ends_bit_for_bit_as_an_uncut_one(
             assert one.keys() == other.keys()
             assert all(torch.equal(one[key], other[key]) for key in one)
     assert "current_model_state" in before[0]
+
+
+@pytest.mark.slow  # 20 s
+def test_what_is_exported_quantised_and_evaluated_is_the_average(
+    train: Train, phantoms: Path, tmp_path: Path
+) -> None:
+    """By its answers: those of the average, and not those of the weights that were trained."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    options = ("callbacks=ema", "callbacks.ema.decay=0.9", "trainer.max_epochs=1")
+    options = (*options, "optimizer.lr=0.002")  # far from the average
+    ended = train(*options, "strategy=single")
+    assert ended.exit_code == 0, ended.stderr
+    (run,) = ended.runs
+    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    latest = read_checkpoint(last)
+    assert latest["epoch"] == read_checkpoint(best)["epoch"]  # of the same steps
+    latest["state_dict"] = latest["current_model_state"]
+    write_checkpoint(latest, tmp_path / "trained.ckpt")
+
+    export(best, tmp_path / "float32.onnx", format="onnx")
+    export(best, tmp_path / "int8.onnx", format="onnx", int8=Path(phantoms))
+    side = load_model(best, device="cpu").image_size
+    images = np.random.default_rng(0).integers(0, 256, (8, side, side), dtype=np.uint8)
+    average, trained, float32 = (
+        load_model(path, device="cpu").predict(images).probabilities
+        for path in (best, tmp_path / "trained.ckpt", tmp_path / "float32.onnx")
+    )
+    apart = float(np.abs(average - trained).mean())
+    assert apart > 0.005
+    np.testing.assert_allclose(float32, average, atol=1e-4)
+
+    scored = score([best], Options(resamples=0), command="")
+    tested = ended.results[0]["metrics"]["test"]
+    assert scored.content["metrics"]["auroc_macro"] == pytest.approx(tested["auroc_macro"])
+    here = Options(DataChoice(phantoms), resamples=0, out=tmp_path / "here")
+    right, wrong = (
+        score([path], here, command="").content["metrics"]
+        for path in (best, tmp_path / "trained.ckpt")
+    )
+    assert wrong["brier_macro"] != pytest.approx(right["brier_macro"])
+    # In 8 bits this network, which has learnt little, is far from either: by what it was made of.
+    made_of = OnnxMember.read(tmp_path / "int8.onnx").described["int8"]["auroc_macro_float32"]
+    assert made_of == pytest.approx(right["auroc_macro"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
