@@ -1,9 +1,10 @@
-"""Stand-ins for srun, sbatch and scontrol: the same variables around a job, without a Slurm.
+"""Stand-ins for srun, sbatch, scontrol and squeue: a job's variables around it, without a Slurm.
 
 `sbatch` runs a script here, again after each `scontrol requeue`, which ends it as Slurm does: its
-tasks get SIGTERM, then SIGKILL. `srun` starts as many tasks as STAND_IN_TASKS says, and with
-`--kill-on-bad-exit=1` kills the others once one has failed. `scontrol show` prints the
-file `shown`; the file `refuses`, where there is one, is why scontrol fails. All calls of it are
+tasks get SIGTERM, then SIGKILL. With `--parsable` it does so in the background, and `squeue` names
+the job to its end. `srun` starts as many tasks as STAND_IN_TASKS says, and with
+`--kill-on-bad-exit=1` kills the others once one has failed. `scontrol show` prints the file
+`shown`; the file `refuses`, where there is one, is why scontrol fails. All calls of scontrol are
 lines of the file `asked`.
 """
 
@@ -17,7 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 
 here = Path(__file__).parent
-job, restarts = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": os.environ["STAND_IN_TASKS"]}, 0
+if "--parsable" in sys.argv:
+    number = str(77 + len([*here.glob("job-*")]))
+    (here / f"job-{number}").write_text(sys.stdin.read())
+    (here / f"queued-{number}").touch()
+    options = dict(arg.split("=", 1) for arg in sys.argv if "=" in arg)
+    with open(options["--output"], "a") as stream:
+        subprocess.Popen(
+            [__file__, str(here / f"job-{number}")], env=os.environ | {"STAND_IN_JOB": number},
+            stdout=stream, stderr=stream, start_new_session=True,
+        )
+    print(number)
+    sys.exit()
+number = os.environ.get("STAND_IN_JOB", "77")
+job, restarts = {"SLURM_JOB_ID": number, "SLURM_NTASKS": os.environ["STAND_IN_TASKS"]}, 0
+requeue = here / f"requeue-{number}"
 while True:
     again = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     batch = subprocess.Popen(
@@ -28,11 +43,12 @@ while True:
             exit_code = batch.wait(timeout=0.1)
             break
         except subprocess.TimeoutExpired:
-            if (here / "requeue").exists():
+            if requeue.exists():
                 os.killpg(batch.pid, signal.SIGTERM)
-    if not (here / "requeue").exists():
+    if not requeue.exists():
+        (here / f"queued-{number}").unlink(missing_ok=True)
         sys.exit(exit_code)
-    (here / "requeue").unlink()
+    requeue.unlink()
     with suppress(ProcessLookupError):
         os.killpg(batch.pid, signal.SIGKILL)  # what SIGTERM has not ended
     restarts += 1
@@ -72,16 +88,24 @@ with (here / "asked").open("a") as stream:
 if (here / "refuses").exists():
     sys.exit((here / "refuses").read_text())
 if asked[0] == "requeue":
-    (here / "requeue").touch()
+    (here / f"requeue-{asked[1]}").touch()
 else:
     print((here / "shown").read_text())
+"""
+
+SQUEUE = """
+from pathlib import Path
+
+for path in Path(__file__).parent.glob("queued-*"):
+    print(path.name.removeprefix("queued-"))
 """
 
 
 def stand_ins(folder: Path, *, tasks: int = 1) -> dict[str, str]:
     """Make the commands in a folder; returns what the environment needs to have them found."""
     folder.mkdir(exist_ok=True)
-    for name, code in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+    codes = {"sbatch": SBATCH, "srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE}
+    for name, code in codes.items():
         (folder / name).write_text(f"#!{sys.executable}\n{code}")
         (folder / name).chmod(0o755)
     bin_folder = Path(sys.executable).parent

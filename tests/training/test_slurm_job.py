@@ -265,6 +265,28 @@ def test_a_job_warned_while_rank_0_waits_for_another_rank_is_queued_again(
 
 
 @pytest.mark.slow
+def test_each_job_of_a_sweep_is_a_batch_job_that_is_queued_again_by_itself(
+    small: list[str], tmp_path: Path
+) -> None:
+    environ = stand_ins(tmp_path / "bin", tasks=2) | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    (tmp_path / "early.py").write_text(EARLY)
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.2", "strategy=ddp")
+    job = ("stages=[fit]", "seed=0,1", "+callbacks.early._target_=early.Early")
+    command = ["python", str(REPOSITORY / "train.py"), "-m", *launcher, *small, *job]
+    ended = Ended.of(command, tmp_path, **environ)
+    assert ended.exit_code == 0, ended.stdout + ended.stderr
+    assert sorted(asked(tmp_path / "bin")) == ["requeue 77", "requeue 78"]
+    paths = sorted(tmp_path.glob("runs/*_sweep/*/results.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    assert [(result["seed"], result["status"]) for result in found] == [
+        (0, "finished"),
+        (1, "finished"),
+    ]
+    slurm = [result["environment"]["slurm"] for result in found]
+    assert slurm == [{"name": "77", "restarts": 1}, {"name": "78", "restarts": 1}]
+
+
+@pytest.mark.slow
 def test_a_job_that_cannot_be_queued_again_ends_with_its_checkpoint_and_one_line(
     small: list[str], tmp_path: Path
 ) -> None:
