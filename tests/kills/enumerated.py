@@ -20,25 +20,33 @@ CALLS = ("write", "pwrite", "fsync", "close", "ftruncate")  # of os, which are n
 
 @dataclass
 class Tally:
-    """What came of kills."""
+    """What came of kills, and how many calls there were to kill at."""
 
+    calls: int = 0
     kills: int = 0
     corrupt: list[str] = field(default_factory=list)
     not_gone_on: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
 
 
-def killed_at_call(number: int) -> Callable[[], None]:
-    """Arm this process: SIGKILL before its n-th call that changes the disk."""
+def killed_at_call(number: int, counted_in: Path | None = None) -> Callable[[], None]:
+    """Arm this process: SIGKILL before its n-th call that changes the disk.
+
+    Args:
+        counted_in: grows by a byte a call.
+    """
 
     def arm() -> None:
         left = number
+        tally = None if counted_in is None else counted_in.open("wb", buffering=0)
 
         def count() -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if tally is not None:
+                tally.write(b".")
 
         def audited(event: str, arguments: tuple[Any, ...]) -> None:
             writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & 3
@@ -100,14 +108,21 @@ class Kills:
     base: Path
     tally: Tally = field(default_factory=Tally)
 
-    def begin(self) -> None:
-        """Lay out the folder and keep a copy of it; do the operation once, and keep that too."""
+    def begin(self) -> int:
+        """Lay out the folder and keep a copy of it; do the operation once, and keep that too.
+
+        Returns:
+            How many calls it made that change the disk.
+        """
         self.folder.mkdir(parents=True)
         self.operation.begin(self.folder)
         shutil.copytree(self.folder, self.base / "begun")
-        assert in_child(lambda: self.operation.act(self.folder)) == 0
+        count = self.base / "calls"
+        arm = killed_at_call(sys.maxsize, counted_in=count)
+        assert in_child(lambda: self.operation.act(self.folder), arm) == 0
         self.operation.state(self.folder)
         shutil.copytree(self.folder, self.base / "done")
+        return count.stat().st_size
 
     @property
     def folder(self) -> Path:
@@ -147,14 +162,17 @@ class Kills:
 
 
 def kills_of(operation: Operation, base: Path, *, most: int, seed: int = 0) -> Tally:
-    """Kill an operation at each of its calls, and then in the middle of a write, `most` times."""
+    """Kill an operation at each of its calls, and then in the middle of a write, `most` times.
+
+    Of more calls than that, so many are drawn.
+    """
     kills = Kills(operation, base)
-    kills.begin()
-    call = 1
-    while kills.tally.kills < most and kills.kill_and_go_on(killed_at_call(call), f"call {call}"):
-        call += 1
-    sizes = [p.stat().st_size for p in (base / "done").rglob("*") if p.is_file()]
+    kills.tally.calls = kills.begin()
+    calls = range(1, kills.tally.calls + 1)
     random = Random(seed)
+    for call in calls if len(calls) <= most else sorted(random.sample(calls, most)):
+        kills.kill_and_go_on(killed_at_call(call), f"call {call}")
+    sizes = [p.stat().st_size for p in (base / "done").rglob("*") if p.is_file()]
     tries = 0
     while kills.tally.kills < most and tries < 3 * most:
         byte = random.randrange(1, max(sizes))

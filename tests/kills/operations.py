@@ -1,7 +1,11 @@
 """Operations that are killed: how each begins, what it writes, and when that is right."""
 
+import importlib
 import io
 import json
+import os
+import runpy
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL, TRAIN_PY
 from PIL import Image
 
 from xray_lightning.data.cache import ImageSet, open_cache
 from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.download.archive import unpack_images
+from xray_lightning.data.sources.phantom.dataset import PhantomSpec, ensure_phantoms
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
@@ -138,7 +143,70 @@ def unpacked(folder: Path) -> object:
     return len(found)
 
 
+def train(folder: Path, *overrides: str) -> None:
+    """`python train.py` in this process, which is a fork that ends with it."""
+    data = (f"data.root={folder}/phantoms", f"data.cache_dir={folder}/cache", "data.phantom=null")
+    model = ("model=timm", "model.arch=test_efficientnet", "data.batch_size=20")  # quick to save
+    options = (*SMALL, *model, "trainer.max_epochs=2", "logger=csv")
+    sys.argv = [TRAIN_PY, *data, *options, *overrides]
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):  # what it says, beside the folder
+        handle = os.open(f"{folder}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(handle, number)
+    try:
+        runpy.run_path(TRAIN_PY, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def draw_phantoms(folder: Path) -> None:
+    for name in (
+        "hydra",
+        "lightning.pytorch",
+        "timm",
+        "torch._dynamo",
+        "xray_lightning.training.fit",
+    ):
+        importlib.import_module(name)  # once, for all forks
+    ensure_phantoms(folder / "phantoms", PhantomSpec(images=60, size=32, seed=7))
+
+
+def run(folder: Path) -> None:
+    """A training run, or what is left of it: whoever finds a record goes on with its run."""
+    if (folder / "one" / "results.json").exists():
+        train(folder, "resume=one")
+    else:
+        train(folder, "hydra.run.dir=one")
+
+
+def scores(run: Path) -> object:
+    """What a run has come to, to the last bit; None before it is finished."""
+    if not (run / "results.json").exists():
+        return None
+    record = read_run(run)
+    for path in (run / "checkpoints").glob("[!.]*.ckpt"):
+        read_checkpoint(path)
+    if record.status != "finished":
+        return None
+    weights = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    table = read_predictions(run / "predictions_test.csv")
+    curve = [(row.epoch, row.train_loss, row.val_loss) for row in record.history]
+    sums = [float(one.double().sum()) for one in weights.values()]
+    return curve, sums, record.test, table.to_csv()
+
+
+def sweep(folder: Path) -> None:
+    train(folder, "-m", "seed=0,1", "hydra.sweep.dir=grid", "trainer.max_epochs=1")
+
+
+def swept(folder: Path) -> object:
+    return [scores(run) for run in sorted((folder / "grid").glob("[0-9]*_*"))]
+
+
 OPERATIONS: dict[str, Operation] = {
+    "run": Operation(draw_phantoms, run, lambda folder: scores(folder / "one")),
+    "sweep": Operation(draw_phantoms, sweep, swept),
     "checkpoint": Operation(
         lambda folder: save(folder, 0.0), lambda folder: save(folder, 1.0), saved
     ),
