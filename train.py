@@ -603,6 +603,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         scheduler=make(cfg, "scheduler") or None,
         rate_scaling=make(cfg, "lr_scaling") or None,
         augment=make(cfg, "augment") or None,
+        mixing=make(cfg, "mixing") or None,
         recipe={
             "model": model,
             "normalize": cfg.data.normalize,
@@ -663,7 +664,7 @@ def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
         "Precision": cfg.trainer.precision,
         "Scheduler": choices["scheduler"],
         "Strategy": choices["strategy"],
-        **{group: choices[group] for group in ("data", "augment", "loss", "optimizer")},
+        **{group: choices[group] for group in ("data", "augment", "mixing", "loss", "optimizer")},
         "max_epochs": cfg.trainer.max_epochs,
         "seed": cfg.seed,
         **{key: cfg.data[key] for key in ("batch_size", "image_size", "normalize", "sampler")},

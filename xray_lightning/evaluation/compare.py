@@ -252,7 +252,7 @@ def _run(folder: Path) -> Run:
 RECIPE_ANYWAY = ("callbacks", "trainer")
 FREE = (
     *(key for key in FREE_KEYS if key not in RECIPE_ANYWAY),
-    *("name", "seed", "data.seed", "augment.seed", "trainer.accelerator"),
+    *("name", "seed", "data.seed", "augment.seed", "mixing.seed", "trainer.accelerator"),
     *("callbacks.best.dirpath", "callbacks.last.path"),
 )
 

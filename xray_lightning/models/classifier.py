@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.functional.classification import multilabel_auroc
 
 from xray_lightning.data.loader import Batch
+from xray_lightning.data.mixing import Mixing
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import RunFailedError, UserError, one_line
 from xray_lightning.findings import FINDINGS
@@ -77,6 +78,7 @@ class Classifier(LightningModule):
             constant rate.
         rate_scaling: makes the rate grow with the global batch; None leaves it.
         augment: uint8 images and their draws' numbers to float images, in training alone.
+        mixing: mixes each of these with another one, and the losses of their targets likewise.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
         fine_tuning: rates and weight decay by layer; None for the same everywhere.
@@ -93,6 +95,7 @@ class Classifier(LightningModule):
         scheduler: Mapping[str, Any] | None = None,
         rate_scaling: RateScaling | None = None,
         augment: nn.Module | None = None,
+        mixing: Mixing | None = None,
         recipe: Mapping[str, Any] | None = None,
         channels_last: bool = True,
         fine_tuning: FineTuning | None = None,
@@ -104,6 +107,7 @@ class Classifier(LightningModule):
         self.findings = tuple(findings)
         self.loss.size_to(len(self.findings))
         self.augment = augment
+        self.mixing = mixing
         self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
         self.tta: str | None = None  # `flip`: of all evaluation outside a fit
@@ -152,7 +156,13 @@ class Classifier(LightningModule):
         images = batch.images
         if self.augment is not None:
             images = self.augment(images, batch.draws)
-        losses: Tensor = self.loss(self._logits(images), batch.targets)  # (B,)
+        own = None
+        if self.mixing is not None:
+            images, own = self.mixing(images, batch.draws)
+        logits = self._logits(images)
+        losses: Tensor = self.loss(logits, batch.targets)  # (B,)
+        if own is not None:
+            losses = torch.lerp(self.loss(logits, batch.targets.roll(1, 0)), losses, own)
         counted = batch.rows >= 0
         with torch.no_grad():
             known = counted & losses.isfinite()  # FiniteLoss tells of the others

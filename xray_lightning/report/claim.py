@@ -92,8 +92,12 @@ def _criteria(run: Run) -> str:
 
 def _preprocessing(run: Run) -> str:
     size, settings = run.settings.get("data.image_size"), run.settings
-    augment = str(settings.get("augment._target_") or "").rpartition(".")[2]
+    augment, mixing = (
+        str(settings.get(f"{group}._target_") or "").rpartition(".")[2]
+        for group in ("augment", "mixing")
+    )
     changed = f"augmented in training by {augment}" if augment else "not augmented"
+    changed += f", mixed by {mixing}" if mixing else ""
     return f"Gray, {size} x {size} px, normalised {settings.get('data.normalize')}; {changed}"
 
 

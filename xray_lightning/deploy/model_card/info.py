@@ -590,7 +590,7 @@ def _recipe(run: Run) -> str:
     """The parts of the training by their names in the configuration."""
     named = {
         key: str(run.settings.get(f"{key}._target_", "")).rpartition(".")[2]
-        for key in ("loss", "optimizer", "augment")
+        for key in ("loss", "optimizer", "augment", "mixing")
     }
     rate, batch = run.settings.get("optimizer.lr"), run.settings.get("data.batch_size")
     parts = [
@@ -598,6 +598,7 @@ def _recipe(run: Run) -> str:
         named["optimizer"] + ("" if rate is None else f" at {rate}"),
         "" if batch is None else f"{batch} images a step",
         f"augmented by {named['augment']}" if named["augment"] else "not augmented",
+        f"mixed by {named['mixing']}" if named["mixing"] else "",
     ]
     return ", ".join(filter(None, parts)) if named["loss"] else NONE
 
