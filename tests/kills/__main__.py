@@ -34,7 +34,8 @@ def main() -> int:
     names = [given.only] if given.only else list(OPERATIONS)
     left = given.kills
     for place, name in enumerate(names):
-        share = left // (len(names) - place)
+        weights = [OPERATIONS[one].weight for one in names[place:]]
+        share = left * weights[0] // sum(weights)
         with tempfile.TemporaryDirectory() as base:
             tally = kills_of(OPERATIONS[name], Path(base), most=share, seed=given.seed)
         left -= tally.kills

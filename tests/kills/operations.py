@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from conftest import REPOSITORY, SMALL, TRAIN_PY
+from conftest import REPOSITORY, SMALL, TRAIN_PY, flags_first
 from PIL import Image
 
 from xray_lightning.data.cache import ImageSet, open_cache
@@ -41,11 +41,13 @@ class Operation:
         act: the work.
         state: what a reader finds in the files under their final names: anything that compares.
             It raises where one is no whole file.
+        weight: its share of all kills, beside the others'.
     """
 
     begin: Callable[[Path], object]
     act: Callable[[Path], object]
     state: Callable[[Path], object]
+    weight: int = 3
 
 
 def save(folder: Path, value: float) -> None:
@@ -148,7 +150,7 @@ def train(folder: Path, *overrides: str) -> None:
     data = (f"data.root={folder}/phantoms", f"data.cache_dir={folder}/cache", "data.phantom=null")
     model = ("model=timm", "model.arch=test_efficientnet", "data.batch_size=20")  # quick to save
     options = (*SMALL, *model, "trainer.max_epochs=2", "logger=csv")
-    sys.argv = [TRAIN_PY, *data, *options, *overrides]
+    sys.argv = [TRAIN_PY, *flags_first([*data, *options, *overrides])]
     os.chdir(folder)
     for number, name in ((1, "out"), (2, "err")):  # what it says, beside the folder
         handle = os.open(f"{folder}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -206,7 +208,7 @@ def swept(folder: Path) -> object:
 
 OPERATIONS: dict[str, Operation] = {
     "run": Operation(draw_phantoms, run, lambda folder: scores(folder / "one")),
-    "sweep": Operation(draw_phantoms, sweep, swept),
+    "sweep": Operation(draw_phantoms, sweep, swept, weight=1),  # ten times as long
     "checkpoint": Operation(
         lambda folder: save(folder, 0.0), lambda folder: save(folder, 1.0), saved
     ),
