@@ -21,6 +21,7 @@ import torch
 from checkpoints import SIDE, checkpoint
 from conftest import Xray, environment
 from PIL import Image
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from xray_lightning.cli.main import app
@@ -454,3 +455,50 @@ def test_a_damaged_account_of_int8_is_one_line(
     code, out, err = xray("info", one)
     assert (code, out) == (2, "")
     assert "one.onnx: its metadata are damaged (int8)" in err
+
+
+# -- weights alone ---------------------------------------------------------------------------------
+
+
+def test_weights_without_pickle_take_the_checkpoints_place_in_every_command(
+    ckpt: Path, tmp_path: Path, xray: Xray
+) -> None:
+    out = tmp_path / "one.safetensors"
+    code, told, _ = xray("export", ckpt, "--out", out, "--format", "safetensors")
+    assert code == 0
+    assert told.startswith(f"Written: {out}, ")
+    expected = load_model(ckpt, device="cpu").predict(ARRAYS)
+    found = load_model(out, device="cpu").predict(ARRAYS)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    code, told, _ = xray("info", out, "--json")
+    _, told_of_ckpt, _ = xray("info", ckpt, "--json")
+    same, other = json.loads(told), json.loads(told_of_ckpt)
+    for key in ("model", "operating_points", "calibration", "split_sha256"):
+        assert same.get(key) == other.get(key)
+    code, _, error = xray("export", out, "--out", tmp_path / "two.onnx")
+    assert code == 0, error
+    Image.fromarray(ARRAYS[0]).save(tmp_path / "one.png")
+    for model in (ckpt, out):
+        table = tmp_path / f"{model.suffix[1:]}.csv"
+        code, _, error = xray("predict", model, tmp_path / "one.png", "--out", table)
+        assert code == 0, error
+    assert table.read_bytes() == (tmp_path / "ckpt.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a safetensors file"),
+        (b'\x08\0\0\0\0\0\0\0{"a":[}]', "not a safetensors file"),
+        (save({"x": torch.zeros(1)}), "was not written by xray-lightning"),
+        (save({"x": torch.zeros(1)}, metadata={"xray": "[" * 9}), "not a safetensors file"),
+        (save({"x": torch.zeros(1)}, metadata={"xray": "7"}), "was not written by xray-lightning"),
+    ],
+)
+def test_a_safetensors_file_that_is_no_checkpoint_is_refused_in_one_line(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_checkpoint(path)

@@ -88,8 +88,8 @@ def predict(
 
 def export(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: a .onnx or .pt2 file.")],
-    format: Annotated[str, typer.Option(help="onnx, or torch-export.")] = "onnx",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .onnx, .pt2 or .safetensors file.")],
+    format: Annotated[str, typer.Option(help="onnx, torch-export, or safetensors.")] = "onnx",
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="Images to compare on: files, folders or patterns."),
@@ -107,6 +107,9 @@ def export(
     more than 1e-4, nothing is written.
 
     xray predict takes the .onnx file in the place of a checkpoint, without torch.
+
+    --format safetensors writes the weights and the same description without pickle; every command
+    takes that file in the place of a checkpoint.
 
     --int8 writes integers of 8 bits in the place of float32, with ranges from up to 200 validation
     images of a data set, and says what that costs in AUROC on its test images.

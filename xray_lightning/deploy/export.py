@@ -35,7 +35,13 @@ from xray_lightning.deploy.predict import check_file, find_inputs
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import told_if_unwritable, write_atomically
-from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
+from xray_lightning.models.checkpoint import (
+    SAFETENSORS,
+    RestoredModel,
+    as_safetensors,
+    read_checkpoint,
+    restore,
+)
 from xray_lightning.progress import Display, unseen
 
 DESCRIPTION = "xray.json"  # of a torch-export file: what an ONNX file has as its metadata
@@ -164,7 +170,7 @@ def _tidy(proto: Any) -> None:
 
 
 # A format and the ending of its files.
-FORMATS = {"onnx": EXPORTED, "torch-export": ".pt2"}
+FORMATS = {"onnx": EXPORTED, "torch-export": ".pt2", "safetensors": SAFETENSORS}
 MOST_APART = 1e-4  # of a probability or a logit, in float32
 MOST_IMAGES = 200  # that are compared, at most
 PHANTOMS = 24  # where no images are given
@@ -196,7 +202,7 @@ def export(
 
     Args:
         out: the file to write, with the format's ending.
-        format: `onnx` or `torch-export`.
+        format: `onnx`, `torch-export`, or `safetensors` for the weights alone, without a graph.
         images: files, folders or patterns to compare on, the first `MOST_IMAGES` of them that can
             be read; none for phantoms.
         int8: folder of a data set: write the model in integers of 8 bits, with ranges from its
@@ -212,6 +218,10 @@ def export(
         raise UserError(f"--int8 is of --format onnx, not of {format}; leave one of them out")
     found = find_inputs(images, leave_out=out).paths if images else []
     kept = read_checkpoint(checkpoint)
+    if format == "safetensors":
+        restore(kept, source=checkpoint)  # refuses weights that do not fit
+        content = as_safetensors(kept)
+        return Exported(len(content), 0, 0.0, 0.0, [_write(out, content)])
     # Channels last is torch's own affair, and would be a copy in the graph.
     model = Answering(restore(kept, source=checkpoint, channels_last=False)).eval()
     with checkpoint.open("rb") as stream:
@@ -238,10 +248,15 @@ def export(
     if int8 is not None:
         content, cost = quantize(checkpoint, content, described, data=int8, progress=progress)
         told += cost
+    told.append(_write(out, content))
+    return Exported(len(content), compared, probabilities, logits, told)
+
+
+def _write(out: Path, content: bytes) -> str:
+    """Write the file; returns the line that says so."""
     with told_if_unwritable(f"--out {out} cannot be written", advice="give another file"):
         write_atomically(out, content)
-    told.append(f"Written: {out}, {len(content) / 1e6:.1f} MB")
-    return Exported(len(content), compared, probabilities, logits, told)
+    return f"Written: {out}, {len(content) / 1e6:.1f} MB"
 
 
 def check_out(out: Path, *, format: str) -> None:

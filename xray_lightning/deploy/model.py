@@ -254,7 +254,7 @@ def load_model(
         checkpoint = [checkpoint]
     paths = [Path(path) for path in checkpoint]
     if not paths:
-        raise UserError("no checkpoint; give the path of a .ckpt or .onnx file")
+        raise UserError("no checkpoint; give the path of a .ckpt, .safetensors or .onnx file")
     options: Any = {"device": device, "precision": precision, "average": average, "tta": tta}
     network: Network
     if all(map(is_exported, paths)):

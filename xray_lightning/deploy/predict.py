@@ -315,7 +315,7 @@ def _names(table: Path) -> list[str]:
     return names
 
 
-MODELS = (".ckpt", EXPORTED)
+MODELS = (".ckpt", ".safetensors", EXPORTED)
 
 
 def predict(
@@ -329,7 +329,7 @@ def predict(
     """Predict every file that the arguments name, with the models among them.
 
     Args:
-        arguments: at least one name that ends in .ckpt or .onnx, and files, folders, patterns or
+        arguments: at least one name that ends as one of MODELS, and files, folders, patterns or
             CSVs; see `find_inputs`.
         out: a .csv, .jsonl or .parquet file; None for a CSV on stdout.
         images: folder of a CSV's images; None for the CSV's own.
@@ -346,7 +346,8 @@ def predict(
     checkpoints = [name for name in arguments if name.lower().endswith(MODELS)]
     named = [name for name in arguments if not name.lower().endswith(MODELS)]
     if not checkpoints:
-        raise UserError("no checkpoint is given: the path of a model, which ends in .ckpt or .onnx")
+        endings = " or ".join(MODELS)
+        raise UserError(f"no checkpoint is given: the path of a model, which ends in {endings}")
     if not named:
         raise UserError("nothing to predict; give images, folders, patterns or a CSV")
     if out is not None:

@@ -1,9 +1,11 @@
 """Checkpoint files: read without running code, restored as a model, written whole."""
 
+import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from xray_lightning.findings import check_findings, differing
 CHECKPOINT_SCHEMA = 1  # of the `xray` entry; the only one that there has been
 BEST = "best.ckpt"
 LAST = "last.ckpt"
+SAFETENSORS = ".safetensors"
+# What a safetensors file says of a checkpoint beside its weights, each as JSON in its header.
+DESCRIBED = ("xray", "epoch", "global_step", "pytorch-lightning_version")
 CHUNK = 1 << 20  # bytes
 
 
@@ -25,7 +30,7 @@ def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dic
     """A checkpoint of this project, its tensors on the CPU; nothing in it is executed.
 
     Args:
-        path: the file.
+        path: the file, a .ckpt or what `as_safetensors` has written.
         findings: those it must have, in this order; None for whatever it has.
 
     Raises:
@@ -36,6 +41,11 @@ def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dic
         raise UserError(f"checkpoint {path} is a folder; give the path of a .ckpt file in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
+    if path.suffix.lower() == SAFETENSORS:
+        checkpoint: Any = read_safetensors(path, where=f"checkpoint {path}")
+        with _naming(path):
+            check_checkpoint(checkpoint, findings=findings)
+        return dict(checkpoint)
     try:
         _check_sums(path)
         with warnings.catch_warnings():
@@ -79,6 +89,56 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
             f"checkpoint {path} cannot be written ({error}); the previous one is untouched. "
             "Free some space, or choose another folder with hydra.run.dir"
         ) from error
+
+
+def read_safetensors(path: Path, *, where: str) -> dict[str, Any]:
+    """The tensors of a safetensors file as `state_dict`, and what it says of them.
+
+    Args:
+        where: what the file is, for messages.
+
+    Raises:
+        UserError: the package is not installed, or the file is another one or damaged.
+    """
+    try:
+        safetensors = import_module("safetensors")
+    except ImportError as error:
+        raise UserError(
+            f"{where} needs safetensors, not installed; install xray-lightning[safetensors]"
+        ) from error
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            described = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = {key: json.loads(described[key]) for key in DESCRIBED if key in described}
+    except Exception as error:  # SafetensorError is of its own kind
+        raise UserError(f"{where}: not a safetensors file ({one_line(error)[:LONGEST]})") from error
+    return {"state_dict": state, **said}
+
+
+def as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
+    """A checkpoint's weights and what it says of them as a safetensors file, without pickle.
+
+    What only training needs is left out: the optimizer, the loss, the loops.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        save = import_module("safetensors.torch").save
+    except ImportError as error:
+        raise UserError(
+            "--format safetensors needs safetensors, not installed; install "
+            "xray-lightning[safetensors]"
+        ) from error
+    state = {
+        key: value.contiguous().clone()  # one may be a view of another
+        for key, value in checkpoint["state_dict"].items()
+        if not key.startswith(OF_TRAINING)
+    }
+    said = {key: json.dumps(checkpoint[key]) for key in DESCRIBED if key in checkpoint}
+    content: bytes = save(state, metadata=said)
+    return content
 
 
 def _check_sums(path: Path) -> None:

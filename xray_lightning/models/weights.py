@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xray_lightning.errors import UserError, printable
+from xray_lightning.models.checkpoint import SAFETENSORS, read_safetensors
 
 PACKAGE = "package://"  # package://NAME/FILE: a file that an installed Python package ships
 LEAST_SHARE = 0.9  # of the backbone's numbers that a file must hold
@@ -109,7 +110,11 @@ def read_weights(given: str | Path, *, key: str = "model.weights_path") -> Weigh
     where = f"{key}={given}"
     if not path.is_file():
         raise UserError(f"{where}: no such file")
-    content = _safetensors(path, where) if path.suffix == ".safetensors" else _pickled(path, where)
+    content = (
+        read_safetensors(path, where=where)
+        if path.suffix.lower() == SAFETENSORS
+        else _pickled(path, where)
+    )
     described = content.get("xray") if isinstance(content, Mapping) else None
     described = described if isinstance(described, Mapping) else {}
     pathologies = None
@@ -148,20 +153,6 @@ def _located(given: str, key: str) -> Path:
             f"{key}={given}: the Python package {name} is not installed; uv pip install {name}"
         )
     return Path(next(iter(spec.submodule_search_locations))) / file
-
-
-def _safetensors(path: Path, where: str) -> dict[str, Tensor]:
-    try:
-        safetensors = import_module("safetensors.torch")
-    except ImportError as error:
-        raise UserError(
-            f"{where} needs safetensors, not installed; install xray-lightning[safetensors]"
-        ) from error
-    try:
-        state: dict[str, Tensor] = safetensors.load_file(path)
-    except Exception as error:  # SafetensorError is of its own kind
-        raise UserError(f"{where}: not a safetensors file ({first_line(error)})") from error
-    return state
 
 
 class _Part:
