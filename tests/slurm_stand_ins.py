@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from conftest import REPOSITORY
+
 SBATCH = """
 import os, signal, subprocess, sys
 from contextlib import suppress
@@ -99,6 +101,23 @@ from pathlib import Path
 for path in Path(__file__).parent.glob("queued-*"):
     print(path.name.removeprefix("queued-"))
 """
+
+
+EXAMPLE = REPOSITORY / "docs" / "examples" / "train.sbatch"
+
+
+def beside_train_py(folder: Path, **modules: str) -> dict[str, str]:
+    """Make a folder in which the example can be submitted, with modules of this code in it.
+
+    Returns:
+        What the environment needs to have them found.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in ("train.py", "conf"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    for name, code in modules.items():
+        (folder / f"{name}.py").write_text(code)
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
 
 
 def stand_ins(folder: Path, *, tasks: int = 1) -> dict[str, str]:

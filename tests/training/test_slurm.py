@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, TRAIN_PY
+from conftest import TRAIN_PY
 from slurm_cluster import Slurm, lacking, started
+from slurm_stand_ins import EXAMPLE, beside_train_py
 
 from xray_lightning.models.checkpoint import read_checkpoint
 
@@ -37,9 +38,6 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 def train(*overrides: str) -> list[str]:
     return [sys.executable, TRAIN_PY, *overrides]
-
-
-EXAMPLE = REPOSITORY / "docs" / "examples" / "train.sbatch"
 
 
 @pytest.mark.parametrize("mpi", ["none", "pmi2"])
@@ -154,15 +152,6 @@ def await_steps(slurm: Slurm, number: str, folder: Path, *, restart: int) -> Non
         time.sleep(0.1)
 
 
-def beside_train_py(folder: Path) -> dict[str, Any]:
-    """A folder in which the example can be submitted, and how to."""
-    folder.mkdir()
-    for name in ("train.py", "conf"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    (folder / "cut.py").write_text(STEPS)
-    return {"cwd": folder, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"])
 
@@ -171,12 +160,13 @@ def test_a_job_cut_in_four_equals_an_uncut_one_bit_by_bit(
     slurm: Slurm, small: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "cut"
-    place = beside_train_py(folder)
+    place: dict[str, Any] = {"cwd": folder, **beside_train_py(folder, cut=STEPS)}
     options = (*small, "data.batch_size=15", "trainer.max_epochs=10")
     # Slurm looks each half-minute whether 10 s are left, or will be before it looks again.
     limit = ("--time=1", "--signal=USR1@10")
     number = slurm.submit(EXAMPLE, *options, SLOW, options=limit, **place)
-    uncut = slurm.submit(EXAMPLE, *options, **beside_train_py(tmp_path / "uncut"))
+    whole = tmp_path / "uncut"
+    uncut = slurm.submit(EXAMPLE, *options, cwd=whole, **beside_train_py(whole))
     slurm.wait(number, "PENDING", restarts=1)
     (result,) = results(folder)
     assert (result["status"], result["reason"]) == ("interrupted", "interrupted by SIGUSR1")
@@ -188,17 +178,17 @@ def test_a_job_cut_in_four_equals_an_uncut_one_bit_by_bit(
     slurm.wait(number, "COMPLETED", restarts=3)
     slurm.wait(uncut, "COMPLETED")
     (result,) = results(folder)
-    (whole,) = results(tmp_path / "uncut")
+    (expected,) = results(whole)
     assert result["status"] == "finished"
     assert result["environment"]["slurm"] == {"name": number, "restarts": 3}
-    for row, expected in zip(result["history"], whole["history"], strict=True):
+    for row, other in zip(result["history"], expected["history"], strict=True):
         for key in ("epoch", "train_loss", "val_loss", "val_auroc_macro", "images"):
-            assert row[key] == pytest.approx(expected[key], rel=1e-6), key
-    (one,), (other,) = (
+            assert row[key] == pytest.approx(other[key], rel=1e-6), key
+    (one,), (two,) = (
         [weights(run) for run in (tmp_path / name).glob("runs/2*")] for name in ("cut", "uncut")
     )
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
     begun = {restart: sorted(set(steps(folder, restart=restart))) for restart in range(4)}
     assert [step for part in begun.values() for step in part] == list(range(40))  # none twice
     assert all(begun.values())
@@ -208,7 +198,8 @@ def test_a_job_cut_in_four_equals_an_uncut_one_bit_by_bit(
 def test_a_cancelled_job_of_an_array_leaves_a_checkpoint_and_is_not_queued_again(
     slurm: Slurm, small: list[str], tmp_path: Path
 ) -> None:
-    place = beside_train_py(tmp_path / "cancelled")
+    folder = tmp_path / "cancelled"
+    place: dict[str, Any] = {"cwd": folder, **beside_train_py(folder, cut=STEPS)}
     options = (*small, "data.batch_size=15", "trainer.max_epochs=10")
     number = slurm.submit(EXAMPLE, *options, SLOW, options=("--array=3",), **place)
     await_steps(slurm, number, place["cwd"], restart=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, Ended
-from slurm_stand_ins import asked, stand_ins
+from slurm_stand_ins import EXAMPLE, asked, beside_train_py, stand_ins
 
 from xray_lightning.errors import UserError
 from xray_lightning.models.checkpoint import read_checkpoint
@@ -207,17 +207,12 @@ def test_a_job_warned_three_times_equals_an_unwarned_one_bit_by_bit(
     small: list[str], tmp_path: Path
 ) -> None:
     environ = stand_ins(tmp_path / "bin", tasks=2)
-    (tmp_path / "cut.py").write_text(CUTS)
     options = (*small, "data.batch_size=15", "trainer.max_epochs=3")
-    script = str(REPOSITORY / "docs" / "examples" / "train.sbatch")
     found = []
     for name, further in (("cut", ("+callbacks.cut._target_=cut.Cut",)), ("whole", ())):
         folder = tmp_path / name
-        folder.mkdir()
-        for part in ("train.py", "conf"):
-            (folder / part).symlink_to(REPOSITORY / part)
-        path = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-        command = [str(tmp_path / "bin" / "sbatch"), script, *options, *further]
+        path = beside_train_py(folder, cut=CUTS)
+        command = [str(tmp_path / "bin" / "sbatch"), str(EXAMPLE), *options, *further]
         ended = Ended.of(command, folder, **environ, **path)
         assert ended.exit_code == 0, ended.stdout + ended.stderr
         (run,) = ended.runs
@@ -232,7 +227,7 @@ def test_a_job_warned_three_times_equals_an_unwarned_one_bit_by_bit(
     assert json.dumps(result).count("interrupted") == 0
 
 
-# Warns all tasks of the step when rank 0 waits for rank 1 in a collective, or before the run.
+# Warns all tasks of the step when rank 0 waits for rank 1 in a collective.
 EARLY = """
 import os, signal, subprocess, time
 from lightning.pytorch import Callback
@@ -250,13 +245,38 @@ class Early(Callback):
 def test_a_job_warned_while_rank_0_waits_for_another_rank_is_queued_again(
     small: list[str], tmp_path: Path
 ) -> None:
-    environ = stand_ins(tmp_path / "bin", tasks=2) | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-    (tmp_path / "early.py").write_text(EARLY)
-    for part in ("train.py", "conf"):
-        (tmp_path / part).symlink_to(REPOSITORY / part)
-    script = str(REPOSITORY / "docs" / "examples" / "train.sbatch")
+    environ = stand_ins(tmp_path / "bin", tasks=2) | beside_train_py(tmp_path, early=EARLY)
     further = ("stages=[fit]", "+callbacks.early._target_=early.Early")
-    command = [str(tmp_path / "bin" / "sbatch"), script, *small, *further]
+    command = [str(tmp_path / "bin" / "sbatch"), str(EXAMPLE), *small, *further]
+    ended = Ended.of(command, tmp_path, **environ)
+    assert ended.exit_code == 0, ended.stdout + ended.stderr
+    assert asked(tmp_path / "bin") == ["requeue 77"]
+    (result,) = ended.results
+    assert result["status"] == "finished"
+
+
+# Warns rank 1 alone, as it is about to meet rank 0 for the first time.
+FIRST_MEETING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch.distributed":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.slow  # a minute: rank 0 has its time to hear of it first
+def test_a_job_warned_before_its_run_has_a_folder_is_queued_again(
+    small: list[str], tmp_path: Path
+) -> None:
+    environ = stand_ins(tmp_path / "bin", tasks=2)
+    environ |= beside_train_py(tmp_path, sitecustomize=FIRST_MEETING)
+    command = [str(tmp_path / "bin" / "sbatch"), str(EXAMPLE), *small, "stages=[fit]"]
     ended = Ended.of(command, tmp_path, **environ)
     assert ended.exit_code == 0, ended.stdout + ended.stderr
     assert asked(tmp_path / "bin") == ["requeue 77"]
@@ -268,8 +288,7 @@ def test_a_job_warned_while_rank_0_waits_for_another_rank_is_queued_again(
 def test_each_job_of_a_sweep_is_a_batch_job_that_is_queued_again_by_itself(
     small: list[str], tmp_path: Path
 ) -> None:
-    environ = stand_ins(tmp_path / "bin", tasks=2) | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-    (tmp_path / "early.py").write_text(EARLY)
+    environ = stand_ins(tmp_path / "bin", tasks=2) | beside_train_py(tmp_path, early=EARLY)
     launcher = ("hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.2", "strategy=ddp")
     job = ("stages=[fit]", "seed=0,1", "+callbacks.early._target_=early.Early")
     command = ["python", str(REPOSITORY / "train.py"), "-m", *launcher, *small, *job]
