@@ -29,7 +29,7 @@ from benchmarks.arms import (
 )
 from benchmarks.loaders import LOADERS
 from xray_lightning.data.transforms import Normalize
-from xray_lightning.errors import RunFailedError, XrayError, one_line
+from xray_lightning.errors import InterruptedRunError, RunFailedError, XrayError, one_line
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed
 from xray_lightning.models.backbones import build_backbone
@@ -373,7 +373,7 @@ def main() -> int:
     logging.captureWarnings(True)
     try:
         result = _do(options)
-    except XrayError as error:
+    except (XrayError, InterruptedRunError) as error:
         sys.stderr.write(f"{one_line(error)}\n")
         return error.exit_code
     write_atomically(options.out, json.dumps(result))

@@ -206,7 +206,7 @@ from pathlib import Path
 from test_download_nih import SMALL, NO_TIME
 from xray_lightning.data.download import archive
 from xray_lightning.data.download.nih import download_nih
-from xray_lightning.errors import XrayError
+from xray_lightning.errors import InterruptedRunError, XrayError
 if len(sys.argv) > 4:
     class Stalls(io.BytesIO):  # the eleventh image stops in its middle
         def read(self, count=-1):
@@ -222,7 +222,7 @@ if len(sys.argv) > 4:
     tarfile.TarFile.extractfile = slow
 try:
     download_nih(Path(sys.argv[1]), parts=(1,), base_url=sys.argv[2], archives=SMALL)
-except XrayError as error:
+except (XrayError, InterruptedRunError) as error:
     print(error)
     sys.exit(error.exit_code)
 """
