@@ -12,7 +12,6 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -367,14 +366,9 @@ def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, star
     pruned = run(build(cfg, record, strategy, started=started))
     if WORLD.rank == 0:
         record.end(PRUNED if pruned else "finished", pruned)
-        if record.content["metrics"]["test"] is not None:
-            from xray_lightning.deploy.model_card.card import write_card
+        from xray_lightning.deploy.model_card.card import write_pages
 
-            describe(record.folder, "model_card.md", write=write_card)
-        if cfg.report:
-            from xray_lightning.report.write import write_run_report
-
-            describe(record.folder, "report.html", write=write_run_report)
+        write_pages(record.folder, report=cfg.report)
 
 
 def name_results(folder: Path) -> None:
@@ -385,14 +379,6 @@ def name_results(folder: Path) -> None:
     for kind, name in (("card:   ", "model_card.md"), ("report: ", "report.html")):
         if (folder / name).exists():
             log.info("%s %s", kind, folder / name)
-
-
-def describe(folder: Path, name: str, *, write: Callable[[Path], object]) -> None:
-    """Write a page; one that cannot be written does not undo a run that is done."""
-    try:
-        write(folder)
-    except (Exception, InterruptedRunError) as error:  # noqa: BLE001 - the results are there
-        log.warning("%s could not be written: %s", name, one_line(error))
 
 
 def settle(

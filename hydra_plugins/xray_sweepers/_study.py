@@ -36,8 +36,10 @@ class ConductedStudy:
         *,
         fixed: Sequence[str],
         swept: Sequence[Override],
+        report: bool,
     ) -> None:
         self.folder = folder
+        self._report = report
         self._options, self._fixed = options, fixed
         self._space = space = {key_of(one): one for one in swept}
         self._distributions = {key: distribution(key, one) for key, one in space.items()}
@@ -187,6 +189,9 @@ class ConductedStudy:
 
         folder = self._run_folder(number)
         if folder is not None and Outcome.of(folder).final:
+            from xray_lightning.deploy.model_card.card import write_pages
+
+            write_pages(folder, report=self._report, missing=True)
             self.tell([number])
             return []
         self._study.sampler = self._sampler(number)

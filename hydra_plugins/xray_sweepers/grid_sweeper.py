@@ -69,7 +69,7 @@ class GridSweeper(BasicSweeper):
             space = {key_of(one): text_of(one) for one in swept}
             command = given_command()
             Sweep("grid", command, len(combinations), tuple(fixed), space, {}).write(folder)
-            return pending(folder, combinations)
+            return pending(folder, combinations, report=config.report)
 
         jobs = [Job(number, texts) for number, texts in decided(world, decide)]
         size = self.max_batch_size or max(1, len(jobs))
@@ -79,8 +79,15 @@ class GridSweeper(BasicSweeper):
             log.info("sweep:   xray report %s", folder)
 
 
-def pending(folder: Path, combinations: Sequence[list[str]]) -> list[tuple[int, list[str]]]:
-    """The jobs that have not finished, by number; each goes on in the folder that it had."""
+def pending(
+    folder: Path, combinations: Sequence[list[str]], *, report: bool
+) -> list[tuple[int, list[str]]]:
+    """The jobs that have not finished, by number; each goes on in the folder that it had.
+
+    One that was killed after its end gets the pages that it lacks.
+    """
+    from xray_lightning.deploy.model_card.card import write_pages
+
     trials = read_trials(folder)
     taken = {trial.number for trial in trials}
     jobs = []
@@ -93,6 +100,8 @@ def pending(folder: Path, combinations: Sequence[list[str]]) -> list[tuple[int, 
             jobs.append((number, overrides))
         elif earlier.outcome.status != "finished":
             jobs.append((earlier.number, gone_on_with(overrides, earlier.folder)))
+        else:
+            write_pages(earlier.folder, report=report, missing=True)
     if trials:
         done = len(combinations) - len(jobs)
         log.info("%s: %d of %d jobs have finished", folder, done, len(combinations))

@@ -114,7 +114,9 @@ class OptunaSweeper(Sweeper):
                 "'optimizer.lr=tag(log,interval(1e-4,1e-2))' or augment=none,light"
             )
         world, config = detect(), self.config
-        study = ConductedStudy(self._options, sweep_folder(config), fixed=fixed, swept=swept)
+        study = ConductedStudy(
+            self._options, sweep_folder(config), fixed=fixed, swept=swept, report=config.report
+        )
 
         def begin() -> None:  # on rank 0 alone, as all that asks or tells the study
             self.validate_batch_is_legal(study.examples())

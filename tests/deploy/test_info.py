@@ -17,8 +17,7 @@ import yaml
 from checkpoints import BEST, CUTS, Hostile, checkpoint, results, run_of, write
 from conftest import REPOSITORY, Xray
 
-import train as script
-from xray_lightning.deploy.model_card.card import FILE_NAME, card, write_card
+from xray_lightning.deploy.model_card.card import FILE_NAME, card, write_card, write_pages
 from xray_lightning.deploy.model_card.info import (
     as_json,
     model_info,
@@ -439,17 +438,29 @@ def test_a_card_without_figures_says_why_and_has_no_results_at_its_head(
 def test_a_card_that_cannot_be_written_does_not_fail_a_run_that_is_done(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def describe(folder: Path) -> None:
-        script.describe(folder, FILE_NAME, write=write_card)
-
     caplog.set_level(logging.INFO)
-    describe(run)
+    write_pages(run, report=False)
     assert (run / FILE_NAME).is_file()
     (run / FILE_NAME).unlink()
     (run / FILE_NAME).mkdir()  # where the card would be
-    describe(run)
-    describe(tmp_path / "absent")
+    write_pages(run, report=False)
     failed = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(failed) == 2
+    assert len(failed) == 1
     assert all("model_card.md could not be written" in one.getMessage() for one in failed)
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", FILE_NAME, "results.json"]
+
+
+def test_a_run_that_was_killed_after_its_end_gets_the_pages_that_it_lacks(run: Path) -> None:
+    left = [f".{FILE_NAME}.t61ji9r5", ".report.html.abcdefgh"]
+    for name in left:
+        (run / name).touch()
+    (run / "report.html").write_text("old")
+    write_pages(run, report=True, missing=True)
+    assert (run / FILE_NAME).is_file()
+    assert (run / "report.html").read_text() == "old"
+    assert not any((run / name).exists() for name in left)
+    (run / "report.html").unlink()
+    (run / FILE_NAME).write_text("old")
+    write_pages(run, report=True, missing=True)
+    assert (run / FILE_NAME).read_text() == "old"
+    assert (run / "report.html").is_file()

@@ -1,8 +1,9 @@
 """Model card: model_card.md with its YAML head, and the same on a terminal (`xray info`)."""
 
 import json
+import logging
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -29,13 +30,16 @@ from xray_lightning.deploy.model_card.info import (
     version_terms,
     without_folders,
 )
-from xray_lightning.errors import printable
-from xray_lightning.files import write_atomically
+from xray_lightning.errors import InterruptedRunError, one_line, printable
+from xray_lightning.files import remove_leftovers, write_atomically
 from xray_lightning.html import markdown
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST
 from xray_lightning.report import claim, clinical_wording, wording
+from xray_lightning.report.write import PAGE as REPORT
+from xray_lightning.report.write import write_run_report
 from xray_lightning.runs.folder import Run
+from xray_lightning.runs.record import RunRecord
 from xray_lightning.runs.schema import FindingRow, Subgroup, TestMetrics
 from xray_lightning.terminal import (
     NONE,
@@ -56,6 +60,7 @@ from xray_lightning.terminal import (
 )
 
 FILE_NAME = "model_card.md"
+log = logging.getLogger("xray")
 LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
 TASK = "image-classification"
 _TASK_NAME = "Multi-label classification of chest X-rays"
@@ -74,6 +79,30 @@ def write_card(folder: Path) -> Path:
     path = folder / FILE_NAME
     write_atomically(path, card(info_of_run(folder)))
     return path
+
+
+def write_pages(folder: Path, *, report: bool, missing: bool = False) -> None:
+    """Write a finished run's pages; one that cannot be written does not undo a run that is done.
+
+    Args:
+        report: write report.html too; the card is of a run that was tested.
+        missing: only those that a kill has kept it from writing, and clear what that has left.
+    """
+    record = RunRecord.load(folder)
+    tested = record is not None and record.content["metrics"]["test"] is not None
+    pages: list[tuple[bool, str, Callable[[Path], object]]] = [
+        (tested, FILE_NAME, write_card),
+        (report, REPORT, write_run_report),
+    ]
+    if missing:
+        remove_leftovers(folder)
+    for wanted, name, write in pages:
+        if not wanted or (missing and (folder / name).exists()):
+            continue
+        try:
+            write(folder)
+        except (Exception, InterruptedRunError) as error:  # noqa: BLE001 - the results are there
+            log.warning("%s could not be written: %s", name, one_line(error))
 
 
 def card(info: ModelInfo) -> str:
