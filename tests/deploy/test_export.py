@@ -21,7 +21,6 @@ import torch
 from checkpoints import SIDE, checkpoint
 from conftest import Xray, environment
 from PIL import Image
-from safetensors.torch import save
 from typer.testing import CliRunner
 
 from xray_lightning.cli.main import app
@@ -483,22 +482,3 @@ def test_weights_without_pickle_take_the_checkpoints_place_in_every_command(
         code, _, error = xray("predict", model, tmp_path / "one.png", "--out", table)
         assert code == 0, error
     assert table.read_bytes() == (tmp_path / "ckpt.csv").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "not a safetensors file"),
-        (b'\x08\0\0\0\0\0\0\0{"a":[}]', "not a safetensors file"),
-        (save({"x": torch.zeros(1)}), "was not written by xray-lightning"),
-        (save({"x": torch.zeros(1)}, metadata={"xray": "[" * 9}), "not a safetensors file"),
-        (save({"x": torch.zeros(1)}, metadata={"xray": "7"}), "was not written by xray-lightning"),
-    ],
-)
-def test_a_safetensors_file_that_is_no_checkpoint_is_refused_in_one_line(
-    content: bytes, said: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(said)):
-        read_checkpoint(path)

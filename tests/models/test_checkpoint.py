@@ -16,10 +16,11 @@ import torch
 from conftest import REPOSITORY, Canary, Ended, tiny_classifier
 from failing_disk import failures
 from fitting import data, trainer
+from safetensors.torch import save
 
 from xray_lightning.errors import EXIT_USER_ERROR, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
+from xray_lightning.models.checkpoint import as_safetensors, read_checkpoint, write_checkpoint
 
 DESCRIBED: dict[str, Any] = {"schema_version": 1, "findings": list(FINDINGS)}
 OLD = {"weights": torch.zeros(2000), "xray": DESCRIBED}
@@ -276,3 +277,52 @@ def test_nothing_loads_a_checkpoint_in_a_way_that_could_run_it() -> None:
                 given = {one.arg: ast.unparse(one.value) for one in call.keywords}
                 loads = ast.unparse(call.func) == "torch.load"
                 assert given.get("weights_only", str(not loads)) == "True", path
+
+
+# -- safetensors -----------------------------------------------------------------------------------
+
+
+def test_a_safetensors_file_holds_the_model_and_what_the_checkpoint_says_of_it(
+    tmp_path: Path,
+) -> None:
+    weights = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    state = {"a": weights, "b": weights[0], "loss.weight": torch.ones(2)}
+    kept = {"state_dict": state, "xray": DESCRIBED, "epoch": 3, "optimizer_states": [{}]}
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(as_safetensors(kept))
+    found = read_checkpoint(path, findings=FINDINGS)
+    assert found.keys() == {"state_dict", "xray", "epoch"}
+    assert (found["xray"], found["epoch"]) == (DESCRIBED, 3)
+    assert found["state_dict"].keys() == {"a", "b"}
+    assert all(torch.equal(found["state_dict"][key], state[key]) for key in ("a", "b"))
+
+
+def test_without_safetensors_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(as_safetensors({"state_dict": {}, "xray": DESCRIBED}))
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for work in (lambda: read_checkpoint(path), lambda: as_safetensors(OLD)):
+        with pytest.raises(UserError, match=r"install xray-lightning\[safetensors\]"):
+            work()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a safetensors file"),
+        (b'\x08\0\0\0\0\0\0\0{"a":[}]', "not a safetensors file"),
+        (save({"x": torch.zeros(1)}), "was not written by xray-lightning"),
+        (save({"x": torch.zeros(1)}, metadata={"xray": "[" * 9}), "not a safetensors file"),
+        (save({"x": torch.zeros(1)}, metadata={"xray": "7"}), "was not written by xray-lightning"),
+    ],
+)
+def test_a_safetensors_file_that_is_no_checkpoint_is_refused_in_one_line(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_checkpoint(path)

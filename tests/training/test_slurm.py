@@ -133,7 +133,7 @@ class Steps(Callback):
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         with open("steps", "a") as stream:
             stream.write(f"{restarts} {trainer.global_step}\\n")
-        time.sleep(0.5 if restarts else 2)
+        time.sleep(0.5 if restarts else 4)
 """
 SLOW = "+callbacks.cut._target_=cut.Steps"
 
@@ -163,7 +163,7 @@ def test_a_job_cut_in_four_equals_an_uncut_one_bit_by_bit(
     place: dict[str, Any] = {"cwd": folder, **beside_train_py(folder, cut=STEPS)}
     options = (*small, "data.batch_size=15", "trainer.max_epochs=10")
     # Slurm looks each half-minute whether 10 s are left, or will be before it looks again.
-    limit = ("--time=1", "--signal=USR1@10")
+    limit = ("--time=2", "--signal=USR1@10")
     number = slurm.submit(EXAMPLE, *options, SLOW, options=limit, **place)
     whole = tmp_path / "uncut"
     uncut = slurm.submit(EXAMPLE, *options, cwd=whole, **beside_train_py(whole))
