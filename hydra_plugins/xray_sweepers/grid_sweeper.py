@@ -86,8 +86,6 @@ def pending(
 
     One that was killed after its end gets the pages that it lacks.
     """
-    from xray_lightning.deploy.model_card.card import write_pages
-
     trials = read_trials(folder)
     taken = {trial.number for trial in trials}
     jobs = []
@@ -101,6 +99,8 @@ def pending(
         elif earlier.outcome.status != "finished":
             jobs.append((earlier.number, gone_on_with(overrides, earlier.folder)))
         else:
+            from xray_lightning.deploy.model_card.card import write_pages  # seconds, with torch
+
             write_pages(earlier.folder, report=report, missing=True)
     if trials:
         done = len(combinations) - len(jobs)

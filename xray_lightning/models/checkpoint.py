@@ -100,12 +100,7 @@ def read_safetensors(path: Path, *, where: str) -> dict[str, Any]:
     Raises:
         UserError: the package is not installed, or the file is another one or damaged.
     """
-    try:
-        safetensors = import_module("safetensors")
-    except ImportError as error:
-        raise UserError(
-            f"{where} needs safetensors, not installed; install xray-lightning[safetensors]"
-        ) from error
+    safetensors = _package("safetensors", where=where)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             described = file.metadata() or {}
@@ -124,21 +119,21 @@ def as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
     Raises:
         UserError: the package is not installed.
     """
+    safetensors = _package("safetensors.torch", where="--format safetensors")
+    kept = _of_model(checkpoint["state_dict"])
+    state = {key: value.contiguous().clone() for key, value in kept.items()}  # some are views
+    said = {key: json.dumps(checkpoint[key]) for key in DESCRIBED if key in checkpoint}
+    content: bytes = safetensors.save(state, metadata=said)
+    return content
+
+
+def _package(module: str, *, where: str) -> Any:
     try:
-        save = import_module("safetensors.torch").save
+        return import_module(module)
     except ImportError as error:
         raise UserError(
-            "--format safetensors needs safetensors, not installed; install "
-            "xray-lightning[safetensors]"
+            f"{where} needs safetensors, not installed; install xray-lightning[safetensors]"
         ) from error
-    state = {
-        key: value.contiguous().clone()  # one may be a view of another
-        for key, value in checkpoint["state_dict"].items()
-        if not key.startswith(OF_TRAINING)
-    }
-    said = {key: json.dumps(checkpoint[key]) for key in DESCRIBED if key in checkpoint}
-    content: bytes = save(state, metadata=said)
-    return content
 
 
 def _check_sums(path: Path) -> None:
@@ -278,12 +273,16 @@ def _weightless(recipe: Any, *, findings: int) -> nn.Module:
         raise UserError(f"no model can be built from {dict(recipe)}: {error}") from error
 
 
+def _of_model(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state dict without what only training needs."""
+    return {key: value for key, value in state.items() if not str(key).startswith(OF_TRAINING)}
+
+
 def _load(parts: nn.Module, state: Any) -> None:
     if not isinstance(state, Mapping):
         raise UserError("the checkpoint holds no weights")
-    kept = {key: value for key, value in state.items() if not str(key).startswith(OF_TRAINING)}
     try:
-        parts.load_state_dict(kept, strict=True, assign=True)
+        parts.load_state_dict(_of_model(state), strict=True, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:  # all that torch raises here
         text = one_line(error)
         text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
