@@ -131,6 +131,88 @@ def test_too_few_patients_for_a_side_are_refused() -> None:
     assert "no image in val and test" in message
 
 
+# -- folds -----------------------------------------------------------------------------------------
+
+
+@given(
+    further=st.lists(st.integers(0, 25), max_size=60),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 2**32),
+    draw=st.randoms(use_true_random=False),
+)
+def test_each_image_of_train_and_val_validates_in_one_fold_with_all_of_its_patient(
+    further: list[int], folds: int, seed: int, draw: random.Random
+) -> None:
+    patients = [*range(25), *further]
+    images = [(f"{place}.png", str(patient)) for place, patient in enumerate(patients)]
+    labels = {name: ["Mass"] for place, (name, _) in enumerate(images) if place % 3 == 0}
+    lists = {
+        "train_val": tuple(image for image, patient in images if int(patient) < 20),
+        "test": tuple(image for image, patient in images if int(patient) >= 20),
+    }
+
+    def split(fold: int) -> Split:
+        draw.shuffle(images)
+        manifest = make_manifest(dict(images), lists=lists, labels=labels)
+        return make_split(manifest, "official", seed=seed, fold=fold, folds=folds)
+
+    made = [split(fold) for fold in range(folds)]
+    assert sorted(image for one in made for image in one.sides["val"]) == sorted(lists["train_val"])
+    for fold, one in enumerate(made):
+        assert overlaps(one.sides, dict(images)) == {}
+        assert set(one.sides["train"]) | set(one.sides["val"]) == set(lists["train_val"])
+        assert set(one.sides["test"]) == set(lists["test"])
+        assert split(fold) == one
+
+
+def test_folds_share_out_each_finding_and_the_images() -> None:
+    draw = random.Random(0)
+    patients = {f"{image}.png": str(draw.randrange(800)) for image in range(1600)}
+    shares = {finding: 0.005 + 0.01 * place for place, finding in enumerate(FINDINGS)}
+    labels = {
+        name: [finding for finding, share in shares.items() if draw.random() < share]
+        for name in patients
+    }
+    manifest = make_manifest(patients, labels=labels)
+    counts = []
+    for fold in range(5):
+        split = make_split(manifest, "patient_random", fold=fold, test_fraction=0.01)
+        rows = manifest.table.set_index("image").loc[list(split.sides["val"]), list(FINDINGS)]
+        counts.append([len(rows), *rows.sum().tolist()])
+    least, most = (pd.DataFrame(counts).agg(kind) for kind in ("min", "max"))
+    assert (most - least).max() <= 3
+
+
+def test_folds_heal_patients_that_train_and_val_share() -> None:
+    lists = {"train": ("a.png", "c.png"), "val": ("b.png", "d.png"), "test": ("e.png",)}
+    patients = {"a.png": "1", "b.png": "1", "c.png": "2", "d.png": "3", "e.png": "4"}
+    manifest = make_manifest(patients, lists=lists, dialect="ai4m")
+    assert overlaps(make_split(manifest, "ai4m").sides, patients)
+    split = make_split(manifest, "ai4m", fold=0, folds=2)
+    assert not overlaps(split.sides, patients)
+    assert split.sides["test"] == ("e.png",)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"fold": 5}, "data.fold=5 must be a whole number from 0 to 4"),
+        ({"fold": -1}, "data.fold=-1 must be a whole number from 0 to 4"),
+        ({"fold": 0, "folds": 1}, "data.folds=1 must be a whole number of at least 2"),
+    ],
+)
+def test_a_fold_that_there_is_not_is_refused(options: dict[str, int], said: str) -> None:
+    assert said in refused(NIH, "official", **options)
+
+
+def test_more_folds_than_patients_are_refused() -> None:
+    few = make_manifest(
+        {"a.png": "1", "b.png": "2", "c.png": "3"},
+        lists={"train_val": ("a.png", "b.png"), "test": ("c.png",)},
+    )
+    assert "no image in val" in refused(few, "official", val_fraction=0.5, fold=4)
+
+
 # -- lists and files -------------------------------------------------------------------------------
 
 

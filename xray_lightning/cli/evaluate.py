@@ -70,8 +70,12 @@ def evaluate(
         typer.Argument(metavar="CKPT...", help="One checkpoint, or several to average."),
     ] = None,
     predictions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Score this predictions CSV; no checkpoint is needed."),
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score this predictions CSV, without a checkpoint; repeat it for all folds of a "
+            "cross-validation.",
+        ),
     ] = None,
     val: Annotated[
         Path | None,
@@ -129,7 +133,7 @@ def evaluate(
 
     Example: [bold]xray evaluate runs/a/checkpoints/best.ckpt runs/b/checkpoints/best.ckpt[/bold]
     """
-    if (predictions is None) == (not checkpoints):
+    if (not predictions) == (not checkpoints):
         raise UserError("xray evaluate needs checkpoints, or --predictions FILE, and not both")
     from xray_lightning.evaluation.predictive_values import StatedPrevalence
 
@@ -142,7 +146,7 @@ def evaluate(
     }
     if map is not None and labels is None and data is None:
         raise UserError("--map is of --labels, or of --data; give one of them with it")
-    if predictions is not None:
+    if predictions:
         if of_checkpoints := sorted(given - _OF_PREDICTIONS):
             named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
             raise UserError(f"{named}: of checkpoints, not of --predictions; leave it out")

@@ -55,6 +55,7 @@ class XrayDataModule(LightningDataModule):
         table, columns, uncertain, empty: of one's own table, see `OwnTable`; `columns` is None
             where the data set is NIH's or AI for Medicine's.
         split: `official`, `patient_random`, `ai4m`, `column`, or the path of a CSV (image, split).
+        fold: for cross-validation, which of the `folds` that train and val are cut into validates.
         missing: `error` refuses rows without a file, `skip` leaves them out and counts them.
         allow_patient_overlap: run although a patient is on two sides; the result is marked.
         image_size: side of the square images, in pixels.
@@ -84,6 +85,8 @@ class XrayDataModule(LightningDataModule):
         split_seed: int = 0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        fold: int | None = None,
+        folds: int = 5,
         missing: str = "error",
         allow_patient_overlap: bool = False,
         image_size: int = 224,
@@ -127,6 +130,7 @@ class XrayDataModule(LightningDataModule):
         )
         self.split_name, self.split_seed = split, split_seed
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.fold, self.folds = fold, folds
         self.missing, self.allow_patient_overlap = missing, allow_patient_overlap
         self.image_size, self.batch_size = image_size, batch_size
         self.normalize, self.sampler, self.seed = normalize, sampler, seed
@@ -271,6 +275,8 @@ class XrayDataModule(LightningDataModule):
             seed=self.split_seed,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
+            fold=self.fold,
+            folds=self.folds,
         )
 
     @cached_property

@@ -15,6 +15,7 @@ from rich.table import Table
 from xray_lightning import terminal
 from xray_lightning.data.csv_table import Titles, fail_at, line_of, read_cells, shown
 from xray_lightning.data.faults import Faults, FirstFault
+from xray_lightning.data.folds import check_fold, sides_of_fold
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.sources import Given
 from xray_lightning.data.sources.ai4m import AI4M_TABLES
@@ -85,6 +86,8 @@ def make_split(
     seed: int = 0,
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    fold: int | None = None,
+    folds: int = 5,
 ) -> Split:
     """Put each image on a side.
 
@@ -97,10 +100,15 @@ def make_split(
         seed: of the order that patients are drawn in.
         val_fraction: share of the patients that validate (of train_val's patients in `official`).
         test_fraction: share of the patients that test, in `patient_random`.
+        fold: train and val are put together and cut into `folds` anew, of which this one
+            validates (see `stratified_folds`) and the others train; None leaves them as they are.
 
     Raises:
-        UserError: an unknown name, a missing list, a fault in a split file, an empty side.
+        UserError: an unknown name, a missing list, a fault in a split file, a fold that there is
+            not, an empty side.
     """
+    if fold is not None:
+        check_fold(fold, folds)
     shares = {"val": val_fraction, "test": test_fraction}
     if min(shares.values()) <= 0 or sum(shares.values()) >= 1 or seed < 0:
         raise UserError(
@@ -118,6 +126,10 @@ def make_split(
         sides = _of_column(manifest, seed=seed, val_fraction=val_fraction)
     else:
         sides = _from_file(manifest, name)
+    if fold is not None:
+        listed = {*sides["train"], *sides["val"]}
+        train, val = sides_of_fold(manifest, listed, fold=fold, folds=folds, seed=seed)
+        sides = {"train": train, "val": val, "test": sides["test"]}
     known = set(manifest.table["image"])
     named = {image for images in sides.values() for image in images}
     split = Split(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from xray_lightning.data.folds import stratified_folds
 from xray_lightning.evaluation.bootstrap import FEW_PATIENTS
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.ensemble import (
@@ -21,7 +22,7 @@ from xray_lightning.evaluation.operating_points import OperatingPoints, Operatin
 from xray_lightning.evaluation.scored_data import MappedData
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages
+from xray_lightning.runs.predictions import Bools, Floats, ScoredImages
 
 FOLDS = 5
 
@@ -144,8 +145,9 @@ class CrossFitted:
         names = [name for name in images.findings if name not in undefined]
         called, probabilities = np.zeros_like(images.labels), images.scores.copy()
         places = [images.findings.index(name) for name in names]
+        folds = stratified_folds(images.labels, images.patients, folds=FOLDS, seed=seed)
         for fold in range(FOLDS if names else 0):
-            held = _folds(images.count, seed)[images.patients] == fold
+            held = folds == fold
             points, calibration = fit_both(images, names, rule, calibrator, rows=~held)
             for name in names:
                 if (why := why_not(name, points, calibration)) is not None:
@@ -155,10 +157,3 @@ class CrossFitted:
             called[np.ix_(held, places)] = scores >= cuts
             probabilities[np.ix_(held, places)] = calibration.apply(scores, findings=names)
         return cls(called, probabilities, undefined)
-
-
-def _folds(patients: int, seed: int) -> Integers:
-    """The fold of each patient, shape (patients,): as many in each as can be."""
-    order = np.random.default_rng(seed).permutation(patients)
-    folds: Integers = order % FOLDS
-    return folds

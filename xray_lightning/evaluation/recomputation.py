@@ -1,6 +1,6 @@
-"""Recomputation of every metric from a file of predictions (`xray evaluate --predictions`)."""
+"""Recomputation of every metric from files of predictions (`xray evaluate --predictions`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.cross_validation import OutOfFold, OutOfFoldMetadata
 from xray_lightning.evaluation.evaluate import SCHEMA_VERSION
 from xray_lightning.evaluation.grouping import subgroups_in
 from xray_lightning.evaluation.label_agreement import ExpertOptions
@@ -27,16 +28,17 @@ NO_RESULTS = "no results.json beside the file: without training prevalences ther
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What a file of predictions scores.
+    """What predictions score.
 
     Attributes:
+        predictions: the file of them; of a cross-validation one of each fold.
         val: the file that operating points and calibration were fitted to; None for none.
         metrics: as metrics.test of results.json.
         notes: what was not there, or is not what it was in the run.
         expert_labels: as of evaluation.json; None where none were given.
     """
 
-    predictions: Path
+    predictions: tuple[Path, ...]
     val: Path | None
     metrics: dict[str, Any]
     notes: tuple[str, ...]
@@ -44,9 +46,10 @@ class Recomputed:
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
+        files = [str(file) for file in self.predictions]
         return {
             "schema_version": SCHEMA_VERSION,
-            "predictions": str(self.predictions),
+            "predictions": files[0] if len(files) == 1 else files,
             "val": None if self.val is None else str(self.val),
             "notes": list(self.notes),
             "metrics": self.metrics,
@@ -55,7 +58,7 @@ class Recomputed:
 
 
 def recompute(
-    predictions: Path,
+    predictions: Path | Sequence[Path],
     *,
     val: Path | None = None,
     resamples: int | None = None,
@@ -68,7 +71,8 @@ def recompute(
 
     Args:
         predictions: predictions_test.csv of a run folder, or the like. The results.json beside it,
-            if any, gives the training prevalences, and how the run was evaluated.
+            if any, gives the training prevalences, and how the run was evaluated. Several are the
+            folds of a cross-validation, whose first run gives both.
         val: the validation predictions; by default predictions_val.csv beside predictions_test.csv.
         resamples, seed: of the bootstrap; None for those of the run.
         labels, map: other labels for the same images, and what they mean; None for none.
@@ -77,17 +81,20 @@ def recompute(
     Raises:
         UserError: a file that is not there, or the first fault in it with its line and column.
     """
-    table = read_predictions(predictions)
-    known = findings_of(table.columns, what=str(predictions))
+    files = (predictions,) if isinstance(predictions, Path) else tuple(predictions)
+    folds = OutOfFold.read(files) if len(files) > 1 else None
+    table = read_predictions(files[0]) if folds is None else folds.table
+    known = findings_of(table.columns, what=str(files[0]))
     experts = ExpertOptions.of(labels, map, known=known)
-    trained = Provenance.of_folder(predictions.absolute().parent)
+    trained = Provenance.of_folder(files[0].absolute().parent)
     notes = [] if trained.prevalences else [NO_RESULTS]
-    beside = predictions.with_name(predictions.name.replace("test", "val"))
-    if val is None and beside.name != predictions.name and beside.is_file():
-        val = beside
-    if val is not None and val.resolve() == predictions.resolve():
+    if folds is not None:
+        notes.append(folds.spread)
+    if val is None and folds is None:
+        val = _beside(files[0])
+    if val is not None and val.resolve() in [file.resolve() for file in files]:
         raise UserError(
-            f"--val {val} is the file that is scored: operating points must be fitted to others"
+            f"--val {val} is a file that is scored: operating points must be fitted to others"
         )
     points, calibration, abstention = (None,) * 3 if val is None else _fit(val, trained)
     if val is None:
@@ -96,9 +103,12 @@ def recompute(
         notes.append(
             f"the run took the operating points that its checkpoint held; these are fitted to {val}"
         )
-    metadata = MetadataModel.from_plain(trained.metadata_model)
-    combined = CombinedModel.from_plain(trained.combined_model)
-    if combined is None and val is not None and metadata is not None:
+    if folds is None:
+        metadata = MetadataModel.from_plain(trained.metadata_model)
+        combined = CombinedModel.from_plain(trained.combined_model)
+    else:
+        metadata, combined = OutOfFoldMetadata.of(folds), None
+    if folds is None and combined is None and val is not None and metadata is not None:
         combined = CombinedModel.fit(read_predictions(val), metadata)
     resamples, seed = trained.bootstrap(resamples, seed)
     findings = findings_of(table.columns, what="predictions")
@@ -116,7 +126,13 @@ def recompute(
     both = None
     if experts is not None:
         both = experts.scored(table, operating_points=points, resamples=resamples, seed=seed)
-    return Recomputed(predictions, val, metrics, tuple(notes), both)
+    return Recomputed(files, val, metrics, tuple(notes), both)
+
+
+def _beside(predictions: Path) -> Path | None:
+    """The validation predictions beside those of the test images, if they are there."""
+    beside = predictions.with_name(predictions.name.replace("test", "val"))
+    return beside if beside.name != predictions.name and beside.is_file() else None
 
 
 def _fit(

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Keys of a run's `data` configuration that say which images it used, and how they are kept.
 KEPT = (
     *("name", "root", "images", "findings", "table", "columns", "uncertain", "empty"),
-    *("split", "split_seed", "val_fraction", "test_fraction"),
+    *("split", "split_seed", "val_fraction", "test_fraction", "fold", "folds"),
     *("missing", "cache", "cache_dir", "batch_size"),
 )
 
