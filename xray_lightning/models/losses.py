@@ -38,13 +38,73 @@ class FindingsLoss(nn.Module, ABC):
 
 
 class BinaryCrossEntropy(FindingsLoss):
-    """Cross-entropy of each finding by itself, all weighted equally."""
+    """Cross-entropy of each finding by itself, all weighted equally.
+
+    Args:
+        smoothing: share s of label smoothing: targets are s / 2 and 1 - s / 2 in the place of 0
+            and 1 (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, of two
+            classes).
+    """
+
+    def __init__(self, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise UserError(f"loss.smoothing={smoothing}: must be at least 0 and below 1")
+        self.smoothing = smoothing
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        smooth = torch.lerp(targets, torch.full_like(targets, 0.5), self.smoothing)
+        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
 
 
-class WeightedBinaryCrossEntropy(FindingsLoss):
+class _FittedLoss(FindingsLoss):
+    """A loss with one number of each finding, which the training split gives.
+
+    Args:
+        name: of the buffer (findings,), NaN until `fit_to` or a state dict has filled it.
+    """
+
+    def __init__(self, name: str, *, findings: int) -> None:
+        super().__init__()
+        self._name = name
+        self._known = False  # spares a look at the device's memory in every step
+        self.size_to(findings)
+
+    def size_to(self, findings: int) -> None:
+        self.register_buffer(self._name, torch.full((findings,), torch.nan))
+
+    def fit_to(self, *, positives: Tensor, images: int) -> None:
+        buffer = self.get_buffer(self._name)
+        positives = positives.to(device="cpu", dtype=torch.float64)
+        if positives.shape != buffer.shape:
+            raise ValueError(
+                f"positives of shape {tuple(positives.shape)} "
+                f"for {self._name} {tuple(buffer.shape)}"
+            )
+        buffer.copy_(self.fitted(positives, images - positives))
+
+    @abstractmethod
+    def fitted(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """The numbers (findings,), from images with and without each finding, float64."""
+
+    def buffer(self) -> Tensor:
+        """The numbers (findings,), float32.
+
+        Raises:
+            UserError: nothing has been fitted or loaded.
+        """
+        buffer = self.get_buffer(self._name)
+        if not self._known:
+            self._known = bool(buffer.isfinite().all())
+        if not self._known:
+            raise UserError(
+                f"loss: {self._name} is not known yet: call fit_to with the training split's "
+                "positives"
+            )
+        return buffer.float()
+
+
+class WeightedBinaryCrossEntropy(_FittedLoss):
     """Cross-entropy whose positives weigh negatives / positives of the training split.
 
     A finding that the training split holds never, or in every image, has weight 1.
@@ -55,41 +115,98 @@ class WeightedBinaryCrossEntropy(FindingsLoss):
         findings: number of findings.
     """
 
-    pos_weight: Tensor  # (findings,), NaN until fit_to or a state dict has filled it
+    pos_weight: Tensor  # (findings,)
 
     def __init__(self, *, max_weight: float = 100.0, findings: int = len(FINDINGS)) -> None:
-        super().__init__()
         if not max_weight > 0:
             raise UserError(f"loss.max_weight={max_weight}: must be above 0")
+        super().__init__("pos_weight", findings=findings)
         self.max_weight = max_weight
-        self.register_buffer("pos_weight", torch.full((findings,), torch.nan))
-        self._known = False  # spares a look at the device's memory in every step
 
-    def size_to(self, findings: int) -> None:
-        self.pos_weight = torch.full((findings,), torch.nan)
-
-    def fit_to(self, *, positives: Tensor, images: int) -> None:
-        positives = positives.to(device="cpu", dtype=torch.float64)
-        if positives.shape != self.pos_weight.shape:
-            raise ValueError(
-                f"positives of shape {tuple(positives.shape)} "
-                f"for pos_weight {tuple(self.pos_weight.shape)}"
-            )
-        negatives = images - positives
+    def fitted(self, positives: Tensor, negatives: Tensor) -> Tensor:
         weight = (negatives / positives.clamp(min=1)).clamp(max=self.max_weight)
-        one_class = (positives == 0) | (negatives == 0)
-        self.pos_weight.copy_(torch.where(one_class, 1.0, weight))
+        return torch.where((positives == 0) | (negatives == 0), 1.0, weight)
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if not self._known:
-            self._known = bool(self.pos_weight.isfinite().all())
-        if not self._known:
-            raise UserError(
-                "weighted_bce has no weights yet: call fit_to with the training split's positives"
-            )
         return F.binary_cross_entropy_with_logits(
-            logits, targets, pos_weight=self.pos_weight.float(), reduction="none"
+            logits, targets, pos_weight=self.buffer(), reduction="none"
         )
+
+
+class LogitAdjusted(_FittedLoss):
+    """Cross-entropy of logits to which each finding's log odds in the training split are added.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10, of two classes:
+    the model learns logits as if each finding were as frequent as its absence, and its
+    probabilities are to be read so (calibration brings them back). A finding that the training
+    split holds never, or in every image, is not adjusted.
+
+    Args:
+        tau: share of the log odds that is added; 1 there, 0 is plain cross-entropy.
+        findings: number of findings.
+    """
+
+    log_odds: Tensor  # (findings,)
+
+    def __init__(self, *, tau: float = 1.0, findings: int = len(FINDINGS)) -> None:
+        if not tau >= 0:
+            raise UserError(f"loss.tau={tau}: must be at least 0")
+        super().__init__("log_odds", findings=findings)
+        self.tau = tau
+
+    def fitted(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        one_class = (positives == 0) | (negatives == 0)
+        return torch.where(one_class, 0.0, (positives / negatives).log())
+
+    def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            logits + self.tau * self.buffer(), targets, reduction="none"
+        )
+
+
+class AucMargin(_FittedLoss):
+    """AUC-margin loss (Yuan et al., "Large-scale Robust Deep AUC Maximization", ICCV 2021).
+
+    With s = sigmoid(logit), prevalence p and margin m, equation 7 there of one image and finding:
+
+        positive: (1 - p) (s - a)^2 - 2 (1 - p) alpha s
+        negative:      p  (s - b)^2 + 2      p  alpha s
+        both:     2 p (1 - p) m alpha - p (1 - p) alpha^2
+
+    minimised over the model, a and b (the mean scores of both classes) and maximised over alpha,
+    which stays at 0 or above. All three are parameters, one of each finding, that the run's
+    optimizer steps; alpha's gradient is turned round. A finding of one class adds nothing. It is
+    meant for a model that cross-entropy has trained before.
+
+    Args:
+        margin: by which positives shall score above negatives, above 0.
+        findings: number of findings.
+    """
+
+    prevalence: Tensor  # (findings,)
+
+    def __init__(self, *, margin: float = 1.0, findings: int = len(FINDINGS)) -> None:
+        if not margin > 0:
+            raise UserError(f"loss.margin={margin}: must be above 0")
+        super().__init__("prevalence", findings=findings)
+        self.margin = margin
+
+    def size_to(self, findings: int) -> None:
+        super().size_to(findings)
+        self.a, self.b, self.alpha = (nn.Parameter(torch.zeros(findings)) for _ in range(3))
+
+    def fitted(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        return positives / (positives + negatives)
+
+    def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        score, share = logits.sigmoid(), self.buffer()
+        with torch.no_grad():
+            self.alpha.clamp_(min=0)
+        alpha = 2 * self.alpha.detach() - self.alpha  # its value, with the gradient of -alpha
+        positive = (1 - share) * ((score - self.a) ** 2 - 2 * alpha * score)
+        negative = share * ((score - self.b) ** 2 + 2 * alpha * score)
+        both = share * (1 - share) * (2 * self.margin - alpha) * alpha
+        return targets * positive + (1 - targets) * negative + both
 
 
 class Focal(FindingsLoss):
