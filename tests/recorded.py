@@ -30,4 +30,7 @@ class Recorded(StepGraph):
 
 def normalising_backbone() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(1800, 14))
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(1800, 14)
+    backbone = nn.Sequential(*layers)
+    backbone.head_prefix = "3."  # type: ignore[assignment]
+    return backbone

@@ -85,3 +85,24 @@ def test_one_cycle_is_refused_beside_rates_by_layer() -> None:
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(UserError, match="must be above 0, at most 1"):
         FineTuning(layer_decay=share)
+
+
+def test_a_number_of_frozen_epochs_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"fine_tuning\.freeze_epochs=-1 must be a whole number"):
+        FineTuning(freeze_epochs=-1)
+
+
+@pytest.mark.parametrize(
+    "library, arch, head",
+    [
+        ("torchvision", "resnet18", {"fc.weight", "fc.bias"}),
+        ("timm", "test_vit", {"head.weight", "head.bias"}),
+        ("timm", "test_convnext", {"head.fc.weight", "head.fc.bias"}),
+    ],
+)
+def test_the_head_alone_is_not_frozen(library: str, arch: str, head: set[str]) -> None:
+    backbone = build_backbone(library=library, arch=arch)
+    names = {name for name, _ in backbone.named_parameters()}
+    tuning = FineTuning(freeze_epochs=2)
+    assert names - tuning.frozen(backbone, epoch=1).keys() == head
+    assert not tuning.frozen(backbone, epoch=2)

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from lightning.pytorch import Callback
 from recorded import Recorded, normalising_backbone
 
 from xray_lightning.data.datamodule import XrayDataModule
-from xray_lightning.errors import InterruptedRunError
+from xray_lightning.errors import InterruptedRunError, UserError
 from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
+from xray_lightning.models.fine_tuning import FineTuning
 from xray_lightning.models.schedules import warmup_cosine
 from xray_lightning.training.callbacks import Throughput
 from xray_lightning.training.interruption import FitClock, Interruption
@@ -89,6 +91,7 @@ def resumed_beside_uninterrupted(
     precision: Any,
     sampler: str,
     validating: bool = False,
+    **further: Any,
 ) -> None:
     """Assert that a run that is stopped and resumed equals one that is not, bit for bit."""
 
@@ -96,7 +99,8 @@ def resumed_beside_uninterrupted(
         return data(phantoms, tmp_path, sampler=sampler)
 
     def parts() -> tuple[Classifier, Seen, Throughput]:
-        model = tiny_classifier(backbone=normalising_backbone(), scheduler=SCHEDULERS[scheduler])
+        backbone = normalising_backbone()
+        model = tiny_classifier(backbone=backbone, scheduler=SCHEDULERS[scheduler], **further)
         return model, Seen(), Throughput(batch_size=16)
 
     whole, straight, throughput = parts()
@@ -169,6 +173,22 @@ def test_fault_22_resume_equals_an_uninterrupted_run(
     resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
 
 
+@pytest.mark.parametrize("stop", [2, 4, 6])  # frozen, as it ends, and after it
+@not_empty
+def test_fault_22_resume_of_a_frozen_backbone_equals_an_uninterrupted_run(
+    stop: int, phantoms: Path, tmp_path: Path
+) -> None:
+    resumed_beside_uninterrupted(
+        phantoms,
+        tmp_path,
+        scheduler="cosine",
+        stop=stop,
+        precision="32-true",
+        sampler="shuffle",
+        fine_tuning=FineTuning(freeze_epochs=1),
+    )
+
+
 @pytest.mark.parametrize(("scheduler", "stop"), [("none", 4), ("plateau", 8)])
 @not_empty
 def test_fault_22_resume_of_a_run_stopped_in_a_validation_equals_an_uninterrupted_run(
@@ -217,6 +237,49 @@ def test_fault_22_resume_equals_an_uninterrupted_run_whatever_is_switched(
 ) -> None:
     options: Any = {"precision": precision, "sampler": sampler}
     resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
+
+
+class Weights(Callback):
+    """The state of the model at the start and after each epoch."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.states.append({key: value.clone() for key, value in module.state_dict().items()})
+
+    on_train_epoch_end = on_fit_start
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_frozen_backbone_keeps_its_weights_and_then_is_trained(
+    graph: bool, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "StepGraph", Recorded)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.5)
+    tuning = FineTuning(freeze_epochs=1)
+    model = tiny_classifier(
+        backbone=normalising_backbone(), optimizer=optimizer, fine_tuning=tuning
+    )
+    model.cuda_graph = graph
+    seen = Weights()
+    trainer(tmp_path, seen, epochs=2).fit(model, datamodule=data(phantoms, tmp_path))
+    names = [name for name, _ in model.named_parameters()]
+    moved = [
+        {name for name in names if not torch.equal(before[name], after[name])}
+        for before, after in pairwise(seen.states)
+    ]
+    assert moved == [{"backbone.3.weight", "backbone.3.bias"}, set(names)]
+    statistics = "backbone.1.running_mean"
+    assert not torch.equal(seen.states[0][statistics], seen.states[1][statistics])
+
+
+def test_a_backbone_that_does_not_name_its_head_cannot_be_frozen(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    model = tiny_classifier(fine_tuning=FineTuning(freeze_epochs=1))
+    with pytest.raises(UserError, match="has no head_prefix"):
+        trainer(tmp_path).fit(model, datamodule=data(phantoms, tmp_path))
 
 
 # A fit whose steps are replayed, through Lightning's own loop, optimizer and precision.

@@ -96,6 +96,24 @@ def test_two_ranks_average_their_weights_as_one_process_does(train: Train) -> No
     assert distance(*bests) < 1e-2 * path
 
 
+@pytest.mark.slow  # 20 s
+def test_two_ranks_train_the_head_of_a_frozen_backbone_as_one_process_does(train: Train) -> None:
+    options = (*EXACT, "data.batch_size=16", "fine_tuning.freeze_epochs=1", "trainer.max_epochs=1")
+    fitted = train(*options, "strategy=single", "name=alone")
+    assert fitted.exit_code == 0, fitted.stderr
+    ended = train(*options, "strategy=mpi", "strategy.sync_batchnorm=true", "name=ranks")
+    assert ended.exit_code == 0, ended.stderr
+    alone, ranks = (weights(run) for run in sorted(ended.runs, key=lambda run: run.name[-5:]))
+    start = untrained()
+    names = [f"backbone.{name}" for name, _ in build_backbone(arch="resnet18").named_parameters()]
+    for state in (alone, ranks):
+        moved = [name for name in names if not torch.equal(state[name], start[name])]
+        assert moved == ["backbone.fc.weight", "backbone.fc.bias"]
+    path = distance(alone, start)
+    assert path > 1e-5
+    assert distance(alone, ranks) < 1e-2 * path
+
+
 # Loaded by every process, and so the last to be called: what still runs where Python ends.
 LAST_THREADS = """
 import atexit, os

@@ -100,6 +100,7 @@ def build_backbone(
         image_size=image_size,
         pretrained=pretrained and library == "timm",
     )
+    model.head_prefix = head  # type: ignore[assignment]  # no part of the network
     weights = None
     if weights_path is not None:
         weights = read_weights(weights_path)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.functional.classification import multilabel_auroc
 
@@ -171,8 +172,10 @@ class Classifier(LightningModule):
         return (losses * counted).sum() * batch.scale
 
     def _logits(self, images: Tensor) -> Tensor:
+        """Logits (B, findings) whose gradient leaves out what is frozen."""
+        frozen = self._frozen()
         try:
-            logits: Tensor = self(images)
+            logits: Tensor = self._with_fixed(frozen, images) if frozen else self(images)
         except ValueError as error:  # torch's, of batch norm over a single value
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -182,10 +185,27 @@ class Classifier(LightningModule):
             ) from error
         return logits
 
+    def _with_fixed(self, frozen: Mapping[str, nn.Parameter], images: Tensor) -> Tensor:
+        fixed = {f"backbone.{name}": parameter.detach() for name, parameter in frozen.items()}
+        logits: Tensor = functional_call(self, fixed, images)
+        # DDP waits for a gradient of every parameter: these get 0, which no optimizer sees.
+        return logits + 0 * sum(parameter.sum() for parameter in frozen.values())
+
+    def _frozen(self) -> dict[str, nn.Parameter]:
+        return self._fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in self._frozen().values():
+            parameter.grad = None  # nor weight decay, nor momentum
+
     def on_fit_start(self) -> None:
         self._train_sums = self._train_sums.to(self.device)
+        self._frozen()  # says now whether it can be
         if self.cuda_graph:
-            self._graph = StepGraph(self, self._scaled_loss, state=[self._train_sums])
+            self._graph = self._new_graph()
+
+    def _new_graph(self) -> StepGraph:
+        return StepGraph(self, self._scaled_loss, state=[self._train_sums])
 
     def on_fit_end(self) -> None:
         self._graph = None  # and its memory
@@ -221,6 +241,8 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._train_sums.zero_()
+        if self._graph is not None and self.current_epoch == self._fine_tuning.freeze_epochs:
+            self._graph = self._new_graph()
 
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.mean_train_loss(), sync_dist=True)  # the same on every rank

@@ -1,4 +1,4 @@
-"""Fine-tuning: groups of parameters by depth and kind, each with a rate and a weight decay."""
+"""Fine-tuning: rates and weight decay by depth and kind of layer, and epochs of the head alone."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, check_whole
 
 # `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`: what a parameter's depth is told by.
 _BLOCK = re.compile(r"^(?:features\.)?[^.]*?(?:\d+|(?:\.\d+)+)(?=\.)")
@@ -24,10 +24,14 @@ class FineTuning:
             next one's (Clark et al., "ELECTRA", ICLR 2020; Bao et al., "BEiT", ICLR 2022).
         decay_all: false for no weight decay on biases and on weights of one dimension, those of
             norms (He et al., "Bag of Tricks", CVPR 2019).
+        freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
+            still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
+            batch norms gather their statistics all the same.
     """
 
     layer_decay: float | None = None
     decay_all: bool | None = None
+    freeze_epochs: int | None = None
 
     def __post_init__(self) -> None:
         share = self.layer_decay
@@ -37,12 +41,31 @@ class FineTuning:
             raise UserError(f"fine_tuning.layer_decay={share} must be above 0, at most 1")
         if not isinstance(self.decay_all, bool | None):
             raise UserError(f"fine_tuning.decay_all={self.decay_all} must be true or false")
+        if self.freeze_epochs is not None:
+            check_whole("fine_tuning.freeze_epochs", self.freeze_epochs, least=0)
 
     def parameters(self, module: nn.Module) -> Iterable[Any]:
         """What an optimizer is made of: all parameters alike, or groups of them."""
         if self.layer_decay is None and self.decay_all is not False:
             return module.parameters()
         return list(self._groups(module))
+
+    def frozen(self, backbone: nn.Module, *, epoch: int) -> dict[str, nn.Parameter]:
+        """The parameters of a backbone that this epoch leaves as they are, by name.
+
+        Raises:
+            UserError: the backbone does not say which of its layers is the head.
+        """
+        if epoch >= (self.freeze_epochs or 0):
+            return {}
+        head = getattr(backbone, "head_prefix", None)
+        if head is None:
+            raise UserError(
+                "fine_tuning.freeze_epochs: this backbone has no head_prefix, such as 'fc.', "
+                "by which its head can be told from the rest"
+            )
+        named = backbone.named_parameters()
+        return {name: parameter for name, parameter in named if not name.startswith(head)}
 
     def scale(self, optimizer: Optimizer) -> None:
         """Give each group its share of the optimizer's rate."""
