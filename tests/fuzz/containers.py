@@ -36,7 +36,7 @@ from xray_lightning.evaluation.model_entry import (
     fitted_of,
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
-from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.models.checkpoint import as_safetensors, read_checkpoint
 from xray_lightning.progress import unseen
 
 # -- tar.gz ----------------------------------------------------------------------------------------
@@ -193,15 +193,20 @@ def entry() -> dict[str, Any]:
     }
 
 
-def checkpoints(random: Random) -> Iterator[bytes]:
-    """Checkpoints whose description, pickle or zip is spoiled."""
-    content = {
+def plain_content() -> dict[str, Any]:
+    """A checkpoint of a model that only has to be read."""
+    return {
         "state_dict": {"backbone.fc.weight": torch.zeros(2, 3), "backbone.fc.bias": torch.ones(2)},
         "epoch": 1,
         "global_step": 2,
         "pytorch-lightning_version": "2.6",
         "xray": entry(),
     }
+
+
+def checkpoints(random: Random) -> Iterator[bytes]:
+    """Checkpoints whose description, pickle or zip is spoiled."""
+    content = plain_content()
     whole = saved(content)
     files = records(whole)
     pickled = next(name for name in files if name.endswith("data.pkl"))
@@ -212,6 +217,25 @@ def checkpoints(random: Random) -> Iterator[bytes]:
         elif what < 0.8:
             name = pickled if what < 0.7 else random.choice(list(files))
             yield zipped(files | {name: spoiled(random, files[name], [files[pickled]])})
+        else:
+            yield spoiled(random, whole, [whole])
+
+
+def safetensors(random: Random) -> Iterator[bytes]:
+    """Checkpoints without pickle, of which the description, the header or any byte is spoiled."""
+    content = plain_content()
+    whole = as_safetensors(content)
+    header_ends = 8 + int.from_bytes(whole[:8], "little")
+    header, weights = json.loads(whole[8:header_ends]), whole[header_ends:]
+    while True:
+        what = random.random()
+        if what < 0.4:
+            yield as_safetensors(with_entry(random, content))
+        elif what < 0.8:
+            spoilt = json.dumps(altered(random, header)).encode(errors="replace")
+            if what < 0.6:
+                spoilt = text_spoiled(random, spoilt, [spoilt])
+            yield len(spoilt).to_bytes(8, "little") + spoilt + weights
         else:
             yield spoiled(random, whole, [whole])
 
@@ -327,5 +351,6 @@ def judge_model(path: Path) -> str:
 ARCHIVE = Fuzzer(archives, judge_archive)
 ARRAYS = Fuzzer(arrays, judge_arrays)
 CHECKPOINT = Fuzzer(checkpoints, judge_checkpoint)
+SAFETENSORS = Fuzzer(safetensors, judge_checkpoint, file="best.safetensors")
 METADATA = Fuzzer(texts, judge_texts)
 MODEL = Fuzzer(models, judge_model, file="model.onnx")

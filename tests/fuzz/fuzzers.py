@@ -18,4 +18,5 @@ FUZZERS: dict[str, Fuzzer] = {
     "overrides": records.OVERRIDDEN,
     "predictions": tables.PREDICTED,
     "results": records.RESULTS,
+    "safetensors": containers.SAFETENSORS,
 }
