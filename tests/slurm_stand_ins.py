@@ -21,7 +21,7 @@ from pathlib import Path
 
 here = Path(__file__).parent
 if "--parsable" in sys.argv:
-    number = str(77 + len([*here.glob("job-*")]))
+    number = str(int(os.environ["STAND_IN_FIRST"]) + len([*here.glob("job-*")]))
     (here / f"job-{number}").write_text(sys.stdin.read())
     (here / f"queued-{number}").touch()
     options = dict(arg.split("=", 1) for arg in sys.argv if "=" in arg)
@@ -32,7 +32,7 @@ if "--parsable" in sys.argv:
         )
     print(number)
     sys.exit()
-number = os.environ.get("STAND_IN_JOB", "77")
+number = os.environ.get("STAND_IN_JOB", os.environ["STAND_IN_FIRST"])
 job, restarts = {"SLURM_JOB_ID": number, "SLURM_NTASKS": os.environ["STAND_IN_TASKS"]}, 0
 requeue = here / f"requeue-{number}"
 while True:
@@ -103,6 +103,9 @@ for path in Path(__file__).parent.glob("queued-*"):
 """
 
 
+# The first job's number: not the same in tests that run at the same time, whose tasks would meet at
+# the same port.
+JOB = 10 * os.getpid()
 EXAMPLE = REPOSITORY / "docs" / "examples" / "train.sbatch"
 
 
@@ -129,7 +132,7 @@ def stand_ins(folder: Path, *, tasks: int = 1) -> dict[str, str]:
         (folder / name).chmod(0o755)
     bin_folder = Path(sys.executable).parent
     path = os.pathsep.join(map(str, (folder, bin_folder, os.environ["PATH"])))
-    return {"PATH": path, "STAND_IN_TASKS": str(tasks)}
+    return {"PATH": path, "STAND_IN_TASKS": str(tasks), "STAND_IN_FIRST": str(JOB)}
 
 
 def asked(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, Ended
-from slurm_stand_ins import EXAMPLE, asked, beside_train_py, stand_ins
+from slurm_stand_ins import EXAMPLE, JOB, asked, beside_train_py, stand_ins
 
 from xray_lightning.errors import UserError
 from xray_lightning.models.checkpoint import read_checkpoint
@@ -219,11 +219,11 @@ def test_a_job_warned_three_times_equals_an_unwarned_one_bit_by_bit(
         found.append((ended, read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]))
     (ended, cut), (_, whole) = found
     assert ended.stderr.count("xray: error: interrupted by SIGUSR1") == 3
-    assert asked(tmp_path / "bin") == ["requeue 77"] * 3
+    assert asked(tmp_path / "bin") == [f"requeue {JOB}"] * 3
     assert all(torch.equal(cut[key], whole[key]) for key in whole)
     (result,) = ended.results
     assert [row["epoch"] for row in result["history"]] == [0, 1, 2]
-    assert result["environment"]["slurm"] == {"name": "77", "restarts": 3}
+    assert result["environment"]["slurm"] == {"name": str(JOB), "restarts": 3}
     assert json.dumps(result).count("interrupted") == 0
 
 
@@ -250,7 +250,7 @@ def test_a_job_warned_while_rank_0_waits_for_another_rank_is_queued_again(
     command = [str(tmp_path / "bin" / "sbatch"), str(EXAMPLE), *small, *further]
     ended = Ended.of(command, tmp_path, **environ)
     assert ended.exit_code == 0, ended.stdout + ended.stderr
-    assert asked(tmp_path / "bin") == ["requeue 77"]
+    assert asked(tmp_path / "bin") == [f"requeue {JOB}"]
     (result,) = ended.results
     assert result["status"] == "finished"
 
@@ -279,7 +279,7 @@ def test_a_job_warned_before_its_run_has_a_folder_is_queued_again(
     command = [str(tmp_path / "bin" / "sbatch"), str(EXAMPLE), *small, "stages=[fit]"]
     ended = Ended.of(command, tmp_path, **environ)
     assert ended.exit_code == 0, ended.stdout + ended.stderr
-    assert asked(tmp_path / "bin") == ["requeue 77"]
+    assert asked(tmp_path / "bin") == [f"requeue {JOB}"]
     (result,) = ended.results
     assert result["status"] == "finished"
 
@@ -294,7 +294,7 @@ def test_each_job_of_a_sweep_is_a_batch_job_that_is_queued_again_by_itself(
     command = ["python", str(REPOSITORY / "train.py"), "-m", *launcher, *small, *job]
     ended = Ended.of(command, tmp_path, **environ)
     assert ended.exit_code == 0, ended.stdout + ended.stderr
-    assert sorted(asked(tmp_path / "bin")) == ["requeue 77", "requeue 78"]
+    assert sorted(asked(tmp_path / "bin")) == [f"requeue {JOB}", f"requeue {JOB + 1}"]
     paths = sorted(tmp_path.glob("runs/*_sweep/*/results.json"))
     found = [json.loads(path.read_text()) for path in paths]
     assert [(result["seed"], result["status"]) for result in found] == [
@@ -302,19 +302,20 @@ def test_each_job_of_a_sweep_is_a_batch_job_that_is_queued_again_by_itself(
         (1, "finished"),
     ]
     slurm = [result["environment"]["slurm"] for result in found]
-    assert slurm == [{"name": "77", "restarts": 1}, {"name": "78", "restarts": 1}]
+    assert slurm == [{"name": str(JOB + job), "restarts": 1} for job in (0, 1)]
 
 
 @pytest.mark.slow
 def test_a_job_that_cannot_be_queued_again_ends_with_its_checkpoint_and_one_line(
     small: list[str], tmp_path: Path
 ) -> None:
-    environ = stand_ins(tmp_path / "bin") | {"SLURM_JOB_ID": "77", "PYTHONPATH": str(tmp_path)}
+    environ = stand_ins(tmp_path / "bin") | {"SLURM_JOB_ID": str(JOB), "PYTHONPATH": str(tmp_path)}
     (tmp_path / "bin" / "refuses").write_text("Job is not requeueable")
     (tmp_path / "cut.py").write_text(CUTS)
     command = ["python", str(REPOSITORY / "train.py"), *small, "+callbacks.cut._target_=cut.Cut"]
     ended = Ended.of(command, tmp_path, **environ)
     assert ended.exit_code == 138
     assert ended.error == "xray: error: interrupted by SIGUSR1"
-    assert "Slurm job 77 is not queued again (Job is not requeueable); resume=runs/" in ended.stdout
+    told = f"Slurm job {JOB} is not queued again (Job is not requeueable); resume=runs/"
+    assert told in ended.stdout
     assert read_checkpoint(ended.runs[0] / "checkpoints" / "last.ckpt")["global_step"] == 2
