@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Xray, environment
 
+from xray_lightning.errors import UserError
+
 SAMPLE = REPOSITORY / "tests" / "results_sample.json"
 
 
@@ -117,6 +119,14 @@ def test_an_error_of_the_caller_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
     assert err.startswith("xray: error: ")
     assert err.count("\n") == 1
+
+
+def test_a_message_that_quotes_a_file_keeps_its_beginning_and_its_end() -> None:
+    message = str(UserError(f"a.json: {'x' * 100_000}; write it again"))
+    assert len(message) <= 3005
+    assert message.startswith("a.json: xxx")
+    assert message.endswith("xxx; write it again")
+    assert str(UserError("x" * 3000)) == "x" * 3000
 
 
 def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:

@@ -8,10 +8,19 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM
 STOPPED = (EXIT_INTERRUPTED, EXIT_WARNED, EXIT_TERMINATED)
 
 
+MOST_SHOWN = 3000  # characters of a message, which may quote a file
+LAST_SHOWN = 1000  # of these stand at its end, with what to do
+
+
 class XrayError(Exception):
     """A failure that is told in one line: what is wrong, where, and what to do about it."""
 
     exit_code = EXIT_RUN_FAILED
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MOST_SHOWN:
+            message = f"{message[: MOST_SHOWN - LAST_SHOWN]} ... {message[-LAST_SHOWN:]}"
+        super().__init__(message)
 
 
 class UserError(XrayError):

@@ -204,6 +204,7 @@ FAULTS: dict[str, bytes] = {
     "13 labels": packed(arrays() | {"val_labels": np.zeros((20, 13), np.uint8)}),
     "a label of 2": packed(arrays() | {"val_labels": np.full((20, 14), 2, np.uint8)}),
     "columns first": packed(arrays() | {"val_images": np.asfortranarray(arrays()["val_images"])}),
+    "records": packed(arrays() | {"val_labels": np.zeros((20, 14), [("a", np.uint8)])}),
     "objects": packed(arrays() | {"val_labels": np.full((20, 14), None)}),
     "a head that is no Python": with_head(b"{'descr': ("),
     "an unknown compression": with_head(b"{}").replace(b"PK\x01\x02\x14\x03\x14", NEWER),

@@ -138,7 +138,8 @@ def _places(
     plain = [folded(title) for title in header]
     places = {}
     for key, names in titles.items():
-        found = [place for place, title in enumerate(plain) if title in map(folded, names)]
+        wanted = {folded(name) for name in names}
+        found = [place for place, title in enumerate(plain) if title in wanted]
         if len(found) > 1:
             raise UserError(f"{path}, line 1: column {names[0]!r} is there {len(found)} times")
         if found:

@@ -186,7 +186,8 @@ def _labels(arrays: zipfile.ZipFile, side: str) -> npt.NDArray[np.uint8]:
     """Multi-hot labels of a side, in the order of FINDINGS, which is MedMNIST's: uint8 (N, 14)."""
     with arrays.open(f"{side}_labels.npy") as stream:
         shape, dtype = _header(stream)
-        if len(shape) != 2 or shape[1] != len(FINDINGS) or shape[0] > IMAGES or dtype.itemsize > 8:
+        numbers = dtype.kind in "biuf" and dtype.itemsize <= 8
+        if len(shape) != 2 or shape[1] != len(FINDINGS) or shape[0] > IMAGES or not numbers:
             raise ValueError(f"{side}_labels has the shape {shape} of {dtype}")
         data = stream.read(shape[0] * shape[1] * dtype.itemsize)
     labels = np.frombuffer(data, dtype).reshape(shape)
