@@ -41,7 +41,8 @@ from xray_lightning.errors import (
     one_line,
     printable,
 )
-from xray_lightning.runs.record import RUNNING, RunRecord
+from xray_lightning.files import hold
+from xray_lightning.runs.record import LOG_NAME, RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import (
     Failure,
@@ -483,6 +484,10 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
         record.content["environment"]["slurm"] = asdict(SLURM)
     if WORLD.rank == 0:
         try:
+            if not LAUNCHED and not hold(folder / LOG_NAME):
+                raise UserError(
+                    f"run folder {folder}: another process trains this run; wait for it, or stop it"
+                )
             (folder / Failure.FILE_NAME).unlink(missing_ok=True)
             record.write()
             if SLURM is not None and not LAUNCHED:

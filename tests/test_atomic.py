@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, Ended
 from failing_disk import failures
 
-from xray_lightning.files import replacing, write_atomically
+from xray_lightning.files import hold, is_held, replacing, write_atomically
 
 
 def test_a_new_file_holds_its_content_and_all_may_read_it(tmp_path: Path) -> None:
@@ -71,3 +72,28 @@ def test_what_a_kill_leaves_goes_with_the_next_write_and_the_file_of_a_living_wr
         stream.write(b"slow")
     assert path.read_text() == "slow"
     assert sorted(os.listdir(tmp_path)) == sorted(["a.json", *others])
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from xray_lightning.files import hold
+print(hold(Path(sys.argv[1]), seconds=0.1), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_file_is_held_until_its_process_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    assert is_held(path) is None
+    path.touch()
+    assert is_held(path) is False
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert is_held(path) is True
+        assert hold(path, seconds=0.1) is False
+        process.kill()
+    assert is_held(path) is False
+    assert hold(tmp_path / "none") is True  # where there is nothing to hold nobody is kept out

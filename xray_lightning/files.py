@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import BinaryIO
 
 from xray_lightning.errors import RunFailedError, UserError, one_line
@@ -113,6 +114,48 @@ def _lock(file: int) -> bool:
     except (ImportError, OSError):  # no POSIX, or a file system without locks
         return False
     return True
+
+
+_held: dict[Path, int] = {}  # open files
+
+
+def hold(path: Path, *, seconds: float = 5.0) -> bool:
+    """Hold a file that is there for as long as this process lives; see `is_held`.
+
+    Args:
+        seconds: in which another process may let go of it: one that dies, or only looks.
+
+    Returns:
+        False where another process holds it; True, too, where no file can be locked.
+    """
+    path = path.resolve()
+    if path in _held:
+        return True
+    deadline = monotonic() + seconds
+    with suppress(OSError):
+        file = os.open(path, os.O_RDWR)  # NFS locks nothing that is open to read alone
+        while not _lock(file):
+            held = is_held(path)
+            if held is None or monotonic() > deadline:
+                os.close(file)
+                return not held
+            sleep(0.05)
+        _held[path] = file
+    return True
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process of this machine holds a file; None where that cannot be told."""
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # no POSIX, no such file, or a file system without locks
+        return None
+    return False
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

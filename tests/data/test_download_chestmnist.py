@@ -207,6 +207,7 @@ FAULTS: dict[str, bytes] = {
     "records": packed(arrays() | {"val_labels": np.zeros((20, 14), [("a", np.uint8)])}),
     "objects": packed(arrays() | {"val_labels": np.full((20, 14), None)}),
     "a head that is no Python": with_head(b"{'descr': ("),
+    "a head of other keys": with_head(b"{'descr': '|u1', 1: 2}"),
     "an unknown compression": with_head(b"{}").replace(b"PK\x01\x02\x14\x03\x14", NEWER),
     "cut": BODY[: len(BODY) // 2],
 }

@@ -277,6 +277,13 @@ def test_files_that_are_no_exported_model_are_refused_by_name(
         odd = described(exported, tmp_path / "odd.onnx", **texts)
         odd.write_bytes(odd.read_bytes().replace(b"kept", b"\xff\xfe\xff\xfe"))
         assert "export it again" in refused(odd)
+    model = onnx.load_from_string(content)
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[-1].name = "further"
+    model.graph.node.add(op_type="Identity", input=["logits"], output=["further"])
+    unnamed = tmp_path / "unnamed.onnx"
+    unnamed.write_bytes(model.SerializeToString().replace(b"further", b"\xff\xffrther"))
+    assert "its inputs and outputs are not those of xray export" in refused(unnamed)
     newer = described(exported, tmp_path / "newer.onnx", schema_version="7")
     assert f"has schema_version 7, and this version reads {SCHEMA_VERSION}" in refused(newer)
     assert "precision=bf16-mixed is of checkpoints" in refused(exported, precision="bf16-mixed")

@@ -248,6 +248,7 @@ def test_without_a_run_the_newest_is_taken(tmp_path: Path, monkeypatch: pytest.M
         json.dumps({k: v for k, v in SAMPLE.items() if k != "timing"}).encode(),
         json.dumps({**SAMPLE, "history": [{"epoch": 0}]}).encode(),
         json.dumps({**SAMPLE, "history": 3}).encode(),
+        json.dumps({**SAMPLE, "data": {"positives": {"train": {"x" * 100_000: -1}}}}).encode(),
         json.dumps(SAMPLE).replace("0.61", "NaN").encode(),
         json.dumps(SAMPLE).replace("0.61", "1e999").encode(),
     ],
@@ -260,6 +261,7 @@ def test_a_damaged_results_file_is_named_and_the_others_are_reported(
     damaged.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged/results\.json") as caught:
         build_report([tmp_path])
+    assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
     write_run(tmp_path / "whole", sample())
     report = build_report([tmp_path])

@@ -17,6 +17,7 @@ import pytest
 from conftest import TRAIN_PY, Ended, Train, environment
 
 from xray_lightning.models.checkpoint import read_checkpoint
+from xray_lightning.runs.folder import GONE, read_run
 
 LIMIT = 90.0  # seconds in which every faulty job must have ended, on a busy machine
 
@@ -152,8 +153,14 @@ def test_fault_01_ranks_and_launcher_die_with_the_process_that_started_them(
 ) -> None:
     job = start(*RANKS["mpi"])
     assert len(processes) >= 3  # a launcher and two ranks
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_run(folder).status == "running"
     job.kill()
-    assert end_of(job, tmp_path).exit_code == -signal.SIGKILL
+    ended = end_of(job, tmp_path)
+    assert ended.exit_code == -signal.SIGKILL
+    assert ended.results[0]["status"] == "running"  # nobody was left to write another
+    run = read_run(folder)
+    assert (run.status, run.reason) == ("interrupted", GONE)
 
 
 @SLOW

@@ -1,5 +1,6 @@
 """Resume: under the same configuration, and of a folder of somebody else's without its calls."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -140,6 +141,18 @@ def test_fault_24_a_refused_resume_leaves_the_run_as_it_was(
     folder = Path(shutil.copytree(first.runs[0], tmp_path / "earlier"))
     before = tree(folder)
     refused(call, f"resume={folder}", wrong)
+    assert tree(folder) == before
+
+
+def test_a_run_that_another_process_trains_cannot_be_gone_on_with(
+    first: Ended, call: Train, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(first.runs[0], tmp_path / "earlier"))
+    before = tree(folder)
+    with (folder / "train.log").open() as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        ended = refused(call, f"resume={folder}")
+    assert "another process trains this run; wait for it, or stop it" in ended.error
     assert tree(folder) == before
 
 

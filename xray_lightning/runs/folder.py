@@ -3,16 +3,18 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
 from xray_lightning.errors import UserError, check_whole, printable
+from xray_lightning.files import is_held
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import RunRecord, flat
+from xray_lightning.runs.record import LOG_NAME, RUNNING, RunRecord, flat
 from xray_lightning.runs.schema import (
     DataSummary,
     Demographics,
@@ -200,7 +202,8 @@ def _values(part: BaseModel, *keys: str) -> dict[str, Any]:
 def _first_fault(error: ValidationError) -> str:
     """The first key that is missing or wrong, and its value, in one line."""
     fault = error.errors(include_url=False)[0]
-    key, value = ".".join(map(str, fault["loc"])), printable(repr(fault["input"]))[:60]
+    key = printable(".".join(map(str, fault["loc"])))[:120]
+    value = printable(repr(fault["input"]))[:60]
     if fault["type"] == "missing":
         return f"key {key!r} is missing"
     if fault["type"] == "literal_error":
@@ -209,8 +212,11 @@ def _first_fault(error: ValidationError) -> str:
     return f"{key} is {value}: {said}" if key else f"not a run's results: {said}"
 
 
+GONE = "its process is gone without a word: killed, or its machine stopped"
+
+
 def read_run(folder: Path) -> Run:
-    """Read `folder`/results.json.
+    """Read `folder`/results.json; a run of this machine that nothing runs any more is interrupted.
 
     Raises:
         DamagedResultsError: it cannot be read, is no JSON (NaN included), or lacks a key.
@@ -220,7 +226,12 @@ def read_run(folder: Path) -> Run:
         if not path.is_file():  # reading a named pipe would wait for ever
             raise DamagedResultsError("not a file")
         text = path.read_text(encoding="utf-8")
-        return run_of(folder, json.loads(text, parse_constant=_refuse_constant))
+        results = json.loads(text, parse_constant=_refuse_constant)
+        run = run_of(folder, results)
+        here = results["environment"]["hosts"][:1] == [socket.gethostname()]
+        if run.status == RUNNING and here and is_held(folder / LOG_NAME) is False:
+            return replace(run, status="interrupted", reason=GONE)
+        return run
     except DamagedResultsError:
         raise
     except json.JSONDecodeError as error:

@@ -20,6 +20,7 @@ from xray_lightning.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
+LOG_NAME = "train.log"  # which the process that trains holds
 RUNNING = "running"
 MOST_WARNINGS = 100
 

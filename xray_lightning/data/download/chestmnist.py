@@ -214,7 +214,10 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape and type of an array that is about to be read, row by row."""
     version = npy.read_magic(stream)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    try:
+        shape, fortran, dtype = read(stream)
+    except TypeError as error:  # numpy sorts the keys of what should be a dict of texts
+        raise ValueError(f"an array whose head cannot be read: {error}") from error
     if fortran or dtype.hasobject:
         raise ValueError(f"an array of {dtype}, fortran_order {fortran}")
     return shape, dtype
