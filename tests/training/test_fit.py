@@ -175,7 +175,7 @@ def test_fault_22_resume_equals_an_uninterrupted_run(
 
 @pytest.mark.parametrize("stop", [2, 4, 6])  # frozen, as it ends, and after it
 @not_empty
-def test_fault_22_resume_of_a_frozen_backbone_equals_an_uninterrupted_run(
+def test_resume_of_a_frozen_backbone_equals_an_uninterrupted_run(
     stop: int, phantoms: Path, tmp_path: Path
 ) -> None:
     resumed_beside_uninterrupted(
