@@ -4,21 +4,23 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import REAL, real_data
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tables import write_ai4m
+from tables import write, write_ai4m
 from typer.testing import CliRunner
 
 from xray_lightning.cli.data import app
 from xray_lightning.data.export_folders import MODES, export_folders
 from xray_lightning.data.manifest import Manifest, read_manifest
 from xray_lightning.data.sources.custom_csv import OwnTable
-from xray_lightning.data.splits import SIDES, Split, make_split
+from xray_lightning.data.splits import SIDES, Split, make_split, usable_split, whole_split
 from xray_lightning.errors import UserError
 
 Export = Callable[..., str]
@@ -282,3 +284,38 @@ def test_the_papers_images_come_out_on_the_sides_of_its_csvs(
     counts = {side: len(list((out / side).iterdir())) for side in SIDES}
     assert counts == {"train": 66, "val": 19, "test": 32}
     assert json.loads((out / "export.json").read_text())["finished"] is True
+
+
+def names_of(*parts: str) -> st.SearchStrategy[list[str]]:
+    name = st.lists(st.sampled_from(parts), min_size=1, max_size=3).map("/".join)
+    return st.lists(name, min_size=5, max_size=12, unique=True)
+
+
+WITHIN = ("a.png", "b.png", "c.png", "x", "link", "~", "a\\b.png", "train", "...")
+BEYOND = ("..", ".", "", "OUT", "OUTSIDE", "/")
+
+
+@given(names=names_of(*WITHIN) | names_of(*WITHIN, *BEYOND), mode=st.sampled_from(MODES))
+def test_whatever_the_names_nothing_is_written_outside(
+    names: list[str], mode: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.mktemp("names")
+    root, outside, out = base / "films", base / "outside", base / "out"
+    for folder in (root / "x", root / "train", outside):
+        folder.mkdir(parents=True)
+    (root / "link").symlink_to(outside)
+    names = [name.replace("OUTSIDE", str(outside)).replace("OUT", str(out)) for name in names]
+    for name in names:
+        path = root / name
+        if path.parent.is_dir() and not path.is_dir() and path.resolve().is_relative_to(root):
+            path.write_bytes(name.encode())
+    rows = [f'"{name}",{number},{number % 2}' for number, name in enumerate(names)]
+    write(root / "films.csv", "image,patient,Mass", *rows)
+    before = {path: path.is_file() and path.read_bytes() for path in base.rglob("*")}
+    with suppress(UserError):
+        manifest = read_manifest(root, own=OwnTable())
+        split = whole_split(manifest)
+        usable = usable_split(manifest, split, missing="skip", allow_patient_overlap=False)
+        export_folders(manifest, usable.split, out, mode=mode)
+    after = {path: path.is_file() and path.read_bytes() for path in base.rglob("*")}
+    assert {path: after[path] for path in after if not path.is_relative_to(out)} == before
