@@ -595,6 +595,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
         rate_scaling=make(cfg, "lr_scaling") or None,
         augment=make(cfg, "augment") or None,
         mixing=make(cfg, "mixing") or None,
+        growth=make(cfg, "growth") or None,
         recipe={
             "model": model,
             "normalize": cfg.data.normalize,

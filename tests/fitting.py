@@ -18,9 +18,7 @@ def data(phantoms: Path, tmp_path: Path, **further: Any) -> XrayDataModule:
         name="phantom",
         root=str(phantoms),
         cache_dir=str(tmp_path / "cache"),
-        image_size=32,
-        batch_size=16,
-        **further,
+        **{"image_size": 32, "batch_size": 16} | further,
     )
 
 

@@ -272,6 +272,16 @@ def test_every_augment_option_gives_images_between_black_and_white(
     assert not torch.equal(augmented, images / 255)
 
 
+@pytest.mark.parametrize("option", options("growth"))
+def test_every_growth_option_ends_with_whole_images(option: str, composed: Compose) -> None:
+    growth = build(composed(f"growth={option}").growth)
+    if option == "none":
+        assert growth == {}
+        return
+    sides = [growth.side(epoch=epoch, of=8, full=224) for epoch in range(8)]
+    assert sides == [64, 96, 128, 160, 224, 224, 224, 224]
+
+
 def test_an_experiment_may_override_any_key(composed: Compose, tmp_path: Path) -> None:
     mine = tmp_path / "searched" / "experiment" / "mine.yaml"
     mine.parent.mkdir(parents=True)

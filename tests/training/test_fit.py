@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from xray_lightning.errors import InterruptedRunError, UserError
 from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.fine_tuning import FineTuning
-from xray_lightning.models.schedules import warmup_cosine
+from xray_lightning.models.schedules import ImageGrowth, warmup_cosine
 from xray_lightning.training.callbacks import Throughput
 from xray_lightning.training.interruption import FitClock, Interruption
 from xray_lightning.training.launch import SIGNALS
@@ -91,15 +91,17 @@ def resumed_beside_uninterrupted(
     precision: Any,
     sampler: str,
     validating: bool = False,
+    image_size: int = 32,
+    make_backbone: Callable[[], torch.nn.Module] = normalising_backbone,
     **further: Any,
 ) -> None:
     """Assert that a run that is stopped and resumed equals one that is not, bit for bit."""
 
     def images() -> XrayDataModule:
-        return data(phantoms, tmp_path, sampler=sampler)
+        return data(phantoms, tmp_path, sampler=sampler, image_size=image_size)
 
     def parts() -> tuple[Classifier, Seen, Throughput]:
-        backbone = normalising_backbone()
+        backbone = make_backbone()
         model = tiny_classifier(backbone=backbone, scheduler=SCHEDULERS[scheduler], **further)
         return model, Seen(), Throughput(batch_size=16)
 
@@ -173,19 +175,21 @@ def test_fault_22_resume_equals_an_uninterrupted_run(
     resumed_beside_uninterrupted(phantoms, tmp_path, scheduler=scheduler, stop=stop, **options)
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6])  # frozen, as it ends, and after it
+@pytest.mark.parametrize("stop", [2, 4, 6])  # frozen and small, as that ends, and after it
 @not_empty
-def test_resume_of_a_frozen_backbone_equals_an_uninterrupted_run(
+def test_resume_of_what_changes_by_epoch_equals_an_uninterrupted_run(
     stop: int, phantoms: Path, tmp_path: Path
 ) -> None:
+    options: Any = {"scheduler": "cosine", "precision": "32-true", "sampler": "shuffle"}
     resumed_beside_uninterrupted(
         phantoms,
         tmp_path,
-        scheduler="cosine",
         stop=stop,
-        precision="32-true",
-        sampler="shuffle",
+        image_size=64,
+        make_backbone=pooling_backbone,
         fine_tuning=FineTuning(freeze_epochs=1),
+        growth=ImageGrowth(start=32, epochs=0.5),
+        **options,
     )
 
 
@@ -280,6 +284,62 @@ def test_a_backbone_that_does_not_name_its_head_cannot_be_frozen(
     model = tiny_classifier(fine_tuning=FineTuning(freeze_epochs=1))
     with pytest.raises(UserError, match="has no head_prefix"):
         trainer(tmp_path).fit(model, datamodule=data(phantoms, tmp_path))
+
+
+class Sides(Callback):
+    """Side of the images that the model gets in each training step."""
+
+    def __init__(self) -> None:
+        self.sides: list[int] = []
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        def note(module: Any, given: Any) -> None:
+            if module.training:
+                self.sides.append(given[0].shape[-1])
+
+        module.backbone.register_forward_pre_hook(note)
+
+
+def pooling_backbone() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 8, 3), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten()
+    backbone = torch.nn.Sequential(*layers, torch.nn.Linear(128, 14))
+    backbone.head_prefix = "3."  # type: ignore[assignment]
+    return backbone
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_training_images_grow_and_evaluation_sees_whole_ones(
+    graph: bool, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "StepGraph", Recorded)
+    model = tiny_classifier(backbone=pooling_backbone(), growth=ImageGrowth(start=32, epochs=0.7))
+    model.cuda_graph = graph
+    seen, whole = Sides(), []
+    model.backbone.register_forward_pre_hook(
+        lambda module, given: None if module.training else whole.append(given[0].shape[-1])
+    )
+    images = data(phantoms, tmp_path, image_size=96)
+    trainer(tmp_path, seen, epochs=3).fit(model, datamodule=images)
+    steps = [side for epoch in (32, 64, 96) for side in [epoch] * 4]
+    assert list(dict.fromkeys(seen.sides)) == [32, 64, 96]
+    assert graph or seen.sides == steps
+    assert whole[0] == 32  # whether the backbone takes such images at all
+    assert set(whole[1:]) == {96}
+
+
+def test_a_backbone_of_one_image_size_cannot_grow(phantoms: Path, tmp_path: Path) -> None:
+    images = data(phantoms, tmp_path, image_size=64)
+    model = tiny_classifier(growth=ImageGrowth(start=32, epochs=1.0), backbone=flat(64))
+    with pytest.raises(UserError, match=r"growth.start=32: this backbone takes no such images"):
+        trainer(tmp_path).fit(model, datamodule=images)
+    model = tiny_classifier(growth=ImageGrowth(start=96, epochs=1.0), backbone=flat(64))
+    with pytest.raises(UserError, match=r"growth.start=96 is above data.image_size=64"):
+        trainer(tmp_path).fit(model, datamodule=images)
+
+
+def flat(side: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(side * side, 14))
 
 
 # A fit whose steps are replayed, through Lightning's own loop, optimizer and precision.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.functional.classification import multilabel_auroc
+from torchvision.transforms.v2.functional import resize
 
 from xray_lightning.data.loader import Batch
 from xray_lightning.data.mixing import Mixing
@@ -28,7 +29,7 @@ from xray_lightning.models.checkpoint import (
 from xray_lightning.models.cuda_graph import StepGraph
 from xray_lightning.models.fine_tuning import FineTuning, check_rates
 from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
-from xray_lightning.models.schedules import RateScaling, ScaledRate
+from xray_lightning.models.schedules import ImageGrowth, RateScaling, ScaledRate
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 
@@ -80,6 +81,7 @@ class Classifier(LightningModule):
         rate_scaling: makes the rate grow with the global batch; None leaves it.
         augment: uint8 images and their draws' numbers to float images, in training alone.
         mixing: mixes each of these with another one, and the losses of their targets likewise.
+        growth: side of the training images by epoch; None for their own.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
         fine_tuning: rates and weight decay by layer; None for the same everywhere.
@@ -97,6 +99,7 @@ class Classifier(LightningModule):
         rate_scaling: RateScaling | None = None,
         augment: nn.Module | None = None,
         mixing: Mixing | None = None,
+        growth: ImageGrowth | None = None,
         recipe: Mapping[str, Any] | None = None,
         channels_last: bool = True,
         fine_tuning: FineTuning | None = None,
@@ -109,6 +112,7 @@ class Classifier(LightningModule):
         self.loss.size_to(len(self.findings))
         self.augment = augment
         self.mixing = mixing
+        self._growth = growth
         self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
         self.tta: str | None = None  # `flip`: of all evaluation outside a fit
@@ -150,7 +154,17 @@ class Classifier(LightningModule):
                 self.normalize.fit_to(mean=mean, std=std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch = self._sized(batch)
         return self._loss(batch) if self._graph is None else self._graph(batch)
+
+    def _sized(self, batch: Batch) -> Batch:
+        """The batch with its images at this epoch's size."""
+        if self._growth is None:
+            return batch
+        full = batch.images.shape[-1]
+        epochs = self.trainer.max_epochs or 1
+        side = self._growth.side(epoch=self.current_epoch, of=epochs, full=full)
+        return batch if side == full else batch._replace(images=resize(batch.images, [side, side]))
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss () whose gradient is this rank's share; the epoch's mean counts it."""
@@ -201,8 +215,26 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         self._train_sums = self._train_sums.to(self.device)
         self._frozen()  # says now whether it can be
+        if self._growth is not None:
+            self._check_smallest(self._growth)
         if self.cuda_graph:
             self._graph = self._new_graph()
+
+    @torch.no_grad()
+    def _check_smallest(self, growth: ImageGrowth) -> None:
+        """Refuse a backbone that takes images of one size alone."""
+        full = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        side = growth.side(epoch=0, of=1, full=full)
+        self.eval()
+        try:
+            self(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=self.device))
+        except Exception as error:  # each library has its own
+            raise UserError(
+                f"growth.start={side}: this backbone takes no such images ({one_line(error)}); "
+                "take growth=none"
+            ) from error
+        finally:
+            self.train()
 
     def _new_graph(self) -> StepGraph:
         return StepGraph(self, self._scaled_loss, state=[self._train_sums])

@@ -98,6 +98,8 @@ def _preprocessing(run: Run) -> str:
     )
     changed = f"augmented in training by {augment}" if augment else "not augmented"
     changed += f", mixed by {mixing}" if mixing else ""
+    smallest = settings.get("growth.start")
+    changed += f", from {smallest} x {smallest} px on in the first epochs" if smallest else ""
     return f"Gray, {size} x {size} px, normalised {settings.get('data.normalize')}; {changed}"
 
 
