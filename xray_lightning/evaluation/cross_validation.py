@@ -10,7 +10,7 @@ import pandas as pd
 from xray_lightning import terminal
 from xray_lightning.data.csv_table import shown
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import NAN, Ranking
+from xray_lightning.evaluation.bootstrap import Ranking
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.findings import differing
 from xray_lightning.runs.predictions import (
@@ -63,18 +63,18 @@ class OutOfFold:
     @property
     def spread(self) -> str:
         """One line on what each fold reaches alone."""
-        macro = []
+        macro: list[float | None] = []
         for number in range(int(self.fold.max()) + 1):
             images = ScoredImages.of(self.table[self.fold == number])
             ones = np.ones(len(images.table))
             pairs = zip(images.scores.T, images.labels.T, strict=True)
             aurocs = [Ranking.of(scores, labels).auroc(ones) for scores, labels in pairs]
             known = [auroc for auroc in aurocs if not np.isnan(auroc)]
-            macro.append(float(np.mean(known)) if known else NAN)
+            macro.append(float(np.mean(known)) if known else None)
         each = ", ".join(terminal.decimal(value) for value in macro)
         return (
             f"out-of-fold predictions of {len(macro)} models, pooled; macro AUROC within each "
-            f"fold: {each}, mean {terminal.decimal(float(np.nanmean(macro)))}"
+            f"fold: {each}"
         )
 
 
@@ -106,7 +106,7 @@ class OutOfFoldMetadata(MetadataModel):
 
     def log_odds(self, table: pd.DataFrame) -> dict[str, Floats]:
         """Of each finding that has a regression in every fold, in each image, shape (N,)."""
-        fold = table["image"].map(self.fold_of).to_numpy()
+        own = table["image"].map(self.fold_of).to_numpy(), np.arange(len(table))
         odds = [model.log_odds(table) for model in self.by_fold]
         known = [name for name in odds[0] if name not in self.undefined]
-        return {name: np.choose(fold, [one[name] for one in odds]) for name in known}
+        return {name: np.stack([one[name] for one in odds])[own] for name in known}

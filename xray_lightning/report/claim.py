@@ -114,7 +114,9 @@ def _missing(run: Run) -> str:
 
 def _partition(run: Run) -> str:
     seed = run.settings.get("data.split_seed")
-    return f"Split {run.split}, seed {seed}, SHA-256 {(run.split_sha256 or NONE)[:12]}"
+    fold, folds = (run.settings.get(f"data.{key}") for key in ("fold", "folds"))
+    cut = "" if fold is None else f", fold {fold} (from 0) of {folds} validates"
+    return f"Split {run.split}, seed {seed}{cut}, SHA-256 {(run.split_sha256 or NONE)[:12]}"
 
 
 def _disjoint(run: Run) -> str:
