@@ -74,6 +74,19 @@ def test_what_a_kill_leaves_goes_with_the_next_write_and_the_file_of_a_living_wr
     assert sorted(os.listdir(tmp_path)) == sorted(["a.json", *others])
 
 
+def test_fault_13_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))
+        )
+    write_atomically(tmp_path / "a.json", "{}")
+    assert calls == ["fsync", "replace"]
+
+
 HOLDS = """
 import sys, time
 from pathlib import Path

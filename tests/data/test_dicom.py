@@ -381,6 +381,42 @@ def test_fault_60_no_word_of_a_damaged_file_is_repeated(
         assert mark not in everything
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"NumberOfFrames": "000000000001"},  # int() says what it was given
+        {"WindowCenter": "000000002048", "WindowWidth": "4096"},
+        {"SpecificCharacterSet": "ISO_IR 192"},  # a warning of pydicom's
+        {"RescaleSlope": "000000000001", "RescaleIntercept": "0"},
+    ],
+    ids=lambda element: next(iter(element)),
+)
+def test_fault_60_an_element_that_holds_a_name_instead_is_not_quoted(
+    element: dict[str, str], twelve: Array, tmp_path: Path
+) -> None:
+    whole = saved(tmp_path / "a.dcm", dataset(twelve, bits=12, **element)).read_bytes()
+    value = next(iter(element.values())).encode()
+    assert whole.count(value) == 1
+    path = tmp_path / "b.dcm"
+    path.write_bytes(whole.replace(value, b"SECRET^MARK "[: len(value)]))
+    script = (
+        "import logging, sys; logging.basicConfig(level=0)\n"
+        "from xray_lightning.data.images import decode_gray, UnreadableImageError\n"
+        f"try: decode_gray({str(path)!r})\n"
+        "except UnreadableImageError as error: print(error)\n"
+        "assert 'pydicom' in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SECRET" not in done.stdout + done.stderr
+
+
 def test_a_size_may_be_asked_for(twelve: Array, tmp_path: Path) -> None:
     path = saved(tmp_path / "without_suffix", dataset(twelve, bits=12))
     assert read_gray(path, 32).shape == (32, 32)
