@@ -12,17 +12,19 @@ import os
 import resource
 import sys
 import warnings
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import record
 from fuzz.fuzzers import FUZZERS
-from fuzz.fuzzing import MEMORY, Figures, run
+from fuzz.fuzzing import MEMORY, SLOWEST_ALLOWED, Figures, run
 
 
 def keep_figures(path: Path, parser: str, seed: int, figures: Figures) -> None:
     """Add a run to the JSON, in the place of an earlier one of the same seed."""
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Any] = json.loads(path.read_text())["parsers"] if path.exists() else {}
     runs = [one for one in known.get(parser, {}).get("runs", []) if one["seed"] != seed]
     runs.append({"seed": seed, **asdict(figures)})
     total = sum(one["inputs"] for one in runs)
@@ -33,7 +35,37 @@ def keep_figures(path: Path, parser: str, seed: int, figures: Figures) -> None:
         "inputs_per_processor_second": round(total / seconds, 1) if seconds else None,
         "runs": runs,
     }
-    path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    table = table_of(dict(sorted(known.items())))
+    command = "python -m fuzz PARSER --inputs N --seed N --json benchmarks/fuzz.json"
+    content = record("fuzz", table=table, command=command) | {"parsers": known}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table_of(parsers: dict[str, Any]) -> dict[str, Any]:
+    """Title, columns, rows and notes, for the page of the benchmarks."""
+    rows = []
+    for name, one in parsers.items():
+        runs, outcomes = one["runs"], Counter[str]()
+        for seed in runs:
+            outcomes.update({word.partition(":")[0]: n for word, n in seed["outcomes"].items()})
+        refused = outcomes["refused"] / one["inputs"]
+        slowest, peak = (max(seed[key] for seed in runs) for key in ("slowest_seconds", "peak_mib"))
+        cells = f"{one['inputs']:,}", one["failures"], f"{refused:.0%}", f"{slowest:.2f}", peak
+        rows.append([name, *cells, one["inputs_per_processor_second"]])
+    return {
+        "title": "Spoiled inputs",
+        "columns": [
+            *("parser", "inputs", "failures", "refused", "slowest s", "peak MiB"),
+            "inputs per processor second",
+        ],
+        "rows": rows,
+        "notes": [
+            "failures: an input that raised anything but the project's own error of one line, took "
+            f"more than {SLOWEST_ALLOWED:g} s of a processor or {MEMORY >> 30} GiB of memory, "
+            "wrote outside its folder, or was read as something that cannot be.",
+            "refused: the share that was told to be damaged; the rest was read.",
+        ],
+    }
 
 
 def main() -> int:
