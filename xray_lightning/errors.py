@@ -17,7 +17,7 @@ class XrayError(Exception):
 
     exit_code = EXIT_RUN_FAILED
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         if len(message) > MOST_SHOWN:
             message = f"{message[: MOST_SHOWN - LAST_SHOWN]} ... {message[-LAST_SHOWN:]}"
         super().__init__(message)

@@ -85,7 +85,7 @@ def test_a_fold_given_twice_is_refused_and_so_are_other_findings(
     files[2].write_text(csv_of(whole.drop(columns=["prob_Mass", "label_Mass"])))
     with pytest.raises(UserError, match="its findings, Atelectasis"):
         OutOfFold.read(files)
-    with pytest.raises(UserError, match="is a file that is scored"):
+    with pytest.raises(UserError, match="is the file that is scored"):
         recompute(files[:2], val=files[1])
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xray_lightning.data.folds import stratified_folds
 from xray_lightning.evaluation.bootstrap import FEW_PATIENTS
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
 from xray_lightning.evaluation.ensemble import (
@@ -22,7 +21,7 @@ from xray_lightning.evaluation.operating_points import OperatingPoints, Operatin
 from xray_lightning.evaluation.scored_data import MappedData
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.predictions import Bools, Floats, ScoredImages
+from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages
 
 FOLDS = 5
 
@@ -145,9 +144,8 @@ class CrossFitted:
         names = [name for name in images.findings if name not in undefined]
         called, probabilities = np.zeros_like(images.labels), images.scores.copy()
         places = [images.findings.index(name) for name in names]
-        folds = stratified_folds(images.labels, images.patients, folds=FOLDS, seed=seed)
         for fold in range(FOLDS if names else 0):
-            held = folds == fold
+            held = _folds(images.count, seed)[images.patients] == fold
             points, calibration = fit_both(images, names, rule, calibrator, rows=~held)
             for name in names:
                 if (why := why_not(name, points, calibration)) is not None:
@@ -157,3 +155,10 @@ class CrossFitted:
             called[np.ix_(held, places)] = scores >= cuts
             probabilities[np.ix_(held, places)] = calibration.apply(scores, findings=names)
         return cls(called, probabilities, undefined)
+
+
+def _folds(patients: int, seed: int) -> Integers:
+    """The fold of each patient, shape (patients,): as many in each, whatever their labels."""
+    order = np.random.default_rng(seed).permutation(patients)
+    folds: Integers = order % FOLDS
+    return folds

@@ -94,7 +94,7 @@ def recompute(
         val = _beside(files[0])
     if val is not None and val.resolve() in [file.resolve() for file in files]:
         raise UserError(
-            f"--val {val} is a file that is scored: operating points must be fitted to others"
+            f"--val {val} is the file that is scored: operating points must be fitted to others"
         )
     points, calibration, abstention = (None,) * 3 if val is None else _fit(val, trained)
     if val is None:
