@@ -1,6 +1,7 @@
 """How a run ends: one line, one exit code, told once."""
 
 import json
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,26 @@ def test_of_many_ranks_that_fail_at_once_only_one_tells(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_even_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert Failure("x", 1).claim(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_failure_gets_its_name_once_it_is_whole(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = os.link, []
+
+    def link(own: str, path: Path) -> None:
+        seen.append((json.loads(Path(own).read_text()), path.exists()))
+        if not links:
+            raise PermissionError
+        real(own, path)
+
+    monkeypatch.setattr(os, "link", link)
+    assert Failure("why", 1).claim(tmp_path)
+    assert not Failure("late", 1).claim(tmp_path)
+    assert seen[0] == ({"reason": "why", "exit_code": 1}, False)
+    assert Failure.read(tmp_path) == Failure("why", 1)
+    assert os.listdir(tmp_path) == [Failure.FILE_NAME]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"reason": "x"}', '{"other": 1}'])

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -131,15 +132,30 @@ class Failure:
         return "interrupted" if self.exit_code in STOPPED else "failed"
 
     def claim(self, folder: Path) -> bool:
-        """Leave this failure in the folder; False when another rank was first."""
+        """Leave this failure in the folder; False when another rank was first.
+
+        It is there whole or not at all: another rank, or another thread of this one, may find it
+        there and end the job at once.
+        """
+        path, content = folder / self.FILE_NAME, json.dumps(asdict(self)).encode()
         try:
-            handle = os.open(folder / self.FILE_NAME, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            handle, own = tempfile.mkstemp(prefix=f"{self.FILE_NAME}.", dir=folder)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(content)
+                try:
+                    os.link(own, path)
+                except FileExistsError:
+                    return False
+                except OSError:  # a file system without hard links
+                    with path.open("xb") as stream:
+                        stream.write(content)
+            finally:
+                os.unlink(own)
         except FileExistsError:
             return False
         except OSError:  # a folder that cannot be written: say it all the same
             return True
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(asdict(self), stream)
         return True
 
     @classmethod
