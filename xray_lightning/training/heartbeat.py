@@ -22,7 +22,7 @@ from time import monotonic, sleep
 from types import TracebackType
 
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError
-from xray_lightning.training.launch import Failure
+from xray_lightning.training.launch import Failure, shortest
 from xray_lightning.training.strategies import Distributed, World, share
 
 log = logging.getLogger(__name__)
@@ -202,9 +202,7 @@ def watch(
         yield
         return
     seconds = min(strategy.heartbeat, strategy.timeout)
-    heartbeat = Heartbeat(
-        world, members, seconds=seconds, folder=_shortest(folder), on_lost=on_lost
-    )
+    heartbeat = Heartbeat(world, members, seconds=seconds, folder=shortest(folder), on_lost=on_lost)
     with heartbeat:
         try:
             yield
@@ -219,11 +217,6 @@ def watch(
 _COLLECTIVE = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|TCPStore", re.DOTALL
 )
-
-
-def _shortest(folder: Path) -> Path:
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _reason(said: str, heartbeat: Heartbeat, *, timeout: float) -> str:

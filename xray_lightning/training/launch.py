@@ -197,6 +197,9 @@ _DEATHS = (
         r"host\s*: (?P<host>\S+) rank\s*: (?P<rank>\d+) .{0,40}exitcode\s*: (?P<cause>-\d+)"
     ),
 )
+_LOST = re.compile(
+    r"lost communication with a remote daemon\. .{0,200}Remote daemon: \S+ on node (?P<host>\S+)"
+)
 
 
 def launch(
@@ -335,6 +338,11 @@ def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch, *, leads
         raise failure.error()
     if watch.stop_code:
         raise interrupted(watch.stop_code)
+    if host := _lost_host(watch.lines):
+        raise RunFailedError(
+            f"{host} has not answered mpirun: its host or network is gone; go on with "
+            f"resume={shortest(folder)} on the hosts that are left"
+        )
     if record is None or record.status == RUNNING or exit_code:
         code = exit_code or EXIT_RUN_FAILED
         raise RunFailedError(f"the ranks ended with exit code {code} before rank 0 was done")
@@ -348,6 +356,18 @@ def _settled_record(folder: Path) -> RunRecord | None:
         if record is None or record.status != RUNNING or monotonic() > deadline:
             return record
         sleep(POLL_SECONDS)
+
+
+def shortest(folder: Path) -> Path:
+    """A folder as it is named on the command line: from here, where it is below."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def _lost_host(lines: Sequence[str]) -> str:
+    """The host that Open MPI's mpirun has lost, which may be before its rank is; empty for none."""
+    found = _LOST.search(" ".join(" ".join(lines).split()))
+    return found["host"] if found else ""
 
 
 def _death(lines: Sequence[str]) -> str:
