@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.results import record
 from fuzz.fuzzers import FUZZERS
-from fuzz.fuzzing import MEMORY, SLOWEST_ALLOWED, Figures, run
+from fuzz.fuzzing import MEMORY, SLOWEST_ALLOWED, TAKEN, Figures, run
 
 
 def keep_figures(path: Path, parser: str, seed: int, figures: Figures) -> None:
@@ -47,8 +47,9 @@ def table_of(parsers: dict[str, Any]) -> dict[str, Any]:
     for name, one in parsers.items():
         runs, outcomes = one["runs"], Counter[str]()
         for seed in runs:
-            outcomes.update({word.partition(":")[0]: n for word, n in seed["outcomes"].items()})
-        refused = outcomes["refused"] / one["inputs"]
+            outcomes.update(seed["outcomes"])
+        taken = sum(n for word, n in outcomes.items() if word.startswith(TAKEN))
+        refused = 1 - taken / one["inputs"]
         slowest, peak = (max(seed[key] for seed in runs) for key in ("slowest_seconds", "peak_mib"))
         cells = f"{one['inputs']:,}", one["failures"], f"{refused:.0%}", f"{slowest:.2f}", peak
         rows.append([name, *cells, one["inputs_per_processor_second"]])

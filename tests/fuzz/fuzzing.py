@@ -16,6 +16,8 @@ SLOWEST_ALLOWED = 5.0  # seconds of a processor for one input
 HANGS = 200.0  # seconds after which an input that does not end is one that never would
 MEMORY = 2 * 1024**3  # bytes of address space beyond what the start takes
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
+# What words for success begin with.
+TAKEN = ("decoded", "read", "unpacked", "converted", "whole")
 # What may stand where a value of JSON, YAML or a checkpoint is looked for.
 VALUES = (
     *(None, True, False, 0, 1, -1, 2, 0.5, 16.0, 1e308, float("nan"), float("inf"), 2**31, 2**63),
