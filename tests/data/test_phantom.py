@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -284,8 +285,10 @@ def test_fault_07_a_drawing_process_that_is_killed_ends_the_work_and_leaves_noth
 ) -> None:
     def kill(_: int) -> None:
         for worker in psutil.Process().children():
-            if "spawn_main" in " ".join(worker.cmdline()):
-                worker.kill()
+            # Called again before the pool has noticed, it finds those that it has killed already.
+            with suppress(psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(worker.cmdline()):
+                    worker.kill()
 
     with pytest.raises(RunFailedError, match="a drawing process died; is there memory left"):
         ensure_phantoms(tmp_path / "phantoms", PhantomSpec(images=400, size=32), progress=kill)
