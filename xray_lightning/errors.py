@@ -13,11 +13,15 @@ LAST_SHOWN = 1000  # of these stand at its end, with what to do
 
 
 class XrayError(Exception):
-    """A failure that is told in one line: what is wrong, where, and what to do about it."""
+    """A failure that is told in one line: what is wrong, where, and what to do about it.
+
+    A library's words that are quoted in the message may have several; they are joined.
+    """
 
     exit_code = EXIT_RUN_FAILED
 
     def __init__(self, message: str = "") -> None:
+        message = " ".join(message.splitlines())
         if len(message) > MOST_SHOWN:
             message = f"{message[: MOST_SHOWN - LAST_SHOWN]} ... {message[-LAST_SHOWN:]}"
         super().__init__(message)

@@ -208,6 +208,10 @@ FAULTS: dict[str, bytes] = {
     "objects": packed(arrays() | {"val_labels": np.full((20, 14), None)}),
     "a head that is no Python": with_head(b"{'descr': ("),
     "a head of other keys": with_head(b"{'descr': '|u1', 1: 2}"),
+    "a type that is no Python": with_head(
+        b"{'descr': '|,1', 'shape': (2,), 'fortran_order': False}"
+    ),
+    "a head too long to be safe": with_head(b"{'descr': '|u1'}".ljust(20_000)),
     "an unknown compression": with_head(b"{}").replace(b"PK\x01\x02\x14\x03\x14", NEWER),
     "cut": BODY[: len(BODY) // 2],
 }
@@ -217,8 +221,9 @@ FAULTS: dict[str, bytes] = {
 def test_arrays_that_are_not_medmnists_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.npz"
     archive.write_bytes(FAULTS[name])
-    with pytest.raises(RunFailedError, match=r"a\.npz: not MedMNIST's file"):
+    with pytest.raises(RunFailedError, match=r"a\.npz: not MedMNIST's file") as caught:
         convert(archive, tmp_path, size=28, progress=unseen)
+    assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.glob("*.csv"))
 
 

@@ -44,10 +44,10 @@ CHUNK = 256  # images read at once
 BASE_URL = "https://zenodo.org/records/10519652/files/"
 NOTE = "chestmnist.json"
 # What zipfile and numpy raise on damaged files: NotImplementedError on an unknown compression,
-# RuntimeError on encryption, TokenError on a head that is no Python.
+# RuntimeError on encryption, TokenError and SyntaxError on a head or a type that is no Python.
 DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, ValueError),
-    *(NotImplementedError, RuntimeError, OverflowError, TokenError),
+    *(NotImplementedError, RuntimeError, OverflowError, TokenError, SyntaxError),
 )
 BLOCK = 4096  # bytes that a small file takes on most file systems
 
