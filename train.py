@@ -54,7 +54,7 @@ from xray_lightning.training.launch import (
     launch,
     quoted,
 )
-from xray_lightning.training.mpi_launcher import end_daemon
+from xray_lightning.training.mpi_command import end_daemon
 from xray_lightning.training.slurm import AWAITED_SECONDS, SCONTROL_SECONDS, SlurmJob
 from xray_lightning.training.strategies import (
     boot_id,
@@ -156,7 +156,7 @@ def meet(strategy: Any) -> None:
     nodes = getattr(strategy, "nodes", 1) or 1
     if "met" in _met or nodes == 1 or WORLD.launcher != "none":
         return
-    from xray_lightning.training.node_meeting import hold_meeting, join_meeting
+    from xray_lightning.training.torchrun_rendezvous import hold_meeting, join_meeting
 
     _met.add("met")
     address, port = rendezvous(strategy)

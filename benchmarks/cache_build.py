@@ -10,7 +10,6 @@ the choice between the two). Goal: build / decode of at least 0.9.
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.results import record
+from benchmarks.results import record, spread
 from xray_lightning.data.cache import ImageSet
 from xray_lightning.data.cache_build import ensure_cache
+from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.data.image_files import IMAGE_SUFFIXES
-from xray_lightning.data.images import read_gray
 from xray_lightning.files import write_atomically
 from xray_lightning.parallel import threads
 
@@ -98,10 +97,6 @@ def take_turns(arms: dict[str, Callable[[int], float]], repeats: int) -> list[di
 
 def summary(turns: list[dict[str, float]], *, images: int) -> dict[str, Any]:
     """Median and spread of the rates, and of their ratios within a turn."""
-
-    def spread(values: list[float]) -> dict[str, float]:
-        found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        return {name: round(value, 3) for name, value in found.items()}
 
     rates = {arm: spread([turn[arm] for turn in turns]) for arm in turns[0]}
     ratios = {

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from benchmarks.results import PACKAGES, installed, record
-from xray_lightning.data.images import Gray, decode_gray, read_gray, resize_gray
+from benchmarks.results import PACKAGES, installed, record, spread
+from xray_lightning.data.decode_resize import Gray, decode_gray, read_gray, resize_gray
 from xray_lightning.files import write_atomically
 
 SIZE = 224
@@ -194,10 +193,6 @@ def report(
     images: int,
 ) -> dict[str, Any]:
     """The record of the measurement, with its table."""
-
-    def spread(values: list[float]) -> dict[str, float]:
-        found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        return {name: round(value, 3) for name, value in found.items()}
 
     arms = {
         name: {

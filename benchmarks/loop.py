@@ -35,6 +35,7 @@ from xray_lightning.hardware import Speed
 from xray_lightning.models.backbones import build_backbone
 from xray_lightning.runs.record import FILE_NAME
 from xray_lightning.training.callbacks import WARMUP_STEPS
+from xray_lightning.training.launch import quoted
 from xray_lightning.training.strategies import die_with_parent
 
 EAGER_STEPS = 3  # before a CUDA graph is captured: cuDNN's search, the optimizer's state
@@ -290,7 +291,7 @@ def whole_run(
             "logger=none",
             *(f"callbacks.{name}=null" for name in ("best", "last", "inputs")),
             "+callbacks.losses._target_=benchmarks.loop.FirstLosses",
-            f"+callbacks.losses.path={_quoted(folder / LOSSES)}",
+            f"+callbacks.losses.path={quoted(folder / LOSSES)}",
         ]
     else:
         overrides += [
@@ -324,33 +325,27 @@ def run_overrides(
     threads = "null" if workload.threads is None else workload.threads
     return [
         "name=benchmark",
-        f"hydra.run.dir={_quoted(folder)}",
+        f"hydra.run.dir={quoted(folder)}",
         f"seed={workload.seed}",
         "stages=[fit]",
         "report=false",
         "data=nih",
-        f"data.name={_quoted(Path(workload.data).name)}",
-        f"data.root={_quoted(workload.data)}",
-        f"data.split={_quoted(workload.split)}",
+        f"data.name={quoted(Path(workload.data).name)}",
+        f"data.root={quoted(workload.data)}",
+        f"data.split={quoted(workload.split)}",
         "data.allow_patient_overlap=true",  # nothing is judged here
         f"data.image_size={workload.image_size}",
         f"data.batch_size={workload.batch_size}",
-        f"data.cache_dir={_quoted(cache_dir)}",
+        f"data.cache_dir={quoted(cache_dir)}",
         *(f"data.{key}={value}" for key, value in data.items()),
         f"model.arch={workload.arch}",
-        f"model.weights_path={_quoted(workload.weights)}",
+        f"model.weights_path={quoted(workload.weights)}",
         f"optimizer.lr={LEARNING_RATE}",
         f"optimizer.fused={switches['fused']}",
         f"accelerator={workload.accelerator}",
         f"speed.threads={threads}",
         *(f"speed.{key}={value}" for key, value in speed.items()),
     ]
-
-
-def _quoted(value: str | Path) -> str:
-    """A text as Hydra's command line takes it literally."""
-    escaped = str(value).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _train(overrides: list[str], *, started: float) -> None:

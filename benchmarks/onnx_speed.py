@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.results import installed, record
-from xray_lightning.data.images import read_gray
+from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.deploy.export import export
 from xray_lightning.deploy.model import Model, load_model
 from xray_lightning.deploy.predict import find_inputs

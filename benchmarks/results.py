@@ -23,6 +23,12 @@ from xray_lightning.files import write_atomically
 Raw = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of some repeats."""
+    found = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def summarise(raw: Raw) -> dict[str, Any]:
     """The `arms` block: for each arm its best precision's median rate, and everything behind it."""
     arms: dict[str, Any] = {}

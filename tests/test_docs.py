@@ -254,6 +254,7 @@ def write_examples(folder: Path) -> None:
         path.write_text(code, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_examples_of_a_backbone_and_a_loss_train(train: Train, tmp_path: Path) -> None:
     write_examples(tmp_path / "mine")
     ended = train(

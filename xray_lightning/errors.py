@@ -69,6 +69,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def shortened(text: str, length: int, *, dots: str = "...") -> str:
+    """The text in at most so many characters, dots in the place of what is left out."""
+    return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"
+
+
+def brief(value: object, length: int = 60) -> str:
+    """A value that is wrong, for a message: its repr, printable and short."""
+    return shortened(printable(repr(value)), length)
+
+
 def printable(text: str) -> str:
     """`text` on one line, with control, invisible and undecodable characters spelled out."""
     return "".join(

@@ -31,6 +31,19 @@ def check_writable(folder: Path, *, key: str) -> None:
         raise UserError(f"{key} {folder}: {there} may not be written to; give another folder")
 
 
+def check_file(path: Path, *, key: str) -> None:
+    """Refuse, before the work, a FILE that could not be written after it.
+
+    Raises:
+        UserError: naming the option `key`: a folder, or a place that is not there or read-only.
+    """
+    if path.is_dir():
+        raise UserError(f"{key} {path} is a folder; give a file")
+    if not path.parent.exists():
+        raise UserError(f"{key} {path}: there is no folder {path.parent}")
+    check_writable(path.parent, key=key)
+
+
 @contextmanager
 def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
     """Turn the OSError of a place that cannot be written into one line.
@@ -88,7 +101,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, prefix: str = ".") -> None:
-    """Remove what `replacing` has left in a folder where it was killed; the living hold theirs.
+    """Remove the temporary files of killed processes; those that live hold a lock on theirs.
 
     Args:
         prefix: of the names; by default those of any file.

@@ -15,7 +15,7 @@ from PIL import Image
 from xray_lightning.data import cache as image_set
 from xray_lightning.data.cache import DecodingStore, ImageSet, MappedStore, npy_header, open_cache
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.images import decode_gray, resize_gray
+from xray_lightning.data.decode_resize import decode_gray, resize_gray
 from xray_lightning.errors import RunFailedError, UserError
 
 SIZE = 16

@@ -29,7 +29,7 @@ from PIL import Image
 from xray_lightning.data import cache, cache_build
 from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, open_cache
 from xray_lightning.data.cache_build import Built, ensure_cache
-from xray_lightning.data.images import read_gray
+from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.progress import Display
 

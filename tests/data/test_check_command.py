@@ -155,11 +155,11 @@ def test_control_c_ends_with_130_and_writes_nothing(small: Path) -> None:
     (small / "Data_Entry.csv").write_text("\n".join([HEADER, *rows]))
     code = (
         "import sys; sys.argv = ['xray', *sys.argv[1:]]\n"
-        "from xray_lightning.data import images\n"
-        "look = images.decode_gray\n"
+        "from xray_lightning.data import decode_resize\n"
+        "look = decode_resize.decode_gray\n"
         "def slow(path):\n"
         "    import os, time; os.write(1, b'looking\\n'); time.sleep(0.02); return look(path)\n"
-        "images.decode_gray = slow\n"
+        "decode_resize.decode_gray = slow\n"
         "from xray_lightning.cli.main import main; main()\n"
     )
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ from conftest import IMAGES, REPOSITORY
 from jsonschema import Draft202012Validator
 
 from xray_lightning.data.datamodule import SIDES, XrayDataModule
-from xray_lightning.data.images import decode_gray, resize_gray
+from xray_lightning.data.decode_resize import decode_gray, resize_gray
 from xray_lightning.data.sources.phantom.dataset import PhantomSpec
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS

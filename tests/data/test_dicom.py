@@ -32,8 +32,8 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
+from xray_lightning.data.decode_resize import UnreadableImageError, decode_gray, read_gray
 from xray_lightning.data.image_files import find_files
-from xray_lightning.data.images import UnreadableImageError, decode_gray, read_gray
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_fault_58_without_pydicom_the_line_says_how_to_get_it(
     path = saved(tmp_path / "a.dcm", dataset(twelve, bits=12))
     script = (
         "import sys; sys.modules['pydicom'] = None\n"
-        "from xray_lightning.data.images import decode_gray, UnreadableImageError\n"
+        "from xray_lightning.data.decode_resize import decode_gray, UnreadableImageError\n"
         f"try: decode_gray({str(path)!r})\n"
         "except UnreadableImageError as error: print(error)"
     )
@@ -401,7 +401,7 @@ def test_fault_60_an_element_that_holds_a_name_instead_is_not_quoted(
     path.write_bytes(whole.replace(value, b"SECRET^MARK "[: len(value)]))
     script = (
         "import logging, sys; logging.basicConfig(level=0)\n"
-        "from xray_lightning.data.images import decode_gray, UnreadableImageError\n"
+        "from xray_lightning.data.decode_resize import decode_gray, UnreadableImageError\n"
         f"try: decode_gray({str(path)!r})\n"
         "except UnreadableImageError as error: print(error)\n"
         "assert 'pydicom' in sys.modules"

@@ -12,6 +12,7 @@ import pytest
 from file_server import FileServer, cut_after, serving
 
 from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.decode_resize import decode_gray
 from xray_lightning.data.download import chestmnist as medmnist
 from xray_lightning.data.download.chestmnist import (
     RELEASES,
@@ -20,7 +21,6 @@ from xray_lightning.data.download.chestmnist import (
     download_chestmnist,
 )
 from xray_lightning.data.download.http import Patience
-from xray_lightning.data.images import decode_gray
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.data.splits import make_split
 from xray_lightning.errors import RunFailedError, UserError

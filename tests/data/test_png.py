@@ -12,7 +12,7 @@ from PIL import Image
 from pngs import chunk, png_file
 
 from xray_lightning.data import png
-from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
+from xray_lightning.data.decode_resize import Gray, UnreadableImageError, decode_gray
 
 # (colour type, bits): gray, colour, palette, gray and colour with alpha
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (3, 1), (3, 4), (3, 8), (4, 8), (6, 8)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
-from xray_lightning.data.images import read_gray
+from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.data.transforms import (
     GAMMA,
     IMAGENET_MEAN,

@@ -11,7 +11,7 @@ from conftest import REAL, Xray, real_data
 from dicoms import PERSON, dataset, saved
 from PIL import Image
 
-from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.deploy.guard import Rule, flags
 from xray_lightning.deploy.preprocess import Preprocessing
 

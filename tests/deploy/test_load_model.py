@@ -9,7 +9,7 @@ from checkpoints import SIDE
 
 import xray_lightning
 from xray_lightning import load_model
-from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 

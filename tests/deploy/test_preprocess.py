@@ -13,7 +13,7 @@ from PIL import Image
 
 from xray_lightning.data.cache import ImageSet, open_cache
 from xray_lightning.data.cache_build import ensure_cache
-from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
 from xray_lightning.deploy.export import export
 from xray_lightning.deploy.guard import Picture
@@ -23,6 +23,8 @@ from xray_lightning.deploy.saliency.gallery import Choice, explain_each
 from xray_lightning.deploy.saliency.maps import Explainer
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.ensemble import Member
+
+SLOW = pytest.mark.slow  # of each way to normalise, as they take ten seconds each
 
 
 def files(folder: Path) -> list[str]:
@@ -36,7 +38,10 @@ def files(folder: Path) -> list[str]:
     return sorted(map(str, folder.iterdir()))
 
 
-@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "normalize",
+    [pytest.param(name, marks=[] if name == "per_image" else SLOW) for name in NORMALIZATIONS],
+)
 def test_training_evaluation_prediction_explanation_and_export_agree_on_the_same_files(
     normalize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from fuzz.fuzzing import NUMBERS, Fuzzer, spoiled
-from xray_lightning.data.images import UnreadableImageError, decode_gray
+from xray_lightning.data.decode_resize import UnreadableImageError, decode_gray
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -22,7 +22,7 @@ from fuzz.fuzzing import Fuzzer, altered, pieced, text_spoiled
 from fuzz.manifest import told
 from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, condition, key_of
 from xray_lightning.data.cache_build import CacheBeside, ensure_cache
-from xray_lightning.data.images import DECODER_VERSION
+from xray_lightning.data.decode_resize import DECODER_VERSION
 from xray_lightning.errors import UserError
 from xray_lightning.runs.folder import DamagedResultsError, Provenance, read_run
 

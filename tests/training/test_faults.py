@@ -148,6 +148,7 @@ def failed(ended: Ended, *, exit_code: int, status: str) -> str:
     return ended.error
 
 
+@SLOW
 def test_fault_01_ranks_and_launcher_die_with_the_process_that_started_them(
     start: Start, processes: set[int], tmp_path: Path
 ) -> None:
@@ -248,7 +249,7 @@ def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
     [
         ("single", signal.SIGTERM, 143),
         pytest.param("single", signal.SIGINT, 130, marks=SLOW),
-        ("mpi", signal.SIGTERM, 143),
+        pytest.param("mpi", signal.SIGTERM, 143, marks=SLOW),
         pytest.param("ddp", signal.SIGINT, 130, marks=SLOW),
         pytest.param("mpi", signal.SIGUSR1, 138, marks=SLOW),
     ],
@@ -285,10 +286,11 @@ def test_fault_05_a_rank_that_hangs_ends_the_job_at_the_configured_timeout(
     failed(ended, exit_code=1, status="failed")
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("strategy", "before"),
     # With mpirun started by train.py, test_fault_09 has the same way.
-    [("ddp", ()), pytest.param("mpi", ("mpirun", "-n", "2"), marks=SLOW)],
+    [("ddp", ()), ("mpi", ("mpirun", "-n", "2"))],
     ids=["ddp", "mpi under the user's own mpirun"],
 )
 def test_fault_06_an_exception_on_one_rank_ends_the_job_with_that_message(

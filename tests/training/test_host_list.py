@@ -9,10 +9,10 @@ from threading import Barrier, Thread
 import pytest
 
 from xray_lightning.errors import UserError
-from xray_lightning.training import networks
+from xray_lightning.training import host_network
 from xray_lightning.training.host_list import Host, read_hosts, with_ranks
-from xray_lightning.training.mpi_launcher import TAG, passed_on
-from xray_lightning.training.networks import Meeting, agree, shared_network
+from xray_lightning.training.host_network import Meeting, agree, shared_network
+from xray_lightning.training.mpi_command import TAG, passed_on
 from xray_lightning.training.strategies import Mpirun, Torchrun, World, same_clock
 
 ALONE = World("none")
@@ -121,11 +121,11 @@ def test_ranks_of_one_host_meet_on_loopback() -> None:
 
 
 def test_an_interface_that_the_user_has_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "own_addresses", lambda: FAR)
+    monkeypatch.setattr(host_network, "own_addresses", lambda: FAR)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
-    networks.use_interface("10.0.0.7")
+    host_network.use_interface("10.0.0.7")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "eth0"
 

@@ -56,6 +56,7 @@ def untrained() -> dict[str, torch.Tensor]:
     return {f"backbone.{name}": value for name, value in fresh.items()}
 
 
+@pytest.mark.slow
 def test_two_mpi_ranks_reach_the_weights_of_one_process_with_the_same_global_batch(
     train: Train,
 ) -> None:

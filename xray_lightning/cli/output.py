@@ -8,7 +8,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from xray_lightning.errors import UserError
-from xray_lightning.files import check_writable, write_atomically
+from xray_lightning.files import check_file, write_atomically
 from xray_lightning.terminal import say
 
 STDOUT = "-"  # in the place of a file
@@ -41,13 +41,8 @@ def check_json(path: Path | None, *, option: str = "--json") -> None:
     Raises:
         UserError: it is a folder, or its folder is missing or read-only.
     """
-    if path is None or str(path) == STDOUT:
-        return
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder; give a file")
-    if not path.parent.exists():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}")
-    check_writable(path.parent, key=option)
+    if path is not None and str(path) != STDOUT:
+        check_file(path, key=option)
 
 
 def print_json(content: dict[str, object]) -> None:

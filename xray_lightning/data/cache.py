@@ -19,7 +19,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.data.images import DECODER_VERSION, read_gray
+from xray_lightning.data.decode_resize import DECODER_VERSION, read_gray
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import SIDES, Split
 from xray_lightning.errors import RunFailedError, UserError

@@ -27,7 +27,7 @@ from xray_lightning.data.cache import (
     condition,
     state_of,
 )
-from xray_lightning.data.images import DECODER_VERSION, UnreadableImageError, read_gray
+from xray_lightning.data.decode_resize import DECODER_VERSION, UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.files import DISK_FULL, remove_leftovers, write_atomically
 from xray_lightning.parallel import in_threads, threads

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from xray_lightning.data.csv_table import shown
+from xray_lightning.data.decode_resize import PLAIN_MODES, Picture, look_at
 from xray_lightning.data.expert_labels import tell_of_expert_labels
 from xray_lightning.data.faults import KINDS, Faults, Remark
 from xray_lightning.data.image_files import Folder, distinct, search
-from xray_lightning.data.images import PLAIN_MODES, Picture, look_at
 from xray_lightning.data.manifest import check_folder
 from xray_lightning.data.sources import Given, Listing, Release, Source, known_sources, recognised
 from xray_lightning.data.sources.chestmnist import SPLIT

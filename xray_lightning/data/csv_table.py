@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_lightning.data.faults import CellFault, Faults, FirstFault
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, shortened
 from xray_lightning.findings import folded
 
 Bools = npt.NDArray[np.bool_]
@@ -121,7 +121,7 @@ def fail_at(rows: pd.DataFrame, position: int, fault: str) -> UserError:
 
 def shown(text: str, *, limit: int = 80) -> str:
     """A quoted value for a message, cut where it is long."""
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    return repr(shortened(text, limit))
 
 
 def where(rows: pd.DataFrame, position: int) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.data.sources.phantom.render import draw_phantom
 from xray_lightning.data.transforms import EPSILON
 from xray_lightning.deploy.int8 import quantize
@@ -31,10 +31,10 @@ from xray_lightning.deploy.onnx_backend import (
     onnxruntime,
     quiet,
 )
-from xray_lightning.deploy.predict import check_file, find_inputs
+from xray_lightning.deploy.predict import find_inputs
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.files import told_if_unwritable, write_atomically
+from xray_lightning.files import check_file, told_if_unwritable, write_atomically
 from xray_lightning.models.checkpoint import (
     SAFETENSORS,
     RestoredModel,
@@ -269,7 +269,7 @@ def check_out(out: Path, *, format: str) -> None:
         raise UserError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}")
     if out.suffix.lower() != FORMATS[format]:
         raise UserError(f"--out {out}: a file of --format {format} ends in {FORMATS[format]}")
-    check_file(out)
+    check_file(out, key="--out")
     if format == "onnx":
         check_onnx()
 

@@ -26,7 +26,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.data.images import Gray, resize_gray
+from xray_lightning.data.decode_resize import Gray, resize_gray
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.data.images import DECODER_VERSION
-from xray_lightning.errors import RunFailedError, UserError, one_line, printable
+from xray_lightning.data.decode_resize import DECODER_VERSION
+from xray_lightning.errors import RunFailedError, UserError, brief, one_line
 from xray_lightning.evaluation.calibration import sigmoid
 from xray_lightning.evaluation.model_entry import check_alike, chosen_tta, tta_of
 from xray_lightning.findings import check_findings
@@ -91,18 +91,14 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(f"its metadata are damaged ({error}); export it again") from error
     if described["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"it has schema_version {_shortened(described['schema_version'])}, and this version "
+            f"it has schema_version {brief(described['schema_version'])}, and this version "
             f"reads {SCHEMA_VERSION}; export it again"
         )
     described["findings"] = list(check_findings(described.get("findings"), what="its findings"))
     size = described.get("image_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"its image_size, {_shortened(size)}, is no size; export it again")
+        raise UserError(f"its image_size, {brief(size)}, is no size; export it again")
     return described
-
-
-def _shortened(value: object) -> str:
-    return printable(repr(value))[:40]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from xray_lightning.data.csv_table import read_text
 from xray_lightning.data.image_files import find_files
 from xray_lightning.deploy.model import EXPORTED, Model, Prediction, load_model
 from xray_lightning.errors import UserError, printable
-from xray_lightning.files import check_writable, replacing, told_if_unwritable
+from xray_lightning.files import check_file, replacing, told_if_unwritable
 from xray_lightning.progress import Display, unseen
 
 Write = Callable[[Prediction], object]
@@ -34,28 +34,15 @@ ROW_GROUP = 4096  # rows of a parquet file that are held until they are written
 FORMULA = ("=", "+", "-", "@")
 
 
-def check_file(out: Path) -> None:
-    """Refuse, before the work, a --out FILE that could not be written after it.
-
-    Raises:
-        UserError: a folder, or a place that is not there or read-only.
-    """
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give a file")
-    if not out.parent.exists():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    check_writable(out.parent, key="--out")
-
-
 def check_out(out: Path, arguments: Sequence[str]) -> None:
     """Refuse, before the work, a --out FILE that could not be written, or that is to be read.
 
     Raises:
-        UserError: as `check_file`, an unknown ending, parquet without pyarrow, or an input.
+        UserError: as `files.check_file`, an unknown ending, parquet without pyarrow, or an input.
     """
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"--out {out}: the ending must be one of {', '.join(ENDINGS)}")
-    check_file(out)
+    check_file(out, key="--out")
     if out.suffix.lower() in PARQUET:
         try:
             import_module("pyarrow")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from xray_lightning.data import dicom, png
-from xray_lightning.data.images import (
+from xray_lightning.data.decode_resize import (
     DAMAGE,
     JPEG_START,
     UnreadableImageError,

@@ -22,7 +22,7 @@ from xray_lightning.findings import differing
 from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.predictions import LABEL, findings_of, read_predictions
 from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import FREE_KEYS, predictions_name
+from xray_lightning.runs.record import FREE_KEYS, leaving_out, predictions_name
 
 
 @dataclass(frozen=True)
@@ -308,11 +308,7 @@ def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
 
 def _recipe(run: Run) -> str:
     """The same text for runs of the same recipe on the same split."""
-    kept = {
-        key: value
-        for key, value in run.settings.items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
-    }
+    kept = leaving_out(run.settings, FREE)
     return json.dumps([run.split_sha256, kept], sort_keys=True, default=str)
 
 

@@ -115,7 +115,7 @@ def why_not(name: str, points: OperatingPoints, calibration: Calibration) -> str
 
 
 def too_few_to_fit(images: ScoredImages) -> dict[str, str]:
-    """The findings that too few patients have or lack, and so."""
+    """The findings with too few positive or too few negative patients, each with that reason."""
     having, lacking = images.enough()
     enough = dict(zip(images.findings, having & lacking, strict=True))
     return {name: FEW_PATIENTS for name, fits in enough.items() if not fits}

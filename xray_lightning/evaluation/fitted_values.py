@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xray_lightning.errors import UserError, printable
+from xray_lightning.errors import UserError, brief
 
 AGAIN = "evaluate the run again, or use another checkpoint"
-_LONGEST = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class FittedValues:
         """A whole number above 0."""
         value = self.value(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._damaged(f"{key} is {_shortened(value)}")
+            raise self._damaged(f"{key} is {brief(value)}")
         return value
 
     def share(self, key: str) -> float:
@@ -47,7 +46,7 @@ class FittedValues:
         value = self.value(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < 1:
-            raise self._damaged(f"{key} is {_shortened(value)}")
+            raise self._damaged(f"{key} is {brief(value)}")
         return float(value)
 
     def by_finding(
@@ -60,7 +59,7 @@ class FittedValues:
         for finding, value in values.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not low <= value <= high:
-                raise self._damaged(f"{key} of {finding} is {_shortened(value)}")
+                raise self._damaged(f"{key} of {finding} is {brief(value)}")
         return {finding: float(values[finding]) for finding in self.findings}
 
     def undefined(self) -> dict[str, str]:
@@ -70,13 +69,8 @@ class FittedValues:
             finding in self.findings and isinstance(reason, str)
             for finding, reason in values.items()
         ):
-            raise self._damaged(f"undefined is {_shortened(values)}")
+            raise self._damaged(f"undefined is {brief(values)}")
         return dict(values)
 
     def _damaged(self, fault: str) -> UserError:
         return UserError(f"{self.where} are damaged: {fault}; {AGAIN}")
-
-
-def _shortened(value: object) -> str:
-    text = printable(repr(value))
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from xray_lightning.errors import UserError, printable
+from xray_lightning.errors import UserError, printable, shortened
 from xray_lightning.findings import folded
 from xray_lightning.runs.predictions import LABEL, PROBABILITY, Bools, Floats, Integers
 
@@ -137,7 +137,7 @@ def _of_further(by: str, column: pd.Series) -> Attribute:
     ranked = sorted(counts.index, key=lambda text: (-counts[text], text))
     kept = ranked if len(ranked) <= MOST_GROUPS else ranked[: MOST_GROUPS - 1]
     places = {text: place for place, text in enumerate(sorted(kept, key=_in_order))}
-    names = [_shortened(text) for text in places]
+    names = [shortened(printable(text), _LONGEST) for text in places]
     if len(kept) < len(ranked):
         names.append(f"other ({len(ranked) - len(kept)} values)")
     codes = [places.get(text, len(places)) if text else -1 for text in texts]
@@ -150,11 +150,6 @@ def _in_order(text: str) -> tuple[float, str]:
         return float(text), text
     except ValueError:
         return np.inf, text
-
-
-def _shortened(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _quartiles(by: str, numbers: Floats, *, known: Bools) -> Attribute:

@@ -13,10 +13,9 @@ import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.fitted_values import FittedValues
+from xray_lightning.evaluation.scores import THRESHOLD
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
-
-UNFITTED = 0.5  # the paper's threshold, and that of a finding that none can be fitted to
 
 RATES = ("sensitivity", "specificity")  # the rules whose target is a rate to reach
 # The rules that need a target: above 0, and below this.
@@ -142,7 +141,7 @@ class OperatingRule:
             rule=self.rule,
             target=None if self.target is None else float(self.target),
             images=len(labels),
-            cuts={f: UNFITTED if isinstance(cut, str) else cut for f, cut in found.items()},
+            cuts={f: THRESHOLD if isinstance(cut, str) else cut for f, cut in found.items()},
             undefined=undefined,
         )
 

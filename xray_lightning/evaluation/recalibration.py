@@ -23,12 +23,13 @@ from xray_lightning.evaluation.model_entry import (
     fitted_entry,
     fitted_of,
 )
-from xray_lightning.evaluation.operating_points import UNFITTED, OperatingPoints, OperatingRule
+from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.scored_data import (
     DataChoice,
     mapped_data_for,
     seen_before,
 )
+from xray_lightning.evaluation.scores import THRESHOLD
 from xray_lightning.files import check_writable
 from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 from xray_lightning.progress import Display, unseen
@@ -208,7 +209,7 @@ class Refit:
 
     def merged_points(self, own: OperatingPoints | None, known: Sequence[str]) -> OperatingPoints:
         """These in the place of the checkpoint's own."""
-        before = dict.fromkeys(known, UNFITTED) if own is None else own.cuts
+        before = dict.fromkeys(known, THRESHOLD) if own is None else own.cuts
         lacking = dict.fromkeys(known, NO_POINT) if own is None else own.undefined
         return replace(
             self.points,

@@ -54,7 +54,7 @@ def rendered(template: str, *, script: str | None = None, **content: Any) -> str
         probability=probability,
         readable=readable,
         setting=lambda v: v if isinstance(v, str) else json.dumps(v, default=str),
-        signed=_signed,
+        signed=signed_in_print,
         times=lambda value: f"{value:.1f}" if value < 10 else f"{value:,.0f}",
     )
     # A Content-Security-Policy names a script by it, in base64.
@@ -87,10 +87,10 @@ def _json(value: Any) -> Markup:
 
 def _interval(value: Sequence[float] | None, form: str = "decimal") -> str:
     """An interval as "0.812 to 0.850", as percentages or with signs; nothing for none."""
-    number = {"decimal": decimal, "percent": percent, "signed": _signed}[form]
+    number = {"decimal": decimal, "percent": percent, "signed": signed_in_print}[form]
     return "" if value is None else interval(value, number, joint=" to ")
 
 
-def _signed(value: float | None) -> str:
+def signed_in_print(value: float | None) -> str:
     """-0.0126 with the minus sign of print, not a hyphen."""
     return NONE if value is None else signed(value).replace("-", "\N{MINUS SIGN}")

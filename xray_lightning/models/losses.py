@@ -2,6 +2,7 @@
 
 Each returns (B,) rather than a mean over the batch, so that the caller can weight images exactly
 when ranks or steps hold unequal numbers of them. All compute in float32, whatever the autocast.
+All five rows of the paper's study have `BinaryCrossEntropy` (`conf/loss/bce.yaml`).
 """
 
 from abc import ABC, abstractmethod

@@ -11,7 +11,14 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.published import PAPER
 from xray_lightning.html.page import rendered
-from xray_lightning.report import claim, clinical_wording, plots, sections, verdict, wording
+from xray_lightning.report import (
+    claim_checklist,
+    clinical_wording,
+    plots,
+    sections,
+    verdict,
+    wording,
+)
 from xray_lightning.report.plots import FEWEST
 from xray_lightning.report.sections import (
     MOST_PER_FINDING,
@@ -87,8 +94,8 @@ def run_page(run: Run) -> str:
         sections=SECTIONS,
         in_short=verdict.in_short(test) if test else [],
         gains=verdict.gains_table(test) if test else None,
-        claim=claim,
-        claim_items=claim.items(run),
+        claim=claim_checklist,
+        claim_items=claim_checklist.items(run),
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from xray_lightning.errors import printable
+from xray_lightning.errors import printable, shortened
 from xray_lightning.html.figures import (
     COLOURS,
     INK,
@@ -436,8 +436,3 @@ def _dress(axes: Axes, title: str) -> None:
     dress(axes, shortened(title, _LONGEST_TITLE))
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def shortened(text: str, length: int, *, dots: str = "...") -> str:
-    """The text in at most so many characters, dots in the place of what is left out."""
-    return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"

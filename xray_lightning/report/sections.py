@@ -12,8 +12,8 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
+from xray_lightning.data.decode_resize import decode_gray
 from xray_lightning.data.image_files import find_named
-from xray_lightning.data.images import decode_gray
 from xray_lightning.errors import UserError
 from xray_lightning.html.page import data_uri
 from xray_lightning.report import clinical_wording, plots

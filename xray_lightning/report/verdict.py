@@ -1,9 +1,9 @@
 """Verdict of a run: whether it can be trusted, for whom and at which threshold, in a few lines."""
 
+from xray_lightning.html.page import signed_in_print
 from xray_lightning.report import wording
 from xray_lightning.runs.schema import FindingRow, TestMetrics
 from xray_lightning.terminal import (
-    NONE,
     Cell,
     Column,
     Table,
@@ -11,7 +11,6 @@ from xray_lightning.terminal import (
     interval,
     numbers,
     readable,
-    signed,
 )
 
 
@@ -116,9 +115,5 @@ def gains_table(test: TestMetrics) -> Table | None:
 def _with(row: FindingRow, name: str, *, sign: bool = False) -> Cell:
     """The figure, and its interval below it."""
     value, ends = getattr(row, name), getattr(row, f"{name}_ci95")
-    number = _signed if sign else decimal
+    number = signed_in_print if sign else decimal
     return number(value), "" if ends is None else interval(ends, number, joint=" to ")
-
-
-def _signed(value: float | None) -> str:
-    return signed(value).replace("-", "\N{MINUS SIGN}") if value is not None else NONE

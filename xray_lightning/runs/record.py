@@ -10,7 +10,7 @@ import math
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,12 @@ FREE_KEYS = (
     "strategy",
     "trainer",
 )
+
+
+def leaving_out(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Settings of dotted names, without these and what is below them."""
+    below = tuple(f"{key}." for key in keys)
+    return {name: value for name, value in settings.items() if not f"{name}.".startswith(below)}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

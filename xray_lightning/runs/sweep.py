@@ -15,7 +15,7 @@ import yaml
 
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.files import write_atomically
-from xray_lightning.runs.record import FREE_KEYS, RunRecord, differences
+from xray_lightning.runs.record import FREE_KEYS, RunRecord, differences, leaving_out
 
 FILE_NAME = "sweep.json"
 JOURNAL = "study.journal"  # Optuna's, where no database is named
@@ -83,22 +83,14 @@ class Sweep:
         if earlier is None:
             return
         was, now = (
-            {"kind": one.kind} | one.space | _computed(by_key(one.fixed)) for one in (earlier, self)
+            {"kind": one.kind} | one.space | leaving_out(by_key(one.fixed), FREE_KEYS)
+            for one in (earlier, self)
         )
         if changed := differences(was, now):
             raise UserError(
                 f"{folder} holds another sweep ({'; '.join(changed)}); undo the change to go on "
                 "with it, or give this one a folder of its own: hydra.sweep.dir=FOLDER"
             )
-
-
-def _computed(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Without what a run may change when it is resumed."""
-    return {
-        key: text
-        for key, text in overrides.items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    }
 
 
 def by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -428,7 +428,7 @@ class LastCheckpoint(Checkpoint):
         self._kept = False
 
     def keep(self) -> None:
-        """Leave the file as it is when the epoch ends that is under way: it holds a step of it."""
+        """Do not write the file at the end of this epoch: it was saved in the middle of it."""
         self._kept = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

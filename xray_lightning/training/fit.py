@@ -318,7 +318,7 @@ def _fit(job: Job, trainer: Trainer) -> None:
         refuse_other_averaging(
             read_checkpoint(ckpt_path, findings=job.data.findings), job.callbacks
         )
-        # It shall be: that is what resuming means.
+        # The folder of a run that is resumed holds its checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
 

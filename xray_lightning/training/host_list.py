@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xray_lightning.errors import UserError, check_whole
-from xray_lightning.training.networks import own_addresses
+from xray_lightning.training.host_network import own_addresses
 
 KEY = "strategy.hosts"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a host, or its IPv4 address

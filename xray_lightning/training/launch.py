@@ -35,7 +35,7 @@ from xray_lightning.errors import (
     one_line,
 )
 from xray_lightning.runs.record import RUNNING, RunRecord
-from xray_lightning.training.mpi_launcher import TAG
+from xray_lightning.training.mpi_command import TAG
 from xray_lightning.training.strategies import World, die_with_parent
 
 log = logging.getLogger(__name__)

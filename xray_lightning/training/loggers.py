@@ -259,7 +259,9 @@ def open_loggers(
     resume: bool = False,
     hyperparameters: Mapping[str, Any],
 ) -> Iterator[list[Logger]]:
-    """The loggers that can be written, for want of curves no run ends; closed as the job ends.
+    """Those loggers that can be opened; one that cannot is told in a warning, and the run goes on.
+
+    All are closed as the job ends.
 
     Args:
         folder: the run folder.

@@ -10,7 +10,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.plugins.environments import MPIEnvironment
 
 from xray_lightning.errors import UserError
-from xray_lightning.training.networks import agree, use_interface
+from xray_lightning.training.host_network import agree, use_interface
 from xray_lightning.training.strategies import load_mpi
 
 

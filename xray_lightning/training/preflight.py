@@ -21,8 +21,8 @@ from xray_lightning.errors import UserError
 from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.runs.record import git_commit
 from xray_lightning.training.heartbeat import Member
-from xray_lightning.training.node_meeting import not_shared
 from xray_lightning.training.strategies import World, gather
+from xray_lightning.training.torchrun_rendezvous import not_shared
 
 PACKAGES = ("torch", "lightning", "xray-lightning")
 DATA = ("data manifest", "split", "cache key")

@@ -54,7 +54,7 @@ class SlurmStepEnvironment(SLURMEnvironment):
 
     @staticmethod
     def _validate_srun_used() -> None:
-        """It was: there is a step."""
+        """Skipped: an environment of a Slurm step is made in a step alone, so srun was used."""
 
     @staticmethod
     def _validate_srun_variables() -> None:

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Literal
 
 from xray_lightning.errors import RunFailedError, UserError, check_whole
 from xray_lightning.training.host_list import read_hosts, with_ranks
-from xray_lightning.training.mpi_launcher import (
+from xray_lightning.training.host_network import LOOPBACK, agree, use_interface
+from xray_lightning.training.mpi_command import (
     INSTALL_MPI,
     check_agent,
     find_mpirun,
     mpirun_command,
 )
-from xray_lightning.training.networks import LOOPBACK, agree, use_interface
 from xray_lightning.training.slurm import Step
 
 STEP_SECONDS = 120.0  # in which all tasks of a srun must have come up
@@ -61,7 +61,7 @@ def process_start() -> float:
 
 
 def starting_node(arguments: Sequence[str]) -> World:
-    """The world of a process that starts ranks: rank 0 leads, and follows on other hosts."""
+    """The world of a process that starts ranks: rank 0 on the host that leads, others above 0."""
     ranks = [text.partition("=")[2] for text in arguments if text.startswith(NODE_RANK)]
     return World("none", rank=int(ranks[-1]) if ranks and ranks[-1].isdecimal() else 0)
 

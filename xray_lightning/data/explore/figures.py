@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
+from xray_lightning.data.decode_resize import Gray
 from xray_lightning.data.explore.measure import (
     AGE_STEP,
     ALL,
@@ -24,7 +25,6 @@ from xray_lightning.data.explore.measure import (
     gray_levels,
     histogram,
 )
-from xray_lightning.data.images import Gray
 from xray_lightning.errors import printable
 from xray_lightning.findings import NO_FINDING
 from xray_lightning.html.figures import COLOURS, GRID, INK, dress, png

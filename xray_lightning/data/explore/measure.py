@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
+from xray_lightning.data.decode_resize import Gray, UnreadableImageError, decode_gray
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import IMAGES, PATIENTS, SIDES, Split, split_table
 from xray_lightning.findings import NO_FINDING

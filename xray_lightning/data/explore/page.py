@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xray_lightning.data.csv_table import shown as quoted
+from xray_lightning.data.decode_resize import decode_gray
 from xray_lightning.data.explore import figures
 from xray_lightning.data.explore.figures import COLUMNS, ROWS, Shown
 from xray_lightning.data.explore.measure import (
@@ -19,7 +20,6 @@ from xray_lightning.data.explore.measure import (
     most_frequent,
     read_levels,
 )
-from xray_lightning.data.images import decode_gray
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import IMAGES, PATIENTS, Split
 from xray_lightning.errors import UserError, check_whole

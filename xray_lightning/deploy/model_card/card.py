@@ -35,7 +35,7 @@ from xray_lightning.files import remove_leftovers, write_atomically
 from xray_lightning.html import markdown
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST
-from xray_lightning.report import claim, clinical_wording, wording
+from xray_lightning.report import claim_checklist, clinical_wording, wording
 from xray_lightning.report.write import PAGE as REPORT
 from xray_lightning.report.write import write_run_report
 from xray_lightning.runs.folder import Run
@@ -161,11 +161,13 @@ def checklist_table(run: Run) -> Table:
     """What the record answers of CLAIM 2024, and what only the authors can."""
     answered = [
         (str(item.number), item.words, item.answer)
-        for item in claim.items(replace(run, split=split_of(run)))
+        for item in claim_checklist.items(replace(run, split=split_of(run)))
         if item.answer is not None
     ]
     columns = (Column("No."), Column("Item"), Column("Answer"))
-    return Table.of(claim.SOURCE, columns, answered, [claim.left_to_authors(run)])
+    return Table.of(
+        claim_checklist.SOURCE, columns, answered, [claim_checklist.left_to_authors(run)]
+    )
 
 
 def _decisions(test: TestMetrics | None) -> str | None:

@@ -125,7 +125,7 @@ def _plain(name: str) -> str:
 
 
 def _unique(plain: str, taken: dict[str, int]) -> str:
-    """A name, with a number where it is taken; a plain name has no "~", and so none is it."""
+    """A name, with "~" and a number where it is taken; as plain names hold no "~", it is free."""
     number = taken[plain.lower()] = taken.get(plain.lower(), 0) + 1
     return plain if number == 1 else f"{plain}~{number}"
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from xray_lightning.data.images import Gray, UnreadableImageError, decode_gray
+from xray_lightning.data.decode_resize import Gray, UnreadableImageError, decode_gray
 from xray_lightning.deploy.model import Model, Prediction
 from xray_lightning.deploy.saliency.localisation import Box
 from xray_lightning.deploy.saliency.maps import NAMES, Explainer, Maps

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_lightning.data.images import UnreadableImageError
+from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.data.manifest import read_manifest
 from xray_lightning.data.sources.nih import FILE, read_boxes
 from xray_lightning.data.splits import make_split, own_split

@@ -51,7 +51,7 @@ def agree(exchange: Callable[[str], list[str]], *, given: str | None = None) -> 
     hosts = [name for name, _ in told]
     if len({*hosts}) == 1:
         return Meeting(hosts, given or LOOPBACK, LOOPBACK)
-    # Of a host's own name the others know better than it does.
+    # A host may take its own name for a loopback address, so the other hosts look it up.
     seen = exchange("" if host == hosts[0] else _resolved(given or hosts[0]))
     resolved = next((one for one in seen if one), "")
     by_host = dict(reversed(told))  # the first rank's of each host

@@ -9,7 +9,7 @@ from page_runs import Page, sample, write_run
 
 from xray_lightning.data.datamodule import demographics
 from xray_lightning.deploy.model_card.card import checklist_table
-from xray_lightning.report.claim import items, left_to_authors
+from xray_lightning.report.claim_checklist import items, left_to_authors
 from xray_lightning.report.wording import imaged
 from xray_lightning.report.write import write_run_report
 from xray_lightning.runs.folder import Run, run_of

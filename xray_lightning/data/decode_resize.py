@@ -1,4 +1,4 @@
-"""Decoder of image files to 8-bit gray, and the check of each file for `xray data check`."""
+"""Decoder of image files to 8-bit gray, their resizing, and the file check of `xray data check`."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Meeting of the processes that start torchrun on several hosts, before they do.
+"""Rendezvous of the processes that start torchrun on several hosts, before they do.
 
 The one with `strategy.node_rank=0` has the run folder; it tells the others where that is, at the
 address and port at which torchrun's own processes meet afterwards.
