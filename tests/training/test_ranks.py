@@ -97,9 +97,13 @@ def test_two_ranks_average_their_weights_as_one_process_does(train: Train) -> No
     assert distance(*bests) < 1e-2 * path
 
 
-@pytest.mark.slow  # 20 s
-def test_two_ranks_train_the_head_of_a_frozen_backbone_as_one_process_does(train: Train) -> None:
-    options = (*EXACT, "data.batch_size=16", "fine_tuning.freeze_epochs=1", "trainer.max_epochs=1")
+@pytest.mark.slow  # 20 s each
+@pytest.mark.parametrize("probe", ["null", "true"])
+def test_two_ranks_train_the_head_of_a_frozen_backbone_as_one_process_does(
+    probe: str, train: Train
+) -> None:
+    tuning = "fine_tuning.freeze_epochs=1", f"fine_tuning.probe={probe}"
+    options = (*EXACT, "data.batch_size=16", *tuning, "trainer.max_epochs=1")
     fitted = train(*options, "strategy=single", "name=alone")
     assert fitted.exit_code == 0, fitted.stderr
     ended = train(*options, "strategy=mpi", "strategy.sync_batchnorm=true", "name=ranks")

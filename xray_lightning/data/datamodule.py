@@ -207,10 +207,9 @@ class XrayDataModule(LightningDataModule):
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def _loader(self, side: str) -> BatchLoader:
+    def _loader(self, side: str, *, training: bool = False) -> BatchLoader:
         if self._store is None:
             raise RuntimeError("setup() must run before a loader is asked for")
-        training = side == "train"
         labels = self.labels(side)
         order = EpochOrder(
             rows=len(labels),
@@ -244,7 +243,7 @@ class XrayDataModule(LightningDataModule):
         return StreamedFeed(host, device=device)
 
     def train_dataloader(self) -> BatchLoader:
-        return self._loader("train")
+        return self._loader("train", training=True)
 
     def val_dataloader(self) -> BatchLoader:
         return self._loader("val")
@@ -254,6 +253,10 @@ class XrayDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> BatchLoader:
         return self._loader("test")
+
+    def in_order(self, side: str) -> BatchLoader:
+        """Images of a side in its table's order, each rank's share as long as the others'."""
+        return self._loader(side)
 
     # -- facts -----------------------------------------------------------------------------------
 

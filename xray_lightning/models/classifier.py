@@ -122,7 +122,7 @@ class Classifier(LightningModule):
         self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
         self._make_optimizer = optimizer
         self._scheduler = scheduler
-        self._fine_tuning = fine_tuning or FineTuning()
+        self.fine_tuning = fine_tuning or FineTuning()
         self._rate_scaling = rate_scaling
         self._rate: ScaledRate | None = None  # of the fit
         self.cuda_graph = False  # replay the step as one CUDA graph
@@ -135,9 +135,13 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, findings) of uint8 images (B, 1, S, S)."""
-        pixels = self.normalize(images).contiguous(memory_format=self._layout)
-        logits: Tensor = self.backbone(pixels)
+        logits: Tensor = self.backbone(self.inputs(images))
         return logits
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the backbone gets of uint8 images (B, 1, S, S)."""
+        pixels: Tensor = self.normalize(images)
+        return pixels.contiguous(memory_format=self._layout)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -206,7 +210,7 @@ class Classifier(LightningModule):
         return logits + 0 * sum(parameter.sum() for parameter in frozen.values())
 
     def _frozen(self) -> dict[str, nn.Parameter]:
-        return self._fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
+        return self.fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter in self._frozen().values():
@@ -273,7 +277,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._train_sums.zero_()
-        if self._graph is not None and self.current_epoch == self._fine_tuning.freeze_epochs:
+        if self._graph is not None and self.current_epoch == self.fine_tuning.freeze_epochs:
             self._graph = self._new_graph()
 
     def on_train_epoch_end(self) -> None:
@@ -282,8 +286,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         with _blaming("optimizer"):
-            optimizer = self._make_optimizer(self._fine_tuning.parameters(self))
-            self._fine_tuning.scale(optimizer)
+            optimizer = self._make_optimizer(self.fine_tuning.parameters(self))
+            self.fine_tuning.scale(optimizer)
         configured = self._with_scheduler(optimizer)
         if self._rate_scaling is not None:  # after the schedule has read its rates
             accumulated = self.trainer.accumulate_grad_batches
@@ -359,17 +363,9 @@ class Classifier(LightningModule):
 
     def _collect(self) -> Outputs:
         """All ranks' predictions, the same on each: every image once, in the table's order."""
-        parts = [torch.cat(part) for part in zip(*self._gathered, strict=True)]
+        parts = in_table_order(self._gathered, ranks=self.trainer.world_size)
         self._gathered.clear()
-        if self.trainer.world_size > 1:
-            for place, part in enumerate(parts):
-                # Each rank has equally many rows, repeats among them: see EpochOrder.
-                ranks = [torch.empty_like(part) for _ in range(self.trainer.world_size)]
-                torch.distributed.all_gather(ranks, part.contiguous())
-                parts[place] = torch.cat(ranks)
-        order = torch.argsort(parts[0])
-        order = order[parts[0][order] >= 0]
-        outputs = Outputs(*(part[order].cpu() for part in parts))
+        outputs = Outputs(*(part.cpu() for part in parts))
         invalid = int((~outputs.probabilities.isfinite()).any(dim=1).sum())
         if invalid:
             raise RunFailedError(
@@ -468,6 +464,25 @@ def _blaming(key: str) -> Iterator[None]:
         yield
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{key}: {one_line(error)}") from error
+
+
+def in_table_order(batches: Sequence[tuple[Tensor, ...]], *, ranks: int) -> list[Tensor]:
+    """What all ranks have found of a side's images, the same on each: every image once.
+
+    Args:
+        batches: of this rank: rows (B,) of the side's table, below 0 for repeats, and further
+            tensors (B, ...).
+        ranks: equally many rows have been seen by each, repeats among them: see EpochOrder.
+    """
+    parts = [torch.cat(part) for part in zip(*batches, strict=True)]
+    if ranks > 1:
+        for place, part in enumerate(parts):
+            of_ranks = [torch.empty_like(part) for _ in range(ranks)]
+            torch.distributed.all_gather(of_ranks, part.contiguous())
+            parts[place] = torch.cat(of_ranks)
+    order = torch.argsort(parts[0])
+    order = order[parts[0][order] >= 0]
+    return [part[order] for part in parts]
 
 
 def finding_auroc(outputs: Outputs) -> Tensor:

@@ -27,11 +27,14 @@ class FineTuning:
         freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
             still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
             batch norms gather their statistics all the same.
+        probe: true to begin with a head that is a logistic regression on the features of the
+            first weights: see `training.linear_probe`.
     """
 
     layer_decay: float | None = None
     decay_all: bool | None = None
     freeze_epochs: int | None = None
+    probe: bool | None = None
 
     def __post_init__(self) -> None:
         share = self.layer_decay
@@ -39,8 +42,9 @@ class FineTuning:
             not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1
         ):
             raise UserError(f"fine_tuning.layer_decay={share} must be above 0, at most 1")
-        if not isinstance(self.decay_all, bool | None):
-            raise UserError(f"fine_tuning.decay_all={self.decay_all} must be true or false")
+        for key in ("decay_all", "probe"):
+            if not isinstance(value := getattr(self, key), bool | None):
+                raise UserError(f"fine_tuning.{key}={value} must be true or false")
         if self.freeze_epochs is not None:
             check_whole("fine_tuning.freeze_epochs", self.freeze_epochs, least=0)
 

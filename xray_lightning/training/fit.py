@@ -50,6 +50,7 @@ from xray_lightning.training.first_weights import (
 from xray_lightning.training.heartbeat import watch
 from xray_lightning.training.interruption import FitClock, Interruption
 from xray_lightning.training.launch import Failure
+from xray_lightning.training.linear_probe import LinearProbe
 from xray_lightning.training.loggers import open_loggers
 from xray_lightning.training.mpi_environment import library_version
 from xray_lightning.training.optuna_study import TrialPruning
@@ -187,9 +188,11 @@ def _run(
         local_rank = options["strategy"].cluster_environment.local_rank()
         _compare_hosts(job, roll, local_rank=local_rank)
     options["plugins"] = [AtomicCheckpointIO(), *options.get("plugins", [])]
+    probe = [LinearProbe()] if job.classifier.fine_tuning.probe else []
     callbacks = [
         throughput,
         finite,
+        *probe,
         _Recorder(job, throughput),
         *([_Binding(job.speed, local_ranks)] if accelerator == "cpu" else []),
         *_bars(job, throughput),
@@ -222,7 +225,9 @@ def _run(
                 interruption.checkpoint = None  # the main run's is the one to keep
                 interruption.clock = None
                 epochs = trainer.current_epoch
-                _shuffled(job, fresh, tested, further=[EndAfter(epochs), interruption], used=used)
+                _shuffled(
+                    job, fresh, tested, further=[*probe, EndAfter(epochs), interruption], used=used
+                )
     finally:
         _note(job, throughput, kept, finite.skipped)
     trainer.strategy.barrier("end")  # ranks leave together

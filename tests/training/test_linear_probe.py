@@ -1,0 +1,142 @@
+"""Linear probe: scikit-learn as its judge, features of evaluation, once a run."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_classifier
+from fitting import data, trainer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.fine_tuning import FineTuning
+from xray_lightning.training import linear_probe
+from xray_lightning.training.linear_probe import PENALTIES, LinearProbe, best_fit, linear_head
+
+
+def drawn(images: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Features (N, 6) on scales of their own, and targets (N, 2) that depend on them."""
+    draw = np.random.default_rng(seed)
+    features = draw.normal(size=(images, 6))
+    logits = features @ np.random.default_rng(0).normal(size=(6, 2)) - 1
+    targets = draw.random(logits.shape) < 1 / (1 + np.exp(-logits))
+    scaled = features * [1, 10, 0.1, 3, 1, 1] + [0, 5, 0, -2, 0, 0]
+    return torch.from_numpy(scaled).float(), torch.from_numpy(targets).float()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
+def test_the_fit_is_scikit_learns(penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_probe, "PENALTIES", (penalty,))
+    train, val = drawn(300, seed=1), drawn(200, seed=2)
+    fit = best_fit(train, val)
+    features = train[0].numpy()
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    areas = []
+    for number in range(2):
+        judge = LogisticRegression(
+            C=1 / (len(features) * penalty), solver="newton-cholesky", tol=1e-8
+        )
+        judge.fit((features - mean) / scale, train[1][:, number])
+        expected = judge.decision_function((val[0].numpy() - mean) / scale)
+        found = (val[0] @ fit.weight[number] + fit.bias[number]).numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        areas.append(roc_auc_score(val[1][:, number], expected))
+    assert fit.auroc == pytest.approx(np.mean(areas), abs=1e-4)
+
+
+def test_validation_chooses_the_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, val = (
+        (torch.cat([features, torch.randn(len(features), 60, generator=generator)], 1), targets)
+        for features, targets in (drawn(100, seed=1), drawn(400, seed=2))
+    )
+    chosen = best_fit(train, val)
+    found = {}
+    for penalty in PENALTIES:
+        monkeypatch.setattr(linear_probe, "PENALTIES", (penalty,))
+        found[penalty] = best_fit(train, val).auroc
+    assert chosen.auroc == pytest.approx(max(found.values()), abs=2e-3)
+    assert found[PENALTIES[-1]] < chosen.auroc - 0.02  # the least penalty fits the noise
+
+
+def test_a_validation_without_positives_leaves_the_largest_penalty() -> None:
+    features, targets = drawn(50, seed=1)
+    fit = best_fit((features, targets), (features, torch.zeros_like(targets)))
+    assert fit.penalty == max(PENALTIES)
+    assert np.isnan(fit.auroc)
+    assert fit.weight.isfinite().all()
+
+
+def backbone(dropout: float = 0.5) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(dropout), nn.Linear(32, 14)),
+    )
+    model.head_prefix = "6."  # type: ignore[assignment]
+    return model
+
+
+def test_a_fit_begins_with_the_head_of_features_as_evaluation_has_them(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = partial(torch.optim.SGD, lr=1e-12)
+    model = tiny_classifier(backbone=backbone(), optimizer=optimizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = data(phantoms, tmp_path)
+    caplog.set_level(logging.INFO)
+    trainer(tmp_path, LinearProbe()).fit(model, datamodule=images)
+
+    fresh = tiny_classifier(backbone=backbone()).eval()
+    body = fresh.backbone[:-1]  # type: ignore[index]
+    parts: dict[str, Any] = {}
+    for side in ("train", "val"):
+        batches = list(images.in_order(side))
+        with torch.no_grad():
+            features = torch.cat([body(fresh.normalize(batch.images)) for batch in batches])
+        parts[side] = features, torch.cat([batch.targets for batch in batches])
+        assert len(features) == len(images.table(side))
+    fit = best_fit(parts["train"], parts["val"])
+    after = model.state_dict()
+    torch.testing.assert_close(after["backbone.6.weight"], fit.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after["backbone.6.bias"], fit.bias, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after["backbone.0.weight"], before["backbone.0.weight"])
+    assert f"linear probe: macro AUROC {fit.auroc:.4f} on validation, of 32 features" in caplog.text
+
+
+def test_a_resumed_fit_keeps_the_head_that_it_has(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(name: str, epochs: int, ckpt_path: Path | None = None) -> dict[str, Tensor]:
+        model = tiny_classifier(backbone=backbone(dropout=0))
+        images = data(phantoms, tmp_path)
+        fit = trainer(tmp_path / name, LinearProbe(), epochs=epochs)
+        fit.fit(model, datamodule=images, ckpt_path=ckpt_path, weights_only=True)
+        return {key: value.clone() for key, value in model.state_dict().items()}
+
+    whole = fitted("whole", 2)
+    fitted("cut", 1)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fitted a second time")
+
+    monkeypatch.setattr(linear_probe, "best_fit", refuse)
+    resumed = fitted("cut", 2, tmp_path / "cut" / "last.ckpt")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_head_of_several_layers_and_a_word_for_yes_are_refused() -> None:
+    assert isinstance(linear_head(build_backbone(arch="resnet18", dropout=0.1)), nn.Linear)
+    with pytest.raises(UserError, match=r"head of one linear layer; take model\.hidden=\[\]"):
+        linear_head(build_backbone(arch="resnet18", hidden=[8]))
+    with pytest.raises(UserError, match="head of one linear layer"):
+        linear_head(nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"fine_tuning\.probe=yes must be true or false"):
+        FineTuning(probe="yes")  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""Linear probe: a head that begins as logistic regression on the features of the first weights.
+
+The features of each training and validation image are computed once, by the network as it is in
+evaluation: no augmentation, no dropout, batch norms as they came. Fine-tuning that begins with such
+a head moves features less than one that begins with a random head (Kumar et al., "Fine-Tuning can
+Distort Pretrained Features", ICLR 2022).
+"""
+
+import logging
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.errors import UserError
+from xray_lightning.models.classifier import Classifier, Outputs, finding_auroc, in_table_order
+
+log = logging.getLogger(__name__)
+
+PENALTIES = tuple(10 ** (power / 2) for power in range(4, -5, -1))  # from 100 to 0.01
+STEPS = 60  # of L-BFGS, for each penalty
+
+
+class LinearProbe(Callback):
+    """Fits the head before the first step of a fit; a fit that goes on from a checkpoint has one.
+
+    Of several L2 penalties, that with the best macro AUROC on validation is kept. Every rank
+    computes its share of the features, and takes rank 0's head.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return
+        classifier = cast(Classifier, pl_module)
+        head = linear_head(classifier.backbone)
+        data: XrayDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        train, val = (self._features(trainer, classifier, data, side) for side in ("train", "val"))
+        fit = best_fit(train, val)
+        for parameter, value in ((head.weight, fit.weight), (head.bias, fit.bias)):
+            kept = value.to(parameter)
+            if trainer.world_size > 1:
+                torch.distributed.broadcast(kept, 0)
+            with torch.no_grad():
+                parameter.copy_(kept)
+        if trainer.is_global_zero:
+            log.info(
+                "linear probe: macro AUROC %.4f on validation, of %d features and an L2 penalty "
+                "of %.2g",
+                *(fit.auroc, fit.weight.shape[1], fit.penalty),
+            )
+
+    @staticmethod
+    def _features(
+        trainer: Trainer, classifier: Classifier, data: XrayDataModule, side: str
+    ) -> tuple[Tensor, Tensor]:
+        """What the head gets of each image of a side, float32 (N, D), and targets (N, findings)."""
+        head, found = linear_head(classifier.backbone), []
+        parts: list[tuple[Tensor, ...]] = []
+        hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        training = classifier.training
+        classifier.eval()
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                for batch in data.in_order(side):
+                    found.clear()
+                    # Not by a call, as a compiled backbone's would leave out the hook.
+                    classifier.backbone.forward(classifier.inputs(batch.images))
+                    parts.append((batch.rows, found[0].float(), batch.targets))
+        finally:
+            hook.remove()
+            classifier.train(training)
+        _, features, targets = in_table_order(parts, ranks=trainer.world_size)
+        return features, targets
+
+
+def linear_head(backbone: nn.Module) -> nn.Linear:
+    """The last layer of a backbone.
+
+    Raises:
+        UserError: it is not one linear layer, or the backbone does not say which it is.
+    """
+    prefix = getattr(backbone, "head_prefix", "")
+    head = backbone.get_submodule(prefix.rstrip(".")) if prefix else None
+    if isinstance(head, nn.Sequential):  # with dropout before it
+        layers = [layer for layer in head if not isinstance(layer, nn.Dropout)]
+        head = layers[0] if len(layers) == 1 else None
+    if not isinstance(head, nn.Linear):
+        raise UserError(
+            "fine_tuning.probe=true needs a head of one linear layer; take model.hidden=[]"
+        )
+    return head
+
+
+class LinearFit(NamedTuple):
+    """Logistic regressions of all findings on the same features."""
+
+    weight: Tensor  # (findings, D)
+    bias: Tensor  # (findings,)
+    penalty: float  # of half the sum of squares of the weights of standardised features
+    auroc: float  # macro, on validation; NaN where no finding has images of both kinds
+
+
+def best_fit(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> LinearFit:
+    """Of logistic regressions under several penalties the best on validation, else the smoothest.
+
+    Args:
+        train: features (N, D) and targets (N, findings).
+        val: those that choose.
+    """
+    features, targets = train
+    mean, scale = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-6
+    scaled = (features - mean) / scale
+    weight = torch.zeros(targets.shape[1], features.shape[1], device=features.device)
+    bias = torch.logit(targets.mean(dim=0).clamp(1e-4, 1 - 1e-4))
+    fits = []
+    for penalty in PENALTIES:  # each begins where the last has ended
+        weight, bias = _fit(scaled, targets, weight=weight, bias=bias, penalty=penalty)
+        folded = weight / scale
+        moved = bias - folded @ mean
+        auroc = _macro_auroc(val[0] @ folded.T + moved, val[1])
+        fits.append(LinearFit(folded, moved, penalty, auroc))
+    return max(fits, key=lambda fit: -1.0 if math.isnan(fit.auroc) else fit.auroc)
+
+
+def _fit(
+    features: Tensor, targets: Tensor, *, weight: Tensor, bias: Tensor, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """The minimum of the findings' summed mean cross-entropy and half the penalised square."""
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(features, weight, bias)
+        total = F.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]
+        total = total + penalty / 2 * weight.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def _macro_auroc(logits: Tensor, targets: Tensor) -> float:
+    """NaN where no finding has both positive and negative images."""
+    rows = torch.arange(len(targets))
+    auroc = finding_auroc(Outputs(rows, logits.sigmoid().cpu(), targets.cpu(), rows))
+    return float(auroc[~auroc.isnan()].mean())
