@@ -19,7 +19,8 @@ from xray_lightning.data.loader import Batch
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.classifier import Classifier, Outputs, finding_auroc
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.models.outputs import Outputs, finding_auroc
 
 COUNT = len(FINDINGS)
 

@@ -111,6 +111,27 @@ def test_a_fit_begins_with_the_head_of_features_as_evaluation_has_them(
     assert f"linear probe: macro AUROC {fit.auroc:.4f} on validation, of 32 features" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("tuning", "fixed"),
+    [
+        (FineTuning(), False),
+        (FineTuning(probe=True), True),
+        (FineTuning(probe=True, freeze_norm=False), False),
+        (FineTuning(freeze_norm=True), True),
+    ],
+    ids=str,
+)
+def test_batch_norms_keep_their_statistics_beside_a_probe_or_where_that_is_asked(
+    tuning: FineTuning, fixed: bool, phantoms: Path, tmp_path: Path
+) -> None:
+    model = tiny_classifier(backbone=backbone(), fine_tuning=tuning)
+    trainer(tmp_path, epochs=2).fit(model, datamodule=data(phantoms, tmp_path))
+    norm = model.backbone[1]  # type: ignore[index]
+    assert torch.equal(norm.running_mean, torch.zeros(8)) is fixed
+    assert torch.equal(norm.running_var, torch.ones(8)) is fixed
+    assert not torch.equal(norm.weight, torch.ones(8))  # trained all the same
+
+
 def test_a_resumed_fit_keeps_the_head_that_it_has(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

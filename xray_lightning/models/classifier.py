@@ -1,19 +1,15 @@
 """The one LightningModule: normalise, backbone, loss, and predictions gathered by image."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics.functional.classification import multilabel_auroc
-from torchvision.transforms.v2.functional import resize
 
 from xray_lightning.data.loader import Batch
 from xray_lightning.data.mixing import Mixing
@@ -27,40 +23,20 @@ from xray_lightning.models.checkpoint import (
     restore,
 )
 from xray_lightning.models.cuda_graph import StepGraph
-from xray_lightning.models.fine_tuning import FineTuning, check_rates
+from xray_lightning.models.fine_tuning import FineTuning, check_rates, without_gradient
 from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
+from xray_lightning.models.outputs import (
+    Outputs,
+    Predictions,
+    augmented_logits,
+    finding_auroc,
+    in_table_order,
+)
 from xray_lightning.models.schedules import ImageGrowth, RateScaling, ScaledRate
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-class Outputs(NamedTuple):
-    """One side's predictions, each image once, in the order of the side's table."""
-
-    rows: Tensor  # (N,) int64
-    probabilities: Tensor  # (N, findings) float32
-    targets: Tensor  # (N, findings) float32
-    losses: Tensor  # (N,) float32
-
-
-class Predictions(NamedTuple):
-    """Answers of `Trainer.predict` to one batch; of several ranks, each has those of its images."""
-
-    images: tuple[str, ...]  # names of (B,) images, empty where the loader is not a datamodule's
-    rows: Tensor  # (B,) int64, of the test split's table
-    probabilities: Tensor  # (B, findings) float32
-
-
-def augmented_logits(model: Callable[[Tensor], Tensor], images: Tensor, tta: str | None) -> Tensor:
-    """Logits (B, findings), float32; with `flip` their mean over image and mirror image.
-
-    Logits are averaged, as nnU-Net does: a model whose two answers agree keeps them as they are,
-    and thresholds and calibration act on one scale with and without it.
-    """
-    logits = model(images).float()
-    return logits if tta is None else (logits + model(images.flip(-1)).float()) / 2
 
 
 LOSS_SO_FAR = "xray_train_loss_so_far"  # in a checkpoint: sum and count of an epoch under way
@@ -105,6 +81,7 @@ class Classifier(LightningModule):
         fine_tuning: FineTuning | None = None,
     ) -> None:
         super().__init__()
+        self.fine_tuning = fine_tuning or FineTuning()
         self.backbone = backbone
         self.loss = BinaryCrossEntropy() if loss is None else loss
         self.normalize = Normalize() if normalize is None else normalize
@@ -122,7 +99,6 @@ class Classifier(LightningModule):
         self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
         self._make_optimizer = optimizer
         self._scheduler = scheduler
-        self.fine_tuning = fine_tuning or FineTuning()
         self._rate_scaling = rate_scaling
         self._rate: ScaledRate | None = None  # of the fit
         self.cuda_graph = False  # replay the step as one CUDA graph
@@ -158,17 +134,11 @@ class Classifier(LightningModule):
                 self.normalize.fit_to(mean=mean, std=std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        batch = self._sized(batch)
+        if self._growth is not None:
+            epochs = self.trainer.max_epochs or 1
+            images = self._growth.sized(batch.images, epoch=self.current_epoch, of=epochs)
+            batch = batch._replace(images=images)
         return self._loss(batch) if self._graph is None else self._graph(batch)
-
-    def _sized(self, batch: Batch) -> Batch:
-        """The batch with its images at this epoch's size."""
-        if self._growth is None:
-            return batch
-        full = batch.images.shape[-1]
-        epochs = self.trainer.max_epochs or 1
-        side = self._growth.side(epoch=self.current_epoch, of=epochs, full=full)
-        return batch if side == full else batch._replace(images=resize(batch.images, [side, side]))
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss () whose gradient is this rank's share; the epoch's mean counts it."""
@@ -193,7 +163,7 @@ class Classifier(LightningModule):
         """Logits (B, findings) whose gradient leaves out what is frozen."""
         frozen = self._frozen()
         try:
-            logits: Tensor = self._with_fixed(frozen, images) if frozen else self(images)
+            logits: Tensor = without_gradient(self, frozen, images) if frozen else self(images)
         except ValueError as error:  # torch's, of batch norm over a single value
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -202,12 +172,6 @@ class Classifier(LightningModule):
                 f"{images.shape[-1]} has no batch statistics; choose another data.batch_size"
             ) from error
         return logits
-
-    def _with_fixed(self, frozen: Mapping[str, nn.Parameter], images: Tensor) -> Tensor:
-        fixed = {f"backbone.{name}": parameter.detach() for name, parameter in frozen.items()}
-        logits: Tensor = functional_call(self, fixed, images)
-        # DDP waits for a gradient of every parameter: these get 0, which no optimizer sees.
-        return logits + 0 * sum(parameter.sum() for parameter in frozen.values())
 
     def _frozen(self) -> dict[str, nn.Parameter]:
         return self.fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
@@ -220,25 +184,12 @@ class Classifier(LightningModule):
         self._train_sums = self._train_sums.to(self.device)
         self._frozen()  # says now whether it can be
         if self._growth is not None:
-            self._check_smallest(self._growth)
+            self._growth.check(self, full=self.trainer.datamodule.image_size)  # type: ignore[attr-defined]
         if self.cuda_graph:
             self._graph = self._new_graph()
 
-    @torch.no_grad()
-    def _check_smallest(self, growth: ImageGrowth) -> None:
-        """Refuse a backbone that takes images of one size alone."""
-        full = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        side = growth.side(epoch=0, of=1, full=full)
-        self.eval()
-        try:
-            self(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=self.device))
-        except Exception as error:  # each library has its own
-            raise UserError(
-                f"growth.start={side}: this backbone takes no such images ({one_line(error)}); "
-                "take growth=none"
-            ) from error
-        finally:
-            self.train()
+    def on_train_start(self) -> None:
+        self.fine_tuning.fix_norms(self.backbone)  # Lightning leaves modes alone from here on
 
     def _new_graph(self) -> StepGraph:
         return StepGraph(self, self._scaled_loss, state=[self._train_sums])
@@ -464,43 +415,3 @@ def _blaming(key: str) -> Iterator[None]:
         yield
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{key}: {one_line(error)}") from error
-
-
-def in_table_order(batches: Sequence[tuple[Tensor, ...]], *, ranks: int) -> list[Tensor]:
-    """What all ranks have found of a side's images, the same on each: every image once.
-
-    Args:
-        batches: of this rank: rows (B,) of the side's table, below 0 for repeats, and further
-            tensors (B, ...).
-        ranks: equally many rows have been seen by each, repeats among them: see EpochOrder.
-    """
-    parts = [torch.cat(part) for part in zip(*batches, strict=True)]
-    if ranks > 1:
-        for place, part in enumerate(parts):
-            of_ranks = [torch.empty_like(part) for _ in range(ranks)]
-            torch.distributed.all_gather(of_ranks, part.contiguous())
-            parts[place] = torch.cat(of_ranks)
-    order = torch.argsort(parts[0])
-    order = order[parts[0][order] >= 0]
-    return [part[order] for part in parts]
-
-
-def finding_auroc(outputs: Outputs) -> Tensor:
-    """AUROC of each finding, NaN where the images are all positive or all negative: (findings,)."""
-    targets = outputs.targets.int()
-    positives = targets.sum(dim=0)
-    defined = (positives > 0) & (positives < len(targets))
-    auroc = torch.full((targets.shape[1],), math.nan)
-    if defined.any():
-        columns = defined.nonzero().squeeze(1)
-        # A single column would be taken for another task: give torchmetrics at least two.
-        chosen = columns if len(columns) > 1 else columns.repeat(2)
-        values = multilabel_auroc(
-            outputs.probabilities[:, chosen],
-            targets[:, chosen],
-            num_labels=len(chosen),
-            average="none",
-            validate_args=False,
-        )
-        auroc[columns] = values[: len(columns)]
-    return auroc

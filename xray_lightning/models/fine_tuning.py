@@ -1,11 +1,13 @@
 """Fine-tuning: rates and weight decay by depth and kind of layer, and epochs of the head alone."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -29,12 +31,16 @@ class FineTuning:
             batch norms gather their statistics all the same.
         probe: true to begin with a head that is a logistic regression on the features of the
             first weights: see `training.linear_probe`.
+        freeze_norm: true for batch norms that keep the means and variances of the first weights,
+            as object detectors are trained (Ren et al., "Faster R-CNN", 2015, on He et al.'s
+            ResNet). By default where there is a probe, as its head was fitted to them.
     """
 
     layer_decay: float | None = None
     decay_all: bool | None = None
     freeze_epochs: int | None = None
     probe: bool | None = None
+    freeze_norm: bool | None = None
 
     def __post_init__(self) -> None:
         share = self.layer_decay
@@ -42,7 +48,7 @@ class FineTuning:
             not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1
         ):
             raise UserError(f"fine_tuning.layer_decay={share} must be above 0, at most 1")
-        for key in ("decay_all", "probe"):
+        for key in ("decay_all", "probe", "freeze_norm"):
             if not isinstance(value := getattr(self, key), bool | None):
                 raise UserError(f"fine_tuning.{key}={value} must be true or false")
         if self.freeze_epochs is not None:
@@ -71,6 +77,13 @@ class FineTuning:
         named = backbone.named_parameters()
         return {name: parameter for name, parameter in named if not name.startswith(head)}
 
+    def fix_norms(self, module: nn.Module) -> None:
+        """Set the batch norms of a module in training to their statistics, where that is asked."""
+        if self.probe if self.freeze_norm is None else self.freeze_norm:
+            for layer in module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
+
     def scale(self, optimizer: Optimizer) -> None:
         """Give each group its share of the optimizer's rate."""
         for group in optimizer.param_groups:
@@ -88,6 +101,16 @@ class FineTuning:
             share = (self.layer_decay or 1.0) ** (last - depth)
             group: dict[str, Any] = {"params": kinds[depth, spared], "lr_share": share}
             yield group | ({"weight_decay": 0.0} if spared else {})
+
+
+def without_gradient(
+    classifier: nn.Module, frozen: Mapping[str, nn.Parameter], images: Tensor
+) -> Tensor:
+    """Logits (B, findings) whose gradient leaves out these parameters of the backbone."""
+    fixed = {f"backbone.{name}": parameter.detach() for name, parameter in frozen.items()}
+    logits: Tensor = functional_call(classifier, fixed, images)
+    # DDP waits for a gradient of every parameter: these get 0, which no optimizer sees.
+    return logits + 0 * sum(parameter.sum() for parameter in frozen.values())
 
 
 def check_rates(optimizer: Optimizer, scheduler: object) -> None:

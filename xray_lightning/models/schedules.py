@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms.v2.functional import resize
 
-from xray_lightning.errors import UserError, check_whole
+from xray_lightning.errors import UserError, check_whole, one_line
 
 
 def warmup_cosine(
@@ -116,6 +119,33 @@ class ImageGrowth:
         grown = min(1.0, epoch / max(1, round(self.epochs * of)))
         steps = (full - self.start) * grown // self.STRIDE
         return full if grown == 1 else self.start + self.STRIDE * int(steps)
+
+    def sized(self, images: Tensor, *, epoch: int, of: int) -> Tensor:
+        """Images (B, 1, S, S) at their side of this epoch."""
+        full = images.shape[-1]
+        side = self.side(epoch=epoch, of=of, full=full)
+        smaller: Tensor = images if side == full else resize(images, [side, side])
+        return smaller
+
+    @torch.no_grad()
+    def check(self, model: nn.Module, *, full: int) -> None:
+        """Try the smallest images.
+
+        Raises:
+            UserError: the model takes images of one size alone.
+        """
+        side = self.side(epoch=0, of=1, full=full)
+        device = next(model.parameters()).device
+        model.eval()
+        try:
+            model(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=device))
+        except Exception as error:  # each library has its own
+            raise UserError(
+                f"growth.start={side}: this backbone takes no such images ({one_line(error)}); "
+                "take growth=none"
+            ) from error
+        finally:
+            model.train()
 
 
 class ScaledRate:

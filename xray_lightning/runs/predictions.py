@@ -17,7 +17,7 @@ from xray_lightning.findings import FINDINGS, check_findings, folded
 from xray_lightning.runs.record import predictions_name
 
 if TYPE_CHECKING:  # `xray info` should not wait for lightning
-    from xray_lightning.models.classifier import Outputs
+    from xray_lightning.models.outputs import Outputs
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

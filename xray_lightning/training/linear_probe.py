@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
-from xray_lightning.models.classifier import Classifier, Outputs, finding_auroc, in_table_order
+from xray_lightning.models.classifier import Classifier
+from xray_lightning.models.outputs import Outputs, finding_auroc, in_table_order
 
 log = logging.getLogger(__name__)
 
