@@ -74,9 +74,9 @@ def shortened(text: str, length: int, *, dots: str = "...") -> str:
     return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"
 
 
-def brief(value: object, length: int = 60) -> str:
+def brief(value: object) -> str:
     """A value that is wrong, for a message: its repr, printable and short."""
-    return shortened(printable(repr(value)), length)
+    return shortened(printable(repr(value)), 60)
 
 
 def printable(text: str) -> str:

@@ -32,8 +32,8 @@ class FineTuning:
         probe: true to begin with a head that is a logistic regression on the features of the
             first weights: see `training.linear_probe`.
         freeze_norm: true for batch norms that keep the means and variances of the first weights,
-            as object detectors are trained (Ren et al., "Faster R-CNN", 2015, on He et al.'s
-            ResNet). By default where there is a probe, as its head was fitted to them.
+            as detectors are trained (He et al., "Deep Residual Learning", CVPR 2016, appendix A).
+            By default where there is a probe, as its head was fitted to features of these.
     """
 
     layer_decay: float | None = None
