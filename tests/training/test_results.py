@@ -20,6 +20,7 @@ from xray_lightning.runs.record import (
     flat,
     git_commit,
     kept_warnings,
+    leaving_out,
     predictions_name,
 )
 from xray_lightning.runs.schema import Results, json_schema
@@ -116,6 +117,11 @@ def test_a_checkout_that_was_never_installed_has_no_version(
 
 def test_predictions_are_named_after_their_split() -> None:
     assert predictions_name("val") == "predictions_val.csv"
+
+
+def test_settings_are_left_out_with_what_is_below_them_and_no_other() -> None:
+    settings = {"data.root": 1, "data.roots": 2, "speed.threads": 3, "speed": 4, "seed": 5}
+    assert leaving_out(settings, ("data.root", "speed")) == {"data.roots": 2, "seed": 5}
 
 
 def test_nested_keys_are_told_by_their_dotted_names() -> None:
