@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from xray_lightning.data.folds import stratified_folds
 from xray_lightning.errors import UserError
 from xray_lightning.models.backbones import build_backbone
 from xray_lightning.models.fine_tuning import FineTuning
@@ -31,44 +32,55 @@ def drawn(images: int, *, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(scaled).float(), torch.from_numpy(targets).float()
 
 
+def thirds(images: int) -> Tensor:
+    """Folds in which an image and the next but two stand together."""
+    return torch.arange(images) % 3
+
+
 @pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
-def test_the_fit_is_scikit_learns(penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_and_its_score_out_of_fold_are_scikit_learns(
+    penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear_probe, "PENALTIES", (penalty,))
-    train, val = drawn(300, seed=1), drawn(200, seed=2)
-    fit = best_fit(train, val)
-    features = train[0].numpy()
-    mean, scale = features.mean(axis=0), features.std(axis=0)
+    train, other = drawn(300, seed=1), drawn(200, seed=2)
+    folds = thirds(300)
+    fit = best_fit(*train, folds=folds)
+
+    def judged(rows: Tensor, number: int, features: Tensor) -> Any:
+        mean, scale = train[0][rows].mean(0).double(), train[0][rows].std(0, correction=0)
+        judge = LogisticRegression(C=1 / (len(rows) * penalty), solver="newton-cholesky", tol=1e-8)
+        judge.fit(((train[0][rows] - mean) / scale).numpy(), train[1][rows, number].numpy())
+        return judge.decision_function(((features - mean) / scale).numpy())
+
     areas = []
     for number in range(2):
-        judge = LogisticRegression(
-            C=1 / (len(features) * penalty), solver="newton-cholesky", tol=1e-8
-        )
-        judge.fit((features - mean) / scale, train[1][:, number])
-        expected = judge.decision_function((val[0].numpy() - mean) / scale)
-        found = (val[0] @ fit.weight[number] + fit.bias[number]).numpy()
-        np.testing.assert_allclose(found, expected, atol=2e-3)
-        areas.append(roc_auc_score(val[1][:, number], expected))
-    assert fit.auroc == pytest.approx(np.mean(areas), abs=1e-4)
+        expected = judged(torch.arange(300), number, other[0])
+        np.testing.assert_allclose(fit.logits(other[0])[:, number], expected, atol=2e-3)
+        for fold in range(3):
+            held = folds == fold
+            scores = judged((~held).nonzero().squeeze(1), number, train[0][held])
+            areas.append(roc_auc_score(train[1][held, number], scores))
+    assert fit.auroc == pytest.approx(np.mean(areas), abs=1e-3)
 
 
-def test_validation_chooses_the_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    train, val = (
-        (torch.cat([features, torch.randn(len(features), 60, generator=generator)], 1), targets)
-        for features, targets in (drawn(100, seed=1), drawn(400, seed=2))
-    )
-    chosen = best_fit(train, val)
+def test_the_penalty_is_that_which_is_best_out_of_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = drawn(100, seed=1)
+    noise = torch.randn(100, 300, generator=torch.Generator().manual_seed(0))
+    train = torch.cat([features, noise], 1), targets
+    chosen = best_fit(*train, folds=thirds(100))
     found = {}
     for penalty in PENALTIES:
         monkeypatch.setattr(linear_probe, "PENALTIES", (penalty,))
-        found[penalty] = best_fit(train, val).auroc
+        found[penalty] = best_fit(*train, folds=thirds(100)).auroc
     assert chosen.auroc == pytest.approx(max(found.values()), abs=2e-3)
-    assert found[PENALTIES[-1]] < chosen.auroc - 0.02  # the least penalty fits the noise
+    assert found[chosen.penalty] == pytest.approx(max(found.values()), abs=2e-3)
+    assert min(found.values()) < max(found.values()) - 0.005
 
 
-def test_a_validation_without_positives_leaves_the_largest_penalty() -> None:
+@pytest.mark.parametrize("folds", [thirds(50), torch.zeros(50, dtype=torch.int64)], ids=len)
+def test_without_a_score_out_of_fold_the_largest_penalty_is_taken(folds: Tensor) -> None:
     features, targets = drawn(50, seed=1)
-    fit = best_fit((features, targets), (features, torch.zeros_like(targets)))
+    fit = best_fit(features, torch.zeros_like(targets), folds=folds)
     assert fit.penalty == max(PENALTIES)
     assert np.isnan(fit.auroc)
     assert fit.weight.isfinite().all()
@@ -96,19 +108,20 @@ def test_a_fit_begins_with_the_head_of_features_as_evaluation_has_them(
 
     fresh = tiny_classifier(backbone=backbone()).eval()
     body = fresh.backbone[:-1]  # type: ignore[index]
-    parts: dict[str, Any] = {}
-    for side in ("train", "val"):
-        batches = list(images.in_order(side))
-        with torch.no_grad():
-            features = torch.cat([body(fresh.normalize(batch.images)) for batch in batches])
-        parts[side] = features, torch.cat([batch.targets for batch in batches])
-        assert len(features) == len(images.table(side))
-    fit = best_fit(parts["train"], parts["val"])
+    table = images.table("train")
+    batches = list(images.in_order("train"))
+    with torch.no_grad():
+        features = torch.cat([body(fresh.normalize(batch.images)) for batch in batches])
+    targets = torch.cat([batch.targets for batch in batches])
+    assert len(features) == len(table)
+    labels, patients = targets.numpy().astype(bool), table["patient_id"].to_numpy(dtype=str)
+    folds = torch.from_numpy(stratified_folds(labels, patients, folds=5, seed=0))
+    fit = best_fit(features, targets, folds=folds)
     after = model.state_dict()
     torch.testing.assert_close(after["backbone.6.weight"], fit.weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(after["backbone.6.bias"], fit.bias, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(after["backbone.0.weight"], before["backbone.0.weight"])
-    assert f"linear probe: macro AUROC {fit.auroc:.4f} on validation, of 32 features" in caplog.text
+    assert f"linear probe: macro AUROC {fit.auroc:.4f} out of fold, of 32 features" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Linear probe: a head that begins as logistic regression on the features of the first weights.
 
-The features of each training and validation image are computed once, by the network as it is in
+The features of each training image are computed once, by the network as it is in
 evaluation: no augmentation, no dropout, batch norms as they came. Fine-tuning that begins with such
 a head moves features less than one that begins with a random head (Kumar et al., "Fine-Tuning can
 Distort Pretrained Features", ICLR 2022).
@@ -8,6 +8,9 @@ Distort Pretrained Features", ICLR 2022).
 
 import logging
 import math
+from collections.abc import Iterator
+from itertools import islice
+from statistics import fmean
 from typing import NamedTuple, cast
 
 import torch
@@ -16,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from xray_lightning.data.datamodule import XrayDataModule
+from xray_lightning.data.folds import stratified_folds
 from xray_lightning.errors import UserError
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.outputs import Outputs, finding_auroc, in_table_order
@@ -23,14 +27,16 @@ from xray_lightning.models.outputs import Outputs, finding_auroc, in_table_order
 log = logging.getLogger(__name__)
 
 PENALTIES = tuple(10 ** (power / 2) for power in range(4, -5, -1))  # from 100 to 0.01
+FOLDS = 5
 STEPS = 60  # of L-BFGS, for each penalty
 
 
 class LinearProbe(Callback):
     """Fits the head before the first step of a fit; a fit that goes on from a checkpoint has one.
 
-    Of several L2 penalties, that with the best macro AUROC on validation is kept. Every rank
-    computes its share of the features, and takes rank 0's head.
+    Of several L2 penalties, that with the best macro AUROC out of fold is kept, in a
+    cross-validation over the training patients: the validation split of a small data set has too
+    few images to choose by. Every rank computes its share of the features, and takes rank 0's head.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,8 +45,11 @@ class LinearProbe(Callback):
         classifier = cast(Classifier, pl_module)
         head = linear_head(classifier.backbone)
         data: XrayDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        train, val = (self._features(trainer, classifier, data, side) for side in ("train", "val"))
-        fit = best_fit(train, val)
+        features, targets = self._features(trainer, classifier, data, "train")
+        patients = data.table("train")["patient_id"].to_numpy(dtype=str)
+        labels = data.labels("train").astype(bool)
+        folds = torch.from_numpy(stratified_folds(labels, patients, folds=FOLDS, seed=0))
+        fit = best_fit(features, targets, folds=folds.to(features.device))
         for parameter, value in ((head.weight, fit.weight), (head.bias, fit.bias)):
             kept = value.to(parameter)
             if trainer.world_size > 1:
@@ -49,8 +58,8 @@ class LinearProbe(Callback):
                 parameter.copy_(kept)
         if trainer.is_global_zero:
             log.info(
-                "linear probe: macro AUROC %.4f on validation, of %d features and an L2 penalty "
-                "of %.2g",
+                "linear probe: macro AUROC %.4f out of fold, of %d features and an L2 penalty of "
+                "%.2g",
                 *(fit.auroc, fit.weight.shape[1], fit.penalty),
             )
 
@@ -102,29 +111,48 @@ class LinearFit(NamedTuple):
     weight: Tensor  # (findings, D)
     bias: Tensor  # (findings,)
     penalty: float  # of half the sum of squares of the weights of standardised features
-    auroc: float  # macro, on validation; NaN where no finding has images of both kinds
+    auroc: (
+        float  # macro, the mean over held-out folds; NaN where no finding has images of both kinds
+    )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (N, findings) of features (N, D)."""
+        return F.linear(features, self.weight, self.bias)
 
 
-def best_fit(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> LinearFit:
-    """Of logistic regressions under several penalties the best on validation, else the smoothest.
+def best_fit(features: Tensor, targets: Tensor, *, folds: Tensor) -> LinearFit:
+    """The logistic regression under that of several penalties which is best out of fold.
 
     Args:
-        train: features (N, D) and targets (N, findings).
-        val: those that choose.
+        features: (N, D).
+        targets: (N, findings).
+        folds: of each image (N,), all images of a patient in the same one.
     """
-    features, targets = train
+    # Scores are compared within a fold: between folds they differ in their intercepts.
+    by_penalty: list[list[float]] = [[] for _ in PENALTIES]
+    for fold in torch.unique(folds):
+        held = folds == fold
+        if not held.all():
+            fits = _path(features[~held], targets[~held])
+            for aurocs, fit in zip(by_penalty, fits, strict=True):
+                aurocs.append(_macro_auroc(fit.logits(features[held]), targets[held]))
+    known = [[auroc for auroc in aurocs if not math.isnan(auroc)] for aurocs in by_penalty]
+    means = [fmean(aurocs) if aurocs else -1.0 for aurocs in known]
+    best = means.index(max(means))  # of equals the largest penalty
+    fit = next(islice(_path(features, targets), best, None))
+    return fit._replace(auroc=means[best] if known[best] else math.nan)
+
+
+def _path(features: Tensor, targets: Tensor) -> Iterator[LinearFit]:
+    """A fit for each penalty, which begins where the one before has ended."""
     mean, scale = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-6
     scaled = (features - mean) / scale
     weight = torch.zeros(targets.shape[1], features.shape[1], device=features.device)
     bias = torch.logit(targets.mean(dim=0).clamp(1e-4, 1 - 1e-4))
-    fits = []
-    for penalty in PENALTIES:  # each begins where the last has ended
+    for penalty in PENALTIES:
         weight, bias = _fit(scaled, targets, weight=weight, bias=bias, penalty=penalty)
         folded = weight / scale
-        moved = bias - folded @ mean
-        auroc = _macro_auroc(val[0] @ folded.T + moved, val[1])
-        fits.append(LinearFit(folded, moved, penalty, auroc))
-    return max(fits, key=lambda fit: -1.0 if math.isnan(fit.auroc) else fit.auroc)
+        yield LinearFit(folded, bias - folded @ mean, penalty, math.nan)
 
 
 def _fit(
