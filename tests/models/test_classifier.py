@@ -20,7 +20,7 @@ from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.outputs import Outputs, finding_auroc
+from xray_lightning.models.outputs import finding_auroc
 
 COUNT = len(FINDINGS)
 
@@ -103,7 +103,7 @@ def test_auroc_of_each_finding_is_sklearns_and_nan_where_there_is_one_class(colu
     targets[:, columns:] = generator.integers(0, 2, COUNT - columns)  # all zeros or all ones
     scores = generator.random((50, COUNT)).round(1)  # with ties
     answers = (torch.from_numpy(part).float() for part in (scores, targets))
-    found = finding_auroc(Outputs(torch.arange(50), *answers, losses=torch.zeros(50)))
+    found = finding_auroc(*answers)
     assert found.shape == (COUNT,)
     for column in range(COUNT):
         if column < columns:

@@ -31,6 +31,7 @@ from xray_lightning.models.outputs import (
     augmented_logits,
     finding_auroc,
     in_table_order,
+    macro,
 )
 from xray_lightning.models.schedules import ImageGrowth, RateScaling, ScaledRate
 
@@ -333,9 +334,8 @@ class Classifier(LightningModule):
 
     def _log_scores(self, side: str) -> None:
         self.outputs = outputs = self._collect()
-        auroc = finding_auroc(outputs)
-        macro = auroc[~auroc.isnan()].mean()  # NaN of none
-        scores = {f"{side}/loss": outputs.losses.mean(), f"{side}/auroc_macro": macro}
+        auroc = finding_auroc(outputs.probabilities, outputs.targets)
+        scores = {f"{side}/loss": outputs.losses.mean(), f"{side}/auroc_macro": macro(auroc)}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
         by_finding = zip(self.findings, auroc, strict=True)
         self.log_dict(

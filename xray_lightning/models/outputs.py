@@ -55,9 +55,14 @@ def in_table_order(batches: Sequence[tuple[Tensor, ...]], *, ranks: int) -> list
     return [part[order] for part in parts]
 
 
-def finding_auroc(outputs: Outputs) -> Tensor:
-    """AUROC of each finding, NaN where the images are all positive or all negative: (findings,)."""
-    targets = outputs.targets.int()
+def finding_auroc(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """AUROC of each finding, NaN where the images are all positive or all negative: (findings,).
+
+    Args:
+        probabilities: (N, findings), or what ranks images as they do.
+        targets: (N, findings) of 0 and 1.
+    """
+    targets = targets.int()
     positives = targets.sum(dim=0)
     defined = (positives > 0) & (positives < len(targets))
     auroc = torch.full((targets.shape[1],), math.nan)
@@ -66,7 +71,7 @@ def finding_auroc(outputs: Outputs) -> Tensor:
         # A single column would be taken for another task: give torchmetrics at least two.
         chosen = columns if len(columns) > 1 else columns.repeat(2)
         values = multilabel_auroc(
-            outputs.probabilities[:, chosen],
+            probabilities[:, chosen],
             targets[:, chosen],
             num_labels=len(chosen),
             average="none",
@@ -74,3 +79,8 @@ def finding_auroc(outputs: Outputs) -> Tensor:
         )
         auroc[columns] = values[: len(columns)]
     return auroc
+
+
+def macro(by_finding: Tensor) -> Tensor:
+    """Mean () of the findings that have a value; NaN of none."""
+    return by_finding[~by_finding.isnan()].mean()

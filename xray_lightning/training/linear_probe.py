@@ -22,7 +22,7 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.folds import stratified_folds
 from xray_lightning.errors import UserError
 from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.outputs import Outputs, finding_auroc, in_table_order
+from xray_lightning.models.outputs import finding_auroc, in_table_order, macro
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class LinearProbe(Callback):
         classifier = cast(Classifier, pl_module)
         head = linear_head(classifier.backbone)
         data: XrayDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        features, targets = self._features(trainer, classifier, data, "train")
+        features, targets = _features(trainer, classifier, data, head)
         patients = data.table("train")["patient_id"].to_numpy(dtype=str)
         labels = data.labels("train").astype(bool)
         folds = torch.from_numpy(stratified_folds(labels, patients, folds=FOLDS, seed=0))
@@ -63,28 +63,27 @@ class LinearProbe(Callback):
                 *(fit.auroc, fit.weight.shape[1], fit.penalty),
             )
 
-    @staticmethod
-    def _features(
-        trainer: Trainer, classifier: Classifier, data: XrayDataModule, side: str
-    ) -> tuple[Tensor, Tensor]:
-        """What the head gets of each image of a side, float32 (N, D), and targets (N, findings)."""
-        head, found = linear_head(classifier.backbone), []
-        parts: list[tuple[Tensor, ...]] = []
-        hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-        training = classifier.training
-        classifier.eval()
-        try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                for batch in data.in_order(side):
-                    found.clear()
-                    # Not by a call, as a compiled backbone's would leave out the hook.
-                    classifier.backbone.forward(classifier.inputs(batch.images))
-                    parts.append((batch.rows, found[0].float(), batch.targets))
-        finally:
-            hook.remove()
-            classifier.train(training)
-        _, features, targets = in_table_order(parts, ranks=trainer.world_size)
-        return features, targets
+
+def _features(
+    trainer: Trainer, classifier: Classifier, data: XrayDataModule, head: nn.Linear
+) -> tuple[Tensor, Tensor]:
+    """What the head gets of each training image, float32 (N, D), and targets (N, findings)."""
+    found: list[Tensor] = []
+    parts: list[tuple[Tensor, ...]] = []
+    hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    training = classifier.training
+    classifier.eval()
+    try:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in data.in_order("train"):
+                # Not by a call, as a compiled backbone's would leave out the hook.
+                classifier.backbone.forward(classifier.inputs(batch.images))
+                parts.append((batch.rows, found.pop().float(), batch.targets))
+    finally:
+        hook.remove()
+        classifier.train(training)
+    _, features, targets = in_table_order(parts, ranks=trainer.world_size)
+    return features, targets
 
 
 def linear_head(backbone: nn.Module) -> nn.Linear:
@@ -111,9 +110,7 @@ class LinearFit(NamedTuple):
     weight: Tensor  # (findings, D)
     bias: Tensor  # (findings,)
     penalty: float  # of half the sum of squares of the weights of standardised features
-    auroc: (
-        float  # macro, the mean over held-out folds; NaN where no finding has images of both kinds
-    )
+    auroc: float = math.nan  # macro, mean of held-out folds; NaN where no finding has one
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, findings) of features (N, D)."""
@@ -135,7 +132,8 @@ def best_fit(features: Tensor, targets: Tensor, *, folds: Tensor) -> LinearFit:
         if not held.all():
             fits = _path(features[~held], targets[~held])
             for aurocs, fit in zip(by_penalty, fits, strict=True):
-                aurocs.append(_macro_auroc(fit.logits(features[held]), targets[held]))
+                scores = fit.logits(features[held]).sigmoid().cpu()
+                aurocs.append(float(macro(finding_auroc(scores, targets[held].cpu()))))
     known = [[auroc for auroc in aurocs if not math.isnan(auroc)] for aurocs in by_penalty]
     means = [fmean(aurocs) if aurocs else -1.0 for aurocs in known]
     best = means.index(max(means))  # of equals the largest penalty
@@ -152,7 +150,7 @@ def _path(features: Tensor, targets: Tensor) -> Iterator[LinearFit]:
     for penalty in PENALTIES:
         weight, bias = _fit(scaled, targets, weight=weight, bias=bias, penalty=penalty)
         folded = weight / scale
-        yield LinearFit(folded, bias - folded @ mean, penalty, math.nan)
+        yield LinearFit(folded, bias - folded @ mean, penalty)
 
 
 def _fit(
@@ -173,10 +171,3 @@ def _fit(
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
-
-
-def _macro_auroc(logits: Tensor, targets: Tensor) -> float:
-    """NaN where no finding has both positive and negative images."""
-    rows = torch.arange(len(targets))
-    auroc = finding_auroc(Outputs(rows, logits.sigmoid().cpu(), targets.cpu(), rows))
-    return float(auroc[~auroc.isnan()].mean())
