@@ -18,7 +18,7 @@ from xray_lightning.deploy.model import load_model
 from xray_lightning.deploy.model_card.info import model_info
 from xray_lightning.deploy.saliency.maps import METHODS, Explainer, feature_maps
 from xray_lightning.errors import UserError
-from xray_lightning.models.backbones import build_backbone
+from xray_lightning.models.backbones import build_backbone, taken_over
 from xray_lightning.models.checkpoint import read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.sync_batchnorm import PortableSyncBatchNorm, SyncBatchNorm2d
@@ -30,7 +30,15 @@ SLOW = [
     *("test_convnext2", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"),
     *("deit_tiny_patch16_224", "swin_s3_tiny_224"),
 ]
-MODELS = [*QUICK, *(pytest.param(arch, marks=pytest.mark.slow) for arch in SLOW)]
+POOLED = ["test_efficientnet", "test_vit"]  # of the last two stages
+MODELS = [
+    *((arch, {}) for arch in QUICK),
+    *(pytest.param(arch, {}, marks=pytest.mark.slow, id=arch) for arch in SLOW),
+    *(
+        pytest.param(arch, {"pool_stages": 2}, marks=pytest.mark.slow, id=f"{arch}-pooled")
+        for arch in POOLED
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,9 @@ def recipe(arch: str, **further: Any) -> dict[str, Any]:
     return {"library": "timm", "arch": arch, "image_size": SIDE} | further
 
 
-def fitted(arch: str, phantoms: Path, folder: Path, *, epochs: int, resume: Path | None) -> None:
+def fitted(
+    built: dict[str, Any], phantoms: Path, folder: Path, *, epochs: int, resume: Path | None
+) -> None:
     data = XrayDataModule(
         name="phantom",
         root=str(phantoms),
@@ -54,21 +64,22 @@ def fitted(arch: str, phantoms: Path, folder: Path, *, epochs: int, resume: Path
     )
     torch.manual_seed(0)
     model = Classifier(
-        backbone=build_backbone(**recipe(arch)),
-        recipe={"model": recipe(arch), "image_size": SIDE},
+        backbone=build_backbone(**built),
+        recipe={"model": built, "image_size": SIDE},
     )
     fit = trainer(folder, epochs=epochs)
     fit.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch, options", MODELS)
 def test_it_trains_resumes_bit_for_bit_exports_gives_maps_and_is_described(
-    arch: str, phantoms: Path, tmp_path: Path
+    arch: str, options: dict[str, Any], phantoms: Path, tmp_path: Path
 ) -> None:
-    fitted(arch, phantoms, tmp_path / "whole", epochs=2, resume=None)
-    fitted(arch, phantoms, tmp_path / "cut", epochs=1, resume=None)
+    built = recipe(arch, **options)
+    fitted(built, phantoms, tmp_path / "whole", epochs=2, resume=None)
+    fitted(built, phantoms, tmp_path / "cut", epochs=1, resume=None)
     half = tmp_path / "cut" / "last.ckpt"
-    fitted(arch, phantoms, tmp_path / "cut", epochs=2, resume=half)
+    fitted(built, phantoms, tmp_path / "cut", epochs=2, resume=half)
     last = tmp_path / "whole" / "last.ckpt"
     one, other = (read_checkpoint(path)["state_dict"] for path in (last, half))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -86,7 +97,7 @@ def test_it_trains_resumes_bit_for_bit_exports_gives_maps_and_is_described(
         # LayerCAM looks at all grids: somewhere something speaks for it.
         assert found.max() > 0 or method == "gradcam"
     described = model_info(last).model
-    parameters = sum(p.numel() for p in build_backbone(**recipe(arch)).parameters())
+    parameters = sum(p.numel() for p in build_backbone(**built).parameters())
     assert (described["arch"], described["parameters"]) == (arch, parameters)
 
 
@@ -107,9 +118,38 @@ def test_further_layers_take_the_place_of_the_last() -> None:
     assert [type(part) for part in model.fc] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
 
 
+@pytest.mark.parametrize("arch", ["resnet10t", "test_vit"])
+def test_pooled_stages_are_means_and_deviations_of_the_whole_networks_maps(
+    arch: str, tmp_path: Path
+) -> None:
+    whole: Any = build_backbone(**recipe(arch)).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    pooled: Any = build_backbone(**recipe(arch, pool_stages=2), weights_path=tmp_path / "w.pth")
+    images = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    pooled.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        pooled.eval()(images)
+        maps = whole.forward_intermediates(images, indices=2, intermediates_only=True)
+    parts = [part for found in maps for part in (found.mean((2, 3)), found.std((2, 3), False))]
+    assert [len(part[0]) * 2 for part in parts[::2]] == pooled.widths
+    torch.testing.assert_close(seen[0], torch.cat(parts, dim=1), rtol=1e-3, atol=2e-3)
+    pooled.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in pooled.parameters())  # as DDP wants
+    taken = taken_over(pooled)
+    assert taken is not None
+    assert (taken.new, taken.new_first) == (
+        (2, pooled.head.weight.numel() + len(pooled.head.bias)),
+        ("head.weight", "head.bias"),
+    )
+
+
 @pytest.mark.parametrize(
     "options, says",
     [
+        ({"pool_stages": 9}, "model.pool_stages=9: ResNet has 5 stages"),
+        ({"pool_stages": 0}, "model.pool_stages=0 must be"),
+        ({"library": "torchvision", "arch": "resnet18", "pool_stages": 2}, "is of model=timm"),
         ({"arch": "resnet10tt"}, "close to it: .*resnet10t"),
         ({"arch": "hf-hub:someone/something"}, "none of timm's"),
         ({"library": "keras"}, "model.library=keras is unknown; choose one of torchvision, timm"),

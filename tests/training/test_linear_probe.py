@@ -77,6 +77,24 @@ def test_the_penalty_is_that_which_is_best_out_of_fold(monkeypatch: pytest.Monke
     assert min(found.values()) < max(found.values()) - 0.005
 
 
+def test_groups_of_features_weigh_alike_whatever_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A feature that stands there four times is as one of twice its deviation."""
+    monkeypatch.setattr(linear_probe, "PENALTIES", (0.1,))
+    features, targets = drawn(200, seed=1)
+    repeated = torch.cat([features[:, :1], features[:, 1:2].expand(-1, 4)], dim=1)
+    fit = best_fit(repeated, targets, folds=thirds(200), widths=[1, 4])
+    plain = best_fit(features[:, :2], targets, folds=thirds(200))
+    alike = fit.weight[:, 1:].sum(dim=1)
+    # Both groups' variances are 2.5: a penalty of 0.1 on them is one of 0.04 on variances of 1.
+    monkeypatch.setattr(linear_probe, "PENALTIES", (0.04,))
+    expected = best_fit(features[:, :2], targets, folds=thirds(200))
+    torch.testing.assert_close(alike, expected.weight[:, 1], rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(fit.weight[:, 0], expected.weight[:, 0], rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(plain.weight, expected.weight, rtol=1e-2)
+
+
 @pytest.mark.parametrize("folds", [thirds(50), torch.zeros(50, dtype=torch.int64)], ids=len)
 def test_without_a_score_out_of_fold_the_largest_penalty_is_taken(folds: Tensor) -> None:
     features, targets = drawn(50, seed=1)

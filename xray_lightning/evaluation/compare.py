@@ -284,8 +284,8 @@ class SeedSummary:
     label_accuracy: Spread | None
 
 
-def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
-    """Group runs of one recipe on one split, in the order of the first of each.
+def of_one_recipe(runs: Sequence[Run]) -> list[list[Run]]:
+    """Groups of runs of one recipe on one split, in the order of the first of each.
 
     Runs that are not finished, that have no test, or that only tested another run's checkpoint are
     left out. A group may hold a single run.
@@ -296,13 +296,18 @@ def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
         trained = "fit" in ([stages] if isinstance(stages, str) else stages)
         if run.status == "finished" and run.test is not None and trained:
             groups.setdefault(_recipe(run), []).append(run)
+    return list(groups.values())
+
+
+def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
+    """The scores of each recipe's runs, see `of_one_recipe`."""
     return [
         SeedSummary(
             group[0].name,
             tuple(run.seed for run in group),
             **{name: _spread([getattr(run.test, name) for run in group]) for name in SCORES[:3]},
         )
-        for group in groups.values()
+        for group in of_one_recipe(runs)
     ]
 
 

@@ -17,7 +17,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from xray_lightning.errors import UserError, one_line
+from xray_lightning.errors import UserError, check_whole, one_line
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.weights import TakenOver, Weights, first_line, read_weights, take_over
 
@@ -38,6 +38,7 @@ def build_backbone(
     hidden: Sequence[int] = (),
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    pool_stages: int | None = None,
     image_size: int | None = None,
     pretrained: bool = False,
     weights_path: str | Path | None = None,
@@ -61,6 +62,7 @@ def build_backbone(
             narrows 2048 -> 512 -> 128 -> 14 by about four at each step.
         dropout: probability of zeroing an input of the layer after it.
         drop_path: timm's stochastic depth: probability of leaving out a residual block.
+        pool_stages: of a network of timm, pool so many of the last stages, see `StagePooling`.
         image_size: side of the images; timm's transformers are built for one.
         pretrained: start from the library's ImageNet weights, downloaded once. The head is always
             drawn afresh.
@@ -97,6 +99,7 @@ def build_backbone(
         hidden=hidden,
         dropout=dropout,
         drop_path=drop_path,
+        pool_stages=pool_stages,
         image_size=image_size,
         pretrained=pretrained and library == "timm",
     )
@@ -111,7 +114,16 @@ def build_backbone(
             listed = [weights_seen] if isinstance(weights_seen, str) else weights_seen
             weights = replace(weights, seen=tuple(map(str, listed)))
         weights = replace(weights, source=f"{weights.source} (into {arch})")
-        taken = take_over(model, weights, head=head, findings=names)
+        network = model.network if isinstance(model, StagePooling) else model
+        taken = take_over(network, weights, head=head, findings=names)
+        if isinstance(model, StagePooling):  # whose head is always new
+            drawn = {f"{head}{name}": value for name, value in model.head.state_dict().items()}
+            numbers = sum(value.numel() for value in drawn.values())
+            taken = replace(
+                taken,
+                new=(taken.new[0] + len(drawn), taken.new[1] + numbers),
+                new_first=(*taken.new_first, *drawn),
+            )
         model.taken_over = taken  # type: ignore[assignment]  # no part of the network
     return model
 
@@ -130,6 +142,7 @@ def _torchvision(
     hidden: Sequence[int],
     dropout: float,
     drop_path: float,
+    pool_stages: int | None,
     **_: Any,
 ) -> tuple[nn.Module, str]:
     """A network of torchvision, and the name of its head with a dot."""
@@ -138,8 +151,9 @@ def _torchvision(
         raise UserError(
             f"model.arch={arch!r} is unknown; known: {', '.join(known)}; model=timm has others"
         )
-    if drop_path:
-        raise UserError(f"model.drop_path={drop_path} is of model=timm; {arch} has none")
+    for name, value in (("drop_path", drop_path), ("pool_stages", pool_stages)):
+        if value:
+            raise UserError(f"model.{name}={value} is of model=timm; {arch} has none")
     model: nn.Module = get_model(arch, weights=None)
     conv_name, head_name = next(parts for name, parts in _FAMILIES.items() if arch.startswith(name))
     conv = model.get_submodule(conv_name)
@@ -160,6 +174,7 @@ def _timm(
     hidden: Sequence[int],
     dropout: float,
     drop_path: float,
+    pool_stages: int | None,
     image_size: int | None,
     pretrained: bool,
 ) -> tuple[nn.Module, str]:
@@ -181,12 +196,15 @@ def _timm(
         "in_chans": in_channels,
         "pretrained": pretrained,
     }
-    options |= {"drop_rate": dropout} if dropout and not hidden else {}
+    options |= {"drop_rate": dropout} if dropout and not hidden and not pool_stages else {}
     options |= {"drop_path_rate": drop_path} if drop_path else {}
     model: Any = _created(timm.create_model, arch, options, image_size)
     for part in model.modules():
         if not drop_path and type(part).__name__ == "DropPath":
             part.drop_prob = 0.0  # some of timm's have a share of their own
+    if pool_stages is not None:
+        pooled = StagePooling(model, pool_stages, outputs=outputs, hidden=hidden, dropout=dropout)
+        return pooled, "head."
     classifier = model.get_classifier()
     head = next((name for name, part in model.named_modules() if part is classifier), None)
     if head is None:
@@ -197,6 +215,53 @@ def _timm(
         further = _build_head(classifier.in_features, outputs, hidden=hidden, dropout=dropout)
         model.set_submodule(head, further)
     return model, f"{head}."
+
+
+class StagePooling(nn.Module):
+    """A network of timm whose last stages are pooled to means and deviations, for one head.
+
+    Features of several depths separate findings that the last layer's do not (Hariharan et al.,
+    "Hypercolumns", CVPR 2015), and a channel's deviation over the image tells what is small
+    or lies on one side, which its mean dilutes (Snyder et al., "X-Vectors", ICASSP 2018). What of
+    the network follows the last stage is left out.
+
+    Attributes:
+        network: the network without what follows its last stage.
+        widths: features of each stage: one mean and one deviation a channel.
+        head: from features (B, sum of `widths`) to logits.
+
+    Raises:
+        UserError: the network has no stages, or fewer.
+    """
+
+    def __init__(
+        self, network: Any, stages: int, *, outputs: int, hidden: Sequence[int], dropout: float
+    ) -> None:
+        super().__init__()
+        check_whole("model.pool_stages", stages, least=1)
+        name, found = type(network).__name__, getattr(network, "feature_info", None)
+        if not found or not hasattr(network, "prune_intermediate_layers"):
+            raise UserError(f"model.pool_stages={stages}: {name} has no stages to pool")
+        if stages > len(found):
+            raise UserError(f"model.pool_stages={stages}: {name} has {len(found)} stages")
+        self.taken: list[int] = network.prune_intermediate_layers(
+            indices=stages, prune_norm=True, prune_head=True
+        )
+        self.network = network
+        self.widths = [2 * found[number]["num_chs"] for number in self.taken]
+        self.head = _build_head(sum(self.widths), outputs, hidden=hidden, dropout=dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, outputs) of images (B, C, H, W)."""
+        maps = self.network.forward_intermediates(
+            *(images, self.taken), norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        pooled = []
+        for stage in maps:  # (B, C, h, w)
+            variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
+            pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
+        logits: Tensor = self.head(torch.cat(pooled, dim=1))
+        return logits
 
 
 def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | None) -> Any:

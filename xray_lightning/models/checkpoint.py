@@ -183,7 +183,9 @@ def check_checkpoint(
 
 
 # What a recipe may say of the backbone: nothing that would read or download other weights.
-MODEL_KEYS = frozenset({"arch", "hidden", "dropout", "library", "drop_path", "image_size"})
+MODEL_KEYS = frozenset(
+    {"arch", "hidden", "dropout", "library", "drop_path", "pool_stages", "image_size"}
+)
 # Parts of the classifier that only training needs.
 OF_TRAINING = ("loss.", "augment.", "mixing.")
 LONGEST = 300  # characters of torch's own list of what does not fit

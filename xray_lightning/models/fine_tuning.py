@@ -136,7 +136,7 @@ def _depths(module: nn.Module) -> dict[str, int]:
     depths: dict[str, int] = {}
     blocks: dict[str, int] = {}
     for name, _ in module.named_parameters():
-        found = _BLOCK.match(name.removeprefix("backbone."))
+        found = _BLOCK.match(name.removeprefix("backbone.").removeprefix("network."))
         if found is not None:
             blocks.setdefault(found[0], len(blocks) + 1)
             depths[name] = blocks[found[0]]

@@ -434,7 +434,9 @@ def _rows(
     """What the head takes over, and of which findings: all, rows of the same names, or nothing."""
     of_head = {key: value for key, value in found.items() if key.startswith(head)}
     keys = [key for key in own if key.startswith(head)]
-    whole = all(key in of_head and of_head[key].shape == own[key].shape for key in keys)
+    whole = bool(keys) and all(
+        key in of_head and of_head[key].shape == own[key].shape for key in keys
+    )
     if whole and (theirs is None or ours is None or tuple(theirs) == tuple(ours)):
         return of_head, tuple(ours or ())
     last = [key for key in keys if own[key].shape[:1] == own[keys[-1]].shape[:1]]

@@ -8,7 +8,7 @@ Distort Pretrained Features", ICLR 2022).
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from statistics import fmean
 from typing import NamedTuple, cast
@@ -49,7 +49,11 @@ class LinearProbe(Callback):
         patients = data.table("train")["patient_id"].to_numpy(dtype=str)
         labels = data.labels("train").astype(bool)
         folds = torch.from_numpy(stratified_folds(labels, patients, folds=FOLDS, seed=0))
-        fit = best_fit(features, targets, folds=folds.to(features.device))
+        fit = best_fit(
+            *(features, targets),
+            folds=folds.to(features.device),
+            widths=getattr(classifier.backbone, "widths", None),
+        )
         for parameter, value in ((head.weight, fit.weight), (head.bias, fit.bias)):
             kept = value.to(parameter)
             if trainer.world_size > 1:
@@ -117,33 +121,45 @@ class LinearFit(NamedTuple):
         return F.linear(features, self.weight, self.bias)
 
 
-def best_fit(features: Tensor, targets: Tensor, *, folds: Tensor) -> LinearFit:
+def best_fit(
+    features: Tensor, targets: Tensor, *, folds: Tensor, widths: Sequence[int] | None = None
+) -> LinearFit:
     """The logistic regression under that of several penalties which is best out of fold.
 
     Args:
         features: (N, D).
         targets: (N, findings).
         folds: of each image (N,), all images of a patient in the same one.
+        widths: of groups of features, one after another, which are to weigh alike whatever
+            their number; None for one group.
     """
+    share = torch.ones(features.shape[1], device=features.device)
+    if widths is not None:
+        groups = torch.tensor(widths, device=features.device)
+        share = (groups.float().mean() / groups).sqrt().repeat_interleave(groups)
     # Scores are compared within a fold: between folds they differ in their intercepts.
     by_penalty: list[list[float]] = [[] for _ in PENALTIES]
     for fold in torch.unique(folds):
         held = folds == fold
         if not held.all():
-            fits = _path(features[~held], targets[~held])
+            fits = _path(features[~held], targets[~held], share)
             for aurocs, fit in zip(by_penalty, fits, strict=True):
                 scores = fit.logits(features[held]).sigmoid().cpu()
                 aurocs.append(float(macro(finding_auroc(scores, targets[held].cpu()))))
     known = [[auroc for auroc in aurocs if not math.isnan(auroc)] for aurocs in by_penalty]
     means = [fmean(aurocs) if aurocs else -1.0 for aurocs in known]
     best = means.index(max(means))  # of equals the largest penalty
-    fit = next(islice(_path(features, targets), best, None))
+    fit = next(islice(_path(features, targets, share), best, None))
     return fit._replace(auroc=means[best] if known[best] else math.nan)
 
 
-def _path(features: Tensor, targets: Tensor) -> Iterator[LinearFit]:
-    """A fit for each penalty, which begins where the one before has ended."""
-    mean, scale = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-6
+def _path(features: Tensor, targets: Tensor, share: Tensor) -> Iterator[LinearFit]:
+    """A fit for each penalty, which begins where the one before has ended.
+
+    Args:
+        share: standard deviation that each feature is given, (D,).
+    """
+    mean, scale = features.mean(dim=0), (features.std(dim=0, correction=0) + 1e-6) / share
     scaled = (features - mean) / scale
     weight = torch.zeros(targets.shape[1], features.shape[1], device=features.device)
     bias = torch.logit(targets.mean(dim=0).clamp(1e-4, 1 - 1e-4))

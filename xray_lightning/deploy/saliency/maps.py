@@ -198,13 +198,14 @@ class _Layout:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> "_Layout":
-        told = getattr(backbone, "feature_info", None)
+        network = getattr(backbone, "network", backbone)  # within `StagePooling`
+        told = getattr(network, "feature_info", None)
         stages = [one["num_chs"] for one in told] if isinstance(told, list) else []
-        head = [getattr(backbone, "num_features", None)] if stages else []
+        head = [getattr(network, "num_features", None)] if stages else []
         return cls(
-            extra=int(getattr(backbone, "num_prefix_tokens", 0)),
+            extra=int(getattr(network, "num_prefix_tokens", 0)),
             widths=frozenset(width for width in [*stages, *head] if isinstance(width, int)),
-            channels_last=getattr(backbone, "output_fmt", None) == "NHWC",
+            channels_last=getattr(network, "output_fmt", None) == "NHWC",
         )
 
     def as_map(self, out: Tensor) -> Tensor | None:
