@@ -1,6 +1,7 @@
 """Fine-tuning: rates that fall with depth, and no weight decay on norms and biases."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -87,9 +88,36 @@ def test_a_share_out_of_range_is_refused(share: float) -> None:
         FineTuning(layer_decay=share)
 
 
-def test_a_number_of_frozen_epochs_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match=r"fine_tuning\.freeze_epochs=-1 must be a whole number"):
-        FineTuning(freeze_epochs=-1)
+@pytest.mark.parametrize("key", ["freeze_epochs", "freeze_blocks"])
+def test_a_number_of_what_is_frozen_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"fine_tuning\.{key}=-1 must be a whole number"):
+        FineTuning(**{key: -1})
+
+
+@pytest.mark.parametrize(
+    "options, blocks, first, last",
+    [
+        ({"library": "torchvision", "arch": "resnet18"}, 4, "conv1.weight", "layer2.1.bn2.bias"),
+        (
+            {"library": "timm", "arch": "efficientnet_lite0", "pool_stages": 2},
+            3,
+            "network.conv_stem.weight",
+            "network.blocks.1.0.bn3.bias",
+        ),
+    ],
+    ids=["resnet18", "pooled"],
+)
+def test_the_first_blocks_are_frozen_in_every_epoch(
+    options: dict[str, Any], blocks: int, first: str, last: str
+) -> None:
+    backbone = build_backbone(**options)
+    tuning = FineTuning(freeze_blocks=blocks, freeze_epochs=1)
+    names = [name for name, _ in backbone.named_parameters()]
+    assert [*tuning.frozen(backbone, epoch=1)] == names[: names.index(last) + 1]
+    assert names[0] == first
+    assert len(tuning.frozen(backbone, epoch=0)) == len(names) - 2  # all but the head
+    with pytest.raises(UserError, match=r"freeze_blocks=99: this backbone has \d+ blocks"):
+        FineTuning(freeze_blocks=99).frozen(backbone, epoch=0)
 
 
 @pytest.mark.parametrize(

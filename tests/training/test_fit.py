@@ -278,6 +278,31 @@ def test_a_frozen_backbone_keeps_its_weights_and_then_is_trained(
     assert not torch.equal(seen.states[0][statistics], seen.states[1][statistics])
 
 
+def test_frozen_blocks_keep_their_weights_and_take_no_gradient(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(
+        *(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 8, 3), torch.nn.AdaptiveAvgPool2d(4)),
+        *(torch.nn.Flatten(), torch.nn.Linear(128, 14)),
+    )
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.5)
+    model = tiny_classifier(
+        backbone=backbone, optimizer=optimizer, fine_tuning=FineTuning(freeze_blocks=1)
+    )
+    needed: list[bool] = []
+    backbone[1].register_forward_pre_hook(
+        lambda part, given: needed.append(given[0].requires_grad) if part.training else None
+    )
+    seen = Weights()
+    trainer(tmp_path, seen).fit(model, datamodule=data(phantoms, tmp_path))
+    before, after = seen.states
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"backbone.{n}.{kind}" for n in (1, 4) for kind in ("weight", "bias")}
+    assert needed
+    assert not any(needed)
+
+
 def test_a_backbone_that_does_not_name_its_head_cannot_be_frozen(
     phantoms: Path, tmp_path: Path
 ) -> None:

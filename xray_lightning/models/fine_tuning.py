@@ -29,6 +29,8 @@ class FineTuning:
         freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
             still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
             batch norms gather their statistics all the same.
+        freeze_blocks: so many of the first blocks stand still, and what lies before them. Their
+            activations need no gradient, and the step takes less time and memory.
         probe: true to begin with a head that is a logistic regression on the features of the
             first weights: see `training.linear_probe`.
         freeze_norm: true for batch norms that keep the means and variances of the first weights,
@@ -39,6 +41,7 @@ class FineTuning:
     layer_decay: float | None = None
     decay_all: bool | None = None
     freeze_epochs: int | None = None
+    freeze_blocks: int | None = None
     probe: bool | None = None
     freeze_norm: bool | None = None
 
@@ -51,8 +54,9 @@ class FineTuning:
         for key in ("decay_all", "probe", "freeze_norm"):
             if not isinstance(value := getattr(self, key), bool | None):
                 raise UserError(f"fine_tuning.{key}={value} must be true or false")
-        if self.freeze_epochs is not None:
-            check_whole("fine_tuning.freeze_epochs", self.freeze_epochs, least=0)
+        for key in ("freeze_epochs", "freeze_blocks"):
+            if (number := getattr(self, key)) is not None:
+                check_whole(f"fine_tuning.{key}", number, least=0)
 
     def parameters(self, module: nn.Module) -> Iterable[Any]:
         """What an optimizer is made of: all parameters alike, or groups of them."""
@@ -64,10 +68,10 @@ class FineTuning:
         """The parameters of a backbone that this epoch leaves as they are, by name.
 
         Raises:
-            UserError: the backbone does not say which of its layers is the head.
+            UserError: the backbone has fewer blocks, or does not say which layer is its head.
         """
         if epoch >= (self.freeze_epochs or 0):
-            return {}
+            return self._first_blocks(backbone) if self.freeze_blocks else {}
         head = getattr(backbone, "head_prefix", None)
         if head is None:
             raise UserError(
@@ -76,6 +80,17 @@ class FineTuning:
             )
         named = backbone.named_parameters()
         return {name: parameter for name, parameter in named if not name.startswith(head)}
+
+    def _first_blocks(self, backbone: nn.Module) -> dict[str, nn.Parameter]:
+        depths = _depths(backbone)
+        last, frozen = max(depths.values(), default=0), self.freeze_blocks or 0
+        if frozen >= last:
+            blocks = max(0, last - 1)
+            raise UserError(
+                f"fine_tuning.freeze_blocks={frozen}: this backbone has {blocks} blocks"
+            )
+        named = backbone.named_parameters()
+        return {name: parameter for name, parameter in named if depths[name] <= frozen}
 
     def fix_norms(self, module: nn.Module) -> None:
         """Set the batch norms of a module in training to their statistics, where that is asked."""
