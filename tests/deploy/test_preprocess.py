@@ -16,11 +16,11 @@ from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.decode_resize import UnreadableImageError
 from xray_lightning.data.transforms import NORMALIZATIONS, Normalize
 from xray_lightning.deploy.export import export
-from xray_lightning.deploy.guard import Picture
 from xray_lightning.deploy.model import load_model
 from xray_lightning.deploy.preprocess import Preprocessing, decoded_batches
 from xray_lightning.deploy.saliency.gallery import Choice, explain_each
 from xray_lightning.deploy.saliency.maps import Explainer
+from xray_lightning.deploy.unusual_inputs import Picture
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.ensemble import Member
 

@@ -19,8 +19,8 @@ from xray_lightning.evaluation.abstention import (
     AbstentionRule,
     misses_allowed,
 )
+from xray_lightning.evaluation.checkpoint_entry import abstention_of
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import abstention_of
 from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS
 

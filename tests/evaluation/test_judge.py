@@ -8,8 +8,8 @@ import pytest
 from predicted import table
 
 from xray_lightning.evaluation.calibration import Calibrator
+from xray_lightning.evaluation.checkpoint_entry import describe_best, fitted_of
 from xray_lightning.evaluation.judge import Judge
-from xray_lightning.evaluation.model_entry import describe_best, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint

@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xray_lightning.deploy.guard import Picture
 from xray_lightning.deploy.preprocess import Decoded, Preprocessing, decoded_batches
+from xray_lightning.deploy.unusual_inputs import Picture
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.model_entry import AVERAGES, Described, fits, fitted_of
+from xray_lightning.evaluation.checkpoint_entry import AVERAGES, Described, fits, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 
 
@@ -24,7 +24,7 @@ class Prediction:
     Attributes:
         image: its path, or `array 0` and so on.
         reason: why the image cannot be read; None where it can. Then all that follows is empty.
-        flags: rules of `deploy.guard` that find it unlike a training image.
+        flags: rules of `deploy.unusual_inputs` that find it unlike a training image.
         probabilities: as the model gives them, float32 (F,).
         calibrated: the same, calibrated, float64 (F,); None of a model without calibration.
         decisions: whether a finding's probability reaches its operating point, bool (F,); None of

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xray_lightning.data.decode_resize import DECODER_VERSION
 from xray_lightning.errors import RunFailedError, UserError, brief, one_line
 from xray_lightning.evaluation.calibration import sigmoid
-from xray_lightning.evaluation.model_entry import check_alike, chosen_tta, tta_of
+from xray_lightning.evaluation.checkpoint_entry import check_alike, chosen_tta, tta_of
 from xray_lightning.findings import check_findings
 from xray_lightning.html.page import NOTICE
 from xray_lightning.parallel import threads

@@ -26,7 +26,7 @@ from xray_lightning.data.decode_resize import (
     decode_gray,
     resize_gray,
 )
-from xray_lightning.deploy.guard import Picture, Rule, flags
+from xray_lightning.deploy.unusual_inputs import Picture, Rule, flags
 from xray_lightning.errors import UserError
 from xray_lightning.parallel import in_threads
 

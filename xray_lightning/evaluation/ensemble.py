@@ -14,7 +14,7 @@ import torch
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.loader import Batch
 from xray_lightning.errors import RunFailedError
-from xray_lightning.evaluation.model_entry import check_alike, chosen_tta
+from xray_lightning.evaluation.checkpoint_entry import check_alike, chosen_tta
 from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
 from xray_lightning.models.outputs import Outputs, augmented_logits
 from xray_lightning.progress import Advance, Display

@@ -15,6 +15,13 @@ from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.checkpoint_entry import (
+    AGREED,
+    AVERAGES,
+    abstention_of,
+    fits,
+    fitted_of,
+)
 from xray_lightning.evaluation.compare import SCORES, gain
 from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.grouping import SUBGROUPS
@@ -22,7 +29,6 @@ from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.label_agreement import ExpertOptions
 from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import AGREED, AVERAGES, abstention_of, fits, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
 from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before

@@ -23,6 +23,7 @@ from xray_lightning.evaluation.bootstrap import (
     resampled,
 )
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
+from xray_lightning.evaluation.checkpoint_entry import Recalibrated, fitted_of
 from xray_lightning.evaluation.cross_fitting import FOLDS, CrossFitted, Site
 from xray_lightning.evaluation.ensemble import read_members
 from xray_lightning.evaluation.evaluate import Options, Scored, folder_for, head
@@ -33,7 +34,6 @@ from xray_lightning.evaluation.mapped_findings import (
     figures_of,
 )
 from xray_lightning.evaluation.metrics import reliability
-from xray_lightning.evaluation.model_entry import Recalibrated, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.scored_data import labels_not_named, mapped_data_for, seen_before
 from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, sums_by_patient, too_few

@@ -11,16 +11,16 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.grouping import SUBGROUPS
-from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
-from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.model_entry import (
+from xray_lightning.evaluation.checkpoint_entry import (
     abstention_of,
     check_tta,
     describe_best,
     fitted_of,
     tta_of,
 )
+from xray_lightning.evaluation.grouping import SUBGROUPS
+from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataModel
+from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.models.checkpoint import read_checkpoint
 

@@ -15,14 +15,14 @@ from xray_lightning.data.label_map import LabelMap
 from xray_lightning.data.manifest import check_folder
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.cross_fitting import Site, fit_both, too_few_to_fit, why_not
-from xray_lightning.evaluation.ensemble import Member
-from xray_lightning.evaluation.model_entry import (
+from xray_lightning.evaluation.checkpoint_entry import (
     RECALIBRATED,
     Recalibrated,
     fitted_entry,
     fitted_of,
 )
+from xray_lightning.evaluation.cross_fitting import Site, fit_both, too_few_to_fit, why_not
+from xray_lightning.evaluation.ensemble import Member
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.scored_data import (
     DataChoice,

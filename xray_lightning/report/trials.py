@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.selection import Optimism, optimism_of
+from xray_lightning.evaluation.selection_optimism import Optimism, optimism_of
 from xray_lightning.report.tables import of_paper
 from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions

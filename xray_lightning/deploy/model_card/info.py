@@ -14,7 +14,7 @@ from xray_lightning.deploy.model import EXPORTED, fitted_in
 from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.model_entry import Recalibrated, tta_of
+from xray_lightning.evaluation.checkpoint_entry import Recalibrated, tta_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_lightning.evaluation.selection import ONE_MODEL, OTHER_IMAGES, TOO_FEW, optimism_of
+from xray_lightning.evaluation.selection_optimism import (
+    ONE_MODEL,
+    OTHER_IMAGES,
+    TOO_FEW,
+    optimism_of,
+)
 
 FINDINGS = ("Effusion", "Mass")
 PATIENTS = 300

@@ -12,8 +12,8 @@ from dicoms import PERSON, dataset, saved
 from PIL import Image
 
 from xray_lightning.data.decode_resize import UnreadableImageError
-from xray_lightning.deploy.guard import Rule, flags
 from xray_lightning.deploy.preprocess import Preprocessing
+from xray_lightning.deploy.unusual_inputs import Rule, flags
 
 NIH = REAL / "nih256" / "images"
 READ = Preprocessing(64)

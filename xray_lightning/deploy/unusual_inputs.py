@@ -1,4 +1,4 @@
-"""Guard that flags inputs unlike the images that a model was trained on.
+"""Inputs unlike the images that a model was trained on, flagged.
 
 Fixed rules, each with one threshold. They flag and never refuse, and an image that none of them
 speaks of may still be no chest X-ray. Three more are of what a DICOM file says of itself: a
