@@ -148,6 +148,7 @@ def configurations() -> list[DictConfig]:
     """Configurations that have every key between them."""
     given = (
         *([], ["strategy=ddp"], ["strategy=mpi"], ["data=csv"], ["scheduler=cosine"]),
+        ["model=timm"],
         ["hydra/sweeper=optuna", "hydra/sweeper/pruner=median"],
     )
     return [composed(overrides) for overrides in given]
