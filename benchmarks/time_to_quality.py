@@ -9,6 +9,7 @@ finished runs, which have to be of one machine and one test split to stand side 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ COLUMNS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders")
+    parser.add_argument("--note", action="append", default=[], help="what else must be known")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
         if options.json:
             check_file(options.json, key="--json")
-        content = time_to_quality([read_run(folder) for folder in options.runs])
+        content = time_to_quality([read_run(folder) for folder in options.runs], options.note)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
@@ -45,8 +47,11 @@ def main() -> None:
         write_atomically(options.json, text)
 
 
-def time_to_quality(runs: Sequence[Run]) -> dict[str, Any]:
+def time_to_quality(runs: Sequence[Run], further: Sequence[str] = ()) -> dict[str, Any]:
     """The record of the recipes' scores and minutes, the shortest recipe first.
+
+    Args:
+        further: notes below the table.
 
     Raises:
         UserError: a run that has no test, or runs of several devices or test splits.
@@ -68,9 +73,12 @@ def time_to_quality(runs: Sequence[Run]) -> dict[str, Any]:
         "notes": [
             "Minutes of the whole process by results.json: packages, cache, training and test.",
             f"Device of all runs: {runs[0].device}.",
+            *further,
         ],
     }
-    return record("time_to_quality", table=table) | {"recipes": recipes}
+    command = ["python", "-m", "benchmarks.time_to_quality", *(str(run.folder) for run in runs)]
+    content = record("time_to_quality", table=table, command=shlex.join(command))
+    return content | {"recipes": recipes}
 
 
 def _recipe(group: Sequence[Run]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_a_recipe_is_one_row_and_the_quickest_stands_first(tmp_path: Path) -> No
         store(tmp_path / f"quick{seed}", seed=seed, auroc=0.7, minutes=minutes)
         for seed, minutes in enumerate((1, 2, 6))
     ]
-    done = told(*long, *quick, "--json", tmp_path / "table.json")
+    done = told(*long, *quick, "--note", "Quiet.", "--json", tmp_path / "table.json")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "table.json").read_text())
     assert content == json.loads(done.stdout)
@@ -55,6 +55,7 @@ def test_a_recipe_is_one_row_and_the_quickest_stands_first(tmp_path: Path) -> No
     assert [row["minutes, median"] for row in rows] == ["2.0", "10.0"]
     assert rows[0]["shortest to longest"] == "1.0 to 6.0"
     assert (rows[1]["test macro AUROC, each"], rows[1]["mean"]) == ("0.660, 0.680", "0.670")
+    assert content["table"]["notes"][-1] == "Quiet."
     assert [recipe["seeds"] for recipe in content["recipes"]] == [[0, 1, 2], [0, 1]]
 
 
