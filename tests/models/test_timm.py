@@ -99,6 +99,7 @@ def test_it_trains_resumes_bit_for_bit_exports_gives_maps_and_is_described(
     described = model_info(last).model
     parameters = sum(p.numel() for p in build_backbone(**built).parameters())
     assert (described["arch"], described["parameters"]) == (arch, parameters)
+    assert described["pool_stages"] == options.get("pool_stages")
 
 
 @pytest.mark.parametrize("arch", ["resnet10t", "test_vit"])

@@ -29,8 +29,8 @@ class FineTuning:
         freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
             still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
             batch norms gather their statistics all the same.
-        freeze_blocks: so many of the first blocks stand still, and what lies before them. Their
-            activations need no gradient, and the step takes less time and memory.
+        freeze_blocks: so many of the first blocks are never trained, nor what lies before them;
+            their activations need no gradient. Batch norms go on as in `freeze_epochs`.
         probe: true to begin with a head that is a logistic regression on the features of the
             first weights: see `training.linear_probe`.
         freeze_norm: true for batch norms that keep the means and variances of the first weights,

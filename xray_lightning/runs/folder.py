@@ -170,7 +170,9 @@ def run_of(folder: Path, results: object) -> Run:
         **_values(environment, "precision_asked", "precision_used"),
         settings=flat(content.config),
         paper_row=content.config.get("paper_row"),
-        model=f"{model.get('arch', '')}{' + FC layers' if model.get('hidden') else ''}",
+        model=f"{model.get('arch', '')}"
+        + (", pooled stages" if model.get("pool_stages") else "")
+        + (" + FC layers" if model.get("hidden") else ""),
         data=data.name,
         sides=tuple(
             Side(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.folds import stratified_folds
 from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import StagePooling
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.outputs import finding_auroc, in_table_order, macro
 
@@ -49,10 +50,11 @@ class LinearProbe(Callback):
         patients = data.table("train")["patient_id"].to_numpy(dtype=str)
         labels = data.labels("train").astype(bool)
         folds = torch.from_numpy(stratified_folds(labels, patients, folds=FOLDS, seed=0))
+        backbone = classifier.backbone
         fit = best_fit(
             *(features, targets),
             folds=folds.to(features.device),
-            widths=getattr(classifier.backbone, "widths", None),
+            widths=backbone.widths if isinstance(backbone, StagePooling) else None,
         )
         for parameter, value in ((head.weight, fit.weight), (head.bias, fit.bias)):
             kept = value.to(parameter)

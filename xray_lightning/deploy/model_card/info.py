@@ -29,9 +29,13 @@ from xray_lightning.terminal import NONE, count, counted, readable
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
-# What is built and what it takes. `hidden`: widths of further fully connected layers; `parameters`:
-# numbers that training has set, those of the loss left out.
-MODEL = ("arch", "hidden", "dropout", "parameters", "image_size", "normalize", "findings")
+# What is built and what it takes. `pool_stages`: so many of the last stages are pooled; `hidden`:
+# widths of further fully connected layers; `parameters`: numbers that training has set, those of
+# the loss left out.
+MODEL = (
+    *("arch", "pool_stages", "hidden", "dropout", "parameters"),
+    *("image_size", "normalize", "findings"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _model(described: Mapping[str, Any]) -> dict[str, Any]:
     share = type(dropout) in (int, float) and 0 <= dropout <= 1
     return dict.fromkeys(MODEL) | {
         "arch": _text(recipe.get("arch")),
+        "pool_stages": _whole(recipe.get("pool_stages")),
         "hidden": list(widths) if whole else [],
         "dropout": float(dropout) if share else None,
         "image_size": _whole(described.get("image_size")),
@@ -210,7 +215,7 @@ class ModelInfo:
             return self.checkpoint.model
         size, normalize = self.setting("data.image_size"), self.setting("data.normalize")
         return dict.fromkeys(MODEL) | {
-            **{key: self.setting(f"model.{key}") for key in ("arch", "hidden", "dropout")},
+            **{key: self.setting(f"model.{key}") for key in MODEL[:4]},
             "image_size": size if isinstance(size, int) else None,
             "normalize": None if normalize is None else str(normalize),
             "findings": () if self.run is None else self.run.findings,
@@ -555,8 +560,9 @@ def split_of(run: Run) -> str:
 def _backbone(info: ModelInfo) -> str:
     if info.checkpoint is None:
         return info.run.model if info.run and info.run.model else NONE
-    arch, hidden, parameters = (info.model[key] for key in ("arch", "hidden", "parameters"))
-    layers = f" + FC layers {', '.join(map(str, hidden))}" if hidden else ""
+    arch, stages, hidden, _, parameters = (info.model[key] for key in MODEL[:5])
+    layers = f", last {stages} stages pooled" if stages else ""
+    layers += f" + FC layers {', '.join(map(str, hidden))}" if hidden else ""
     size = "" if parameters is None else f", {parameters:,} parameters"
     return f"{arch or 'not recorded'}{layers}{size}"
 
