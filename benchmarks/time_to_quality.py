@@ -61,6 +61,8 @@ def time_to_quality(runs: Sequence[Run], further: Sequence[str] = ()) -> dict[st
     for run in runs:
         if run not in counted or run.test is None or run.test.auroc_macro is None:
             raise UserError(f"{run.folder} is no finished training with a test macro AUROC")
+        if run.timing.total is None:
+            raise UserError(f"{run.folder} does not say how long it took")
     for key in ("device", "split_sha256"):
         if len(found := {str(getattr(run, key)) for run in runs}) > 1:
             raise UserError(f"the runs are of several kinds of {key}: {', '.join(sorted(found))}")
@@ -84,7 +86,7 @@ def time_to_quality(runs: Sequence[Run], further: Sequence[str] = ()) -> dict[st
 def _recipe(group: Sequence[Run]) -> dict[str, Any]:
     first = group[0]
     scores = [run.test.auroc_macro for run in group if run.test]
-    seconds = [run.timing.total or 0.0 for run in group]
+    minutes = [run.timing.total / 60 for run in group if run.timing.total is not None]
     return {
         "name": first.name,
         "model": first.model,
@@ -94,7 +96,7 @@ def _recipe(group: Sequence[Run]) -> dict[str, Any]:
         "seeds": [run.seed for run in group],
         "test_auroc_macro": scores,
         "mean": fmean(score for score in scores if score is not None),
-        "minutes": spread([value / 60 for value in seconds]),
+        "minutes": spread(minutes),
     }
 
 

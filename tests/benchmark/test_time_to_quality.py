@@ -12,12 +12,14 @@ from conftest import REPOSITORY
 SAMPLE = REPOSITORY / "tests" / "results_sample.json"
 
 
-def store(folder: Path, *, seed: int, auroc: float | None, minutes: float, **changes: Any) -> Path:
+def store(
+    folder: Path, *, seed: int, auroc: float | None, minutes: float | None, **changes: Any
+) -> Path:
     """A run folder with the sample's record, changed."""
     results = json.loads(SAMPLE.read_text())
     results |= {"seed": seed, "name": changes.get("name", "quick"), "status": "finished"}
     results["metrics"]["test"]["auroc_macro"] = auroc
-    results["timing"]["total"] = 60 * minutes
+    results["timing"]["total"] = None if minutes is None else 60 * minutes
     results["environment"]["device"] = changes.get("device", "a processor")
     results["config"] |= {"seed": seed, "stages": ["fit", "test"], "speed": {"threads": 1}}
     results["config"]["trainer"] = {"max_epochs": changes.get("epochs", 3)}
@@ -64,8 +66,9 @@ def test_a_recipe_is_one_row_and_the_quickest_stands_first(tmp_path: Path) -> No
     [
         ({"device": "another"}, "several kinds of device: a processor, another"),
         ({"auroc": None}, "is no finished training with a test macro AUROC"),
+        ({"minutes": None}, "does not say how long it took"),
     ],
-    ids=["device", "no score"],
+    ids=["device", "no score", "no time"],
 )
 def test_what_does_not_compare_is_refused_in_one_line(
     changes: dict[str, Any], says: str, tmp_path: Path

@@ -145,6 +145,18 @@ def test_pooled_stages_are_means_and_deviations_of_the_whole_networks_maps(
     )
 
 
+def test_a_pooled_model_takes_over_the_head_of_another_whose_findings_agree(tmp_path: Path) -> None:
+    first: Any = build_backbone(**recipe("resnet10t", pool_stages=2))
+    state = {f"backbone.{name}": value for name, value in first.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    again: Any = build_backbone(
+        **recipe("resnet10t", pool_stages=2), weights_path=tmp_path / "w.pth"
+    )
+    assert taken_over(again).new == (0, 0)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     "options, says",
     [

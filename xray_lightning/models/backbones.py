@@ -5,7 +5,7 @@ import difflib
 import http.client
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -114,9 +114,8 @@ def build_backbone(
             listed = [weights_seen] if isinstance(weights_seen, str) else weights_seen
             weights = replace(weights, seen=tuple(map(str, listed)))
         weights = replace(weights, source=f"{weights.source} (into {arch})")
-        network = model.network if isinstance(model, StagePooling) else model
-        taken = take_over(network, weights, head=head, findings=names)
-        if isinstance(model, StagePooling):  # whose head is always new
+        if isinstance(model, StagePooling) and not model.named_as_in(weights.state):
+            taken = take_over(model.network, weights, head=head, findings=names)
             drawn = {f"{head}{name}": value for name, value in model.head.state_dict().items()}
             numbers = sum(value.numel() for value in drawn.values())
             taken = replace(
@@ -124,6 +123,8 @@ def build_backbone(
                 new=(taken.new[0] + len(drawn), taken.new[1] + numbers),
                 new_first=(*taken.new_first, *drawn),
             )
+        else:
+            taken = take_over(model, weights, head=head, findings=names)
         model.taken_over = taken  # type: ignore[assignment]  # no part of the network
     return model
 
@@ -262,6 +263,11 @@ class StagePooling(nn.Module):
             pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
         logits: Tensor = self.head(torch.cat(pooled, dim=1))
         return logits
+
+    @staticmethod
+    def named_as_in(state: Iterable[str]) -> bool:
+        """Whether names are those of such a model, head and all, and not of a network alone."""
+        return any(".network." in f".{name}" for name in state)
 
 
 def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | None) -> Any:

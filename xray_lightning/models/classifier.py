@@ -98,6 +98,7 @@ class Classifier(LightningModule):
         self._trained_on: str | None = None  # the name of the data set
         # Averaged weights, where there are some: what a checkpoint without optimizer holds.
         self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
+        self._frozen_of: tuple[int | None, dict[str, nn.Parameter]] = (None, {})  # of an epoch
         self._make_optimizer = optimizer
         self._scheduler = scheduler
         self._rate_scaling = rate_scaling
@@ -175,7 +176,11 @@ class Classifier(LightningModule):
         return logits
 
     def _frozen(self) -> dict[str, nn.Parameter]:
-        return self.fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
+        epoch, parameters = self._frozen_of
+        if epoch != self.current_epoch:  # looked for once an epoch, not twice a step
+            parameters = self.fine_tuning.frozen(self.backbone, epoch=self.current_epoch)
+            self._frozen_of = (self.current_epoch, parameters)
+        return parameters
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter in self._frozen().values():
