@@ -17,7 +17,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
@@ -30,22 +29,6 @@ from xray_lightning.runs.record import RunRecord
 from xray_lightning.training.launch import exit_codes, job_command
 
 log = logging.getLogger("xray")
-
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="slurm",
-    node={
-        "_target_": "hydra_plugins.xray_launchers.slurm_launcher.SlurmLauncher",
-        # By the names that they have on sbatch's command line; further ones are added with a +.
-        "sbatch": {
-            **dict.fromkeys(("time", "partition", "account", "qos", "mem")),
-            **dict.fromkeys(("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node")),
-            "signal": "USR1@120",
-        },
-        "poll_seconds": 5.0,
-    },
-    provider="xray_launchers",
-)
 
 
 class SlurmLauncher(Launcher):

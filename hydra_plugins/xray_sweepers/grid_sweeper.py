@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 
 from hydra_plugins.xray_sweepers._jobs import (
     Job,
@@ -32,17 +31,6 @@ from xray_lightning.training.launch import given_command
 from xray_lightning.training.strategies import detect
 
 log = logging.getLogger("xray")
-
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="grid",
-    node={
-        "_target_": "hydra_plugins.xray_sweepers.grid_sweeper.GridSweeper",
-        "max_batch_size": None,
-        "params": None,
-    },
-    provider="xray_sweepers",
-)
 
 
 class GridSweeper(BasicSweeper):

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -31,59 +30,6 @@ from hydra_plugins.xray_sweepers._jobs import (
 from hydra_plugins.xray_sweepers._study import ConductedStudy
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.training.strategies import detect
-
-# By option. A seed of the sampler's own is left to hydra.sweeper.seed.
-_SAMPLERS: dict[str, dict[str, Any]] = {
-    "tpe": {
-        "_target_": "optuna.samplers.TPESampler",
-        "n_startup_trials": 10,
-        "multivariate": False,
-        "constant_liar": True,  # several workers, or a batch, try different places
-    },
-    "random": {"_target_": "optuna.samplers.RandomSampler"},
-    "grid": {"_target_": "optuna.samplers.BruteForceSampler"},
-    "qmc": {"_target_": "optuna.samplers.QMCSampler", "scramble": True},
-    "gp": {"_target_": "optuna.samplers.GPSampler", "n_startup_trials": 10},
-}
-_PRUNERS: dict[str, dict[str, Any]] = {
-    "median": {
-        "_target_": "optuna.pruners.MedianPruner",
-        "n_startup_trials": 5,
-        "n_warmup_steps": 0,
-    },
-    "hyperband": {
-        "_target_": "optuna.pruners.HyperbandPruner",
-        "min_resource": 1,
-        "max_resource": "${trainer.max_epochs}",
-        "reduction_factor": 3,
-    },
-}
-
-_store = ConfigStore.instance()
-for _group, _options in (("sampler", _SAMPLERS), ("pruner", _PRUNERS)):
-    for _name, _node in _options.items():
-        _store.store(
-            group=f"hydra/sweeper/{_group}", name=_name, node=_node, provider="xray_sweepers"
-        )
-_store.store(
-    group="hydra/sweeper",
-    name="optuna",
-    node={
-        "defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}],
-        "_target_": "hydra_plugins.xray_sweepers.optuna_sweeper.OptunaSweeper",
-        "_recursive_": False,
-        "sampler": {},
-        "pruner": None,  # judges a trial after each epoch
-        "direction": "maximize",
-        "storage": None,  # a journal in the sweep's folder, or the URL of a database
-        "study_name": None,  # the name of the sweep's folder
-        "n_trials": 20,  # of the study, however often and by however many workers it is begun
-        "n_jobs": 1,  # trials that the launcher is handed at once
-        "seed": 0,
-        "params": None,
-    },
-    provider="xray_sweepers",
-)
 
 
 class OptunaSweeper(Sweeper):
