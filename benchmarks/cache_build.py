@@ -9,7 +9,6 @@ the choice between the two). Goal: build / decode of at least 0.9.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.results import record, spread
+from benchmarks.results import record, spread, take_turns
 from xray_lightning.data.cache import ImageSet
 from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.decode_resize import read_gray
@@ -40,14 +39,12 @@ def main() -> None:
         ProcessPoolExecutor(threads()) as in_processes,
         tempfile.TemporaryDirectory(dir=options.cache_dir) as folder,
     ):
-        arms: dict[str, Callable[[int], float]] = {
-            "build": lambda turn: build(images, Path(folder) / str(turn)),
-            "decode": lambda turn: decode(images, in_threads),
-            "decode_processes": lambda turn: decode(images, in_processes),
+        arms: dict[str, Callable[[], float]] = {
+            "build": lambda: build(images, Path(tempfile.mkdtemp(dir=folder))),
+            "decode": lambda: decode(images, in_threads),
+            "decode_processes": lambda: decode(images, in_processes),
         }
-        for name in ("decode", "decode_processes"):  # start the pools, fill the page cache
-            arms[name](-1)
-        turns = take_turns(arms, options.repeats)
+        turns = take_turns(arms, options.repeats, title="cache", unit="images/s")
     result = summary(turns, images=len(images))
     text = json.dumps(result, indent=2) + "\n"
     sys.stdout.write(text)
@@ -81,18 +78,6 @@ def decode(images: ImageSet, pool: Executor) -> float:
     for _ in pool.map(read, images.paths, chunksize=4):
         pass
     return len(images) / (perf_counter() - start)
-
-
-def take_turns(arms: dict[str, Callable[[int], float]], repeats: int) -> list[dict[str, float]]:
-    """The rates of each turn; the order is reversed every second time."""
-    turns = []
-    for turn in range(repeats):
-        order = list(arms)[:: -1 if turn % 2 else 1]
-        rates = {name: arms[name](turn) for name in order}
-        turns.append(rates)
-        shown = ", ".join(f"{name} {rates[name]:.1f}" for name in arms)
-        sys.stderr.write(f"turn {turn}: {shown} images/s, load {os.getloadavg()[0]:.1f}\n")
-    return turns
 
 
 def summary(turns: list[dict[str, float]], *, images: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ with Pillow's, at full size and at 224.
 import argparse
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from benchmarks.results import PACKAGES, installed, record, spread
+from benchmarks.results import PACKAGES, installed, record, spread, take_turns
 from xray_lightning.data.decode_resize import Gray, decode_gray, read_gray, resize_gray
 from xray_lightning.files import write_atomically
 
@@ -48,7 +48,7 @@ def main() -> None:
         if name not in NEEDS or importlib.util.find_spec(NEEDS[name])
     }
     result = report(
-        take_turns(arms, paths, options.repeats),
+        measure(arms, paths, options.repeats),
         pixels={name: difference(name, arms[name], paths) for name in arms},
         held={name: holds_the_lock(arms[name], options.large) for name in arms},
         images=len(paths),
@@ -131,24 +131,27 @@ def small(name: str, decoder: Decoder, path: Path) -> Gray:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-def take_turns(
+def measure(
     arms: dict[str, Decoder], paths: list[Path], repeats: int
 ) -> dict[int, list[dict[str, float]]]:
-    """Milliseconds per image of each arm in each turn, by threads; every second turn backwards."""
-    turns: dict[int, list[dict[str, float]]] = {}
+    """Milliseconds per image of each arm in each turn, by threads."""
+    turns = {}
     for threads in THREADS:
         with ThreadPoolExecutor(threads) as pool:
-            for turn in range(-1, repeats):  # the first one warms up
-                times: dict[str, float] = {}
-                for name in list(arms)[:: -1 if turn % 2 else 1]:
-                    start = perf_counter()
-                    for _ in pool.map(lambda path: small(name, arms[name], path), paths):  # noqa: B023
-                        pass
-                    times[name] = (perf_counter() - start) / len(paths) * 1000
-                if turn >= 0:
-                    turns.setdefault(threads, []).append(times)
-                    sys.stderr.write(f"turn {turn}, {threads} threads, load {os.getloadavg()[0]}\n")
+            timed = {
+                name: partial(milliseconds, partial(small, name, decoder), paths, pool)
+                for name, decoder in arms.items()
+            }
+            turns[threads] = take_turns(timed, repeats, title=f"{threads} threads", unit="ms")
     return turns
+
+
+def milliseconds(read: Callable[[Path], object], paths: list[Path], pool: Executor) -> float:
+    """Per image, of all the paths."""
+    start = perf_counter()
+    for _ in pool.map(read, paths):
+        pass
+    return (perf_counter() - start) / len(paths) * 1000
 
 
 def difference(name: str, decoder: Decoder, paths: list[Path]) -> dict[str, float]:

@@ -12,10 +12,9 @@ alone, and nothing is decoded meanwhile. onnxruntime runs on the CPU, torch ther
 
 import argparse
 import json
-import os
-import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.results import installed, record
+from benchmarks.results import installed, record, spread, take_turns
 from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.deploy.export import export
 from xray_lightning.deploy.model import Model, load_model
@@ -75,7 +74,8 @@ def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> 
     pixels = np.stack([read_gray(path, size) for path in paths])[:, None]
     models[TORCH].network.prepare()
     name = described["model"]["arch"] + ("_mlp" if described["model"].get("hidden") else "")
-    turns = take_turns(models, pixels, name=name, options=options)
+    arms = {arm: partial(rate, model, pixels, options.batch) for arm, model in models.items()}
+    turns = take_turns(arms, options.repeats, title=name, unit="images/s")
     against = {FLOAT32: TORCH, INT8: FLOAT32}
     return {
         "model": name,
@@ -96,31 +96,12 @@ def measure(checkpoint: Path, paths: list[str], options: argparse.Namespace) -> 
     }
 
 
-def take_turns(
-    models: dict[str, Model], pixels: npt.NDArray[np.uint8], *, name: str, options: Any
-) -> list[dict[str, float]]:
-    """Images a second of each arm in each turn; every second turn backwards, the first unused."""
-    turns, arms = [], list(models)
-    for turn in range(-1, options.repeats):
-        rates: dict[str, float] = {}
-        for arm in arms[:: -1 if turn % 2 else 1]:
-            start = perf_counter()
-            for first in range(0, len(pixels), options.batch):
-                models[arm].network.probabilities(pixels[first : first + options.batch])
-            rates[arm] = len(pixels) / (perf_counter() - start)
-        if turn >= 0:
-            turns.append(rates)
-            shown = ", ".join(f"{arm} {rates[arm]:.1f}" for arm in arms)
-            sys.stderr.write(f"{name}, turn {turn}: {shown}, load {os.getloadavg()[0]:.1f}\n")
-    return turns
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": statistics.median(values),
-        "lowest": min(values),
-        "highest": max(values),
-    }
+def rate(model: Model, pixels: npt.NDArray[np.uint8], batch: int) -> float:
+    """Images a second."""
+    start = perf_counter()
+    for first in range(0, len(pixels), batch):
+        model.network.probabilities(pixels[first : first + batch])
+    return len(pixels) / (perf_counter() - start)
 
 
 def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +113,7 @@ def result(measured: list[dict[str, Any]], options: argparse.Namespace) -> dict[
             f"{one['largest_difference']['logits']:.1e}",
             *(f"{one['images_per_second'][arm]['median']:.1f}" for arm in arms),
             *(
-                "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**one["ratios"][ratio])
+                "{median:.2f} ({min:.2f} to {max:.2f})".format(**one["ratios"][ratio])
                 for ratio in ratios
             ),
             " / ".join(f"{size:.1f}" for size in one["megabytes"].values()),

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,21 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of some repeats."""
     found = {"median": median(values), "min": min(values), "max": max(values)}
     return {name: round(value, 3) for name, value in found.items()}
+
+
+def take_turns(
+    arms: Mapping[str, Callable[[], float]], repeats: int, *, title: str, unit: str
+) -> list[dict[str, float]]:
+    """What each arm measures in each turn: every second one backwards, the first not counted."""
+    turns: list[dict[str, float]] = []
+    for turn in range(-1, repeats):
+        found = {name: arms[name]() for name in list(arms)[:: -1 if turn % 2 else 1]}
+        if turn >= 0:
+            turns.append(found)
+            shown = ", ".join(f"{name} {found[name]:.1f}" for name in arms)
+            load = os.getloadavg()[0]
+            sys.stderr.write(f"{title}, turn {turn}: {shown} {unit}, load {load:.1f}\n")
+    return turns
 
 
 def summarise(raw: Raw) -> dict[str, Any]:

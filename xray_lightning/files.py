@@ -188,27 +188,31 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def working_in(root: Path) -> Iterator[Path]:
-    """Make the folder and hold it: yields where to keep what is on its way.
+def working_in(root: Path, *, state: str = STATE, work: str = "download") -> Iterator[Path]:
+    """Make the folder and hold it: yields the folder below it for what is on its way.
+
+    Args:
+        state: name of that folder.
+        work: what is done there, to tell another of its kind.
 
     Raises:
-        UserError: it cannot be written, or another download works in it.
+        UserError: it cannot be written, or another one works in it.
     """
     from filelock import FileLock, Timeout  # `--help` should not wait for it
 
-    state = root / STATE
+    folder = root / state
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(state / "lock", timeout=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{root}: another download works in it; wait for it, or give another folder"
+            f"{root}: another {work} works in it; wait for it, or give another folder"
         ) from error
     except OSError as error:
         raise UserError(f"{root} cannot be written: {error.strerror or error}") from error
     try:
-        yield state
+        yield folder
     finally:
         lock.release()
 

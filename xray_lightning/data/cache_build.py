@@ -29,7 +29,7 @@ from xray_lightning.data.cache import (
 )
 from xray_lightning.data.decode_resize import DECODER_VERSION, UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError, printable
-from xray_lightning.files import DISK_FULL, remove_leftovers, write_atomically
+from xray_lightning.files import DISK_FULL, free_bytes, remove_leftovers, write_atomically
 from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance, Display, unseen
 
@@ -241,7 +241,7 @@ class _Builder:
         return manifest
 
     def _check_room(self, lacking: int) -> None:
-        free = shutil.disk_usage(self._folder).free
+        free = free_bytes(self._folder)
         if lacking > free:
             raise OSError(
                 errno.ENOSPC,

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.sources.ai4m import AI4M_TABLES
@@ -26,6 +25,7 @@ from xray_lightning.files import (
     free_bytes,
     noted,
     told_if_unwritable,
+    working_in,
     write_atomically,
 )
 from xray_lightning.findings import FINDINGS
@@ -179,7 +179,8 @@ def export_folders(
         for side in SIDES
         for image in split.sides[side]
     }
-    with _working_in(out) as state:
+    with working_in(out, state=_STATE, work="export") as state, ExitStack() as finally_:
+        finally_.callback(shutil.rmtree, state)  # also the lock's file, while it is held
         _refuse_same_names(files, state)
         if mode == "copy":
             check_room(out, remaining_bytes(files), free=free)
@@ -249,23 +250,6 @@ def _refuse_same_names(files: Mapping[Path, Path], state: Path) -> None:
     most, count = Counter(str(path).casefold() for path in files).most_common(1)[0]
     if count > 1:
         raise UserError(f"{count} images are named {most} here, where case is no difference")
-
-
-@contextmanager
-def _working_in(out: Path) -> Iterator[Path]:
-    """Make OUT and its sides, and hold it; yields where to keep what is on its way."""
-    state = out / _STATE
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        with FileLock(state / "lock", timeout=0):
-            try:
-                yield state
-            finally:
-                shutil.rmtree(state)  # also the lock's file, while it is held
-    except Timeout as error:
-        raise UserError(f"{out}: another export works in it; wait for it") from error
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:
