@@ -16,7 +16,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms import ARMS
 from xray_lightning.errors import UserError
 from xray_lightning.files import write_atomically
 
@@ -190,6 +189,8 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         f"{later:g} (Adam multiplies rounding), or {loose:g} for paper_loop, whose first "
         "convolution learns in three channels, and dali; relative.",
     ]
+    from benchmarks.arms import ARMS  # and with it torch, which the other tables do without
+
     told += [f"{arm}: {ARMS[arm].what}." for arm in content["arms"] if arm in ARMS]
     told += [
         f"{precision}: {workers} workers." for precision, workers in content["workers"].items()
