@@ -31,6 +31,7 @@ from yaml import YAMLError
 
 from xray_lightning.errors import (
     EXIT_INTERRUPTED,
+    EXIT_RUN_FAILED,
     EXIT_USER_ERROR,
     EXIT_WARNED,
     STOPPED,
@@ -41,7 +42,7 @@ from xray_lightning.errors import (
     one_line,
     printable,
 )
-from xray_lightning.files import hold
+from xray_lightning.files import hold, reader_has_gone
 from xray_lightning.runs.record import LOG_NAME, RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import (
@@ -684,6 +685,8 @@ def main() -> int:
         sys.argv[1:] = arguments(sys.argv[1:])
         job()
     except FAILURES as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone(sys.stdout):
+            return EXIT_RUN_FAILED  # `--help | head` has seen enough
         if "XRAY_DEBUG" in os.environ:
             traceback.print_exception(error)
         cause = cause_of(error)

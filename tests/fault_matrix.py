@@ -81,6 +81,7 @@ FAULTS = {
     58: ("DICOM without pixels or codec, cut, or nested", "a line with the reason"),
     59: ("MONOCHROME1, signed, multi-frame DICOM", "equal to its twin; frames refused"),
     60: ("names of patients, HTML or formulas in names and tags", "absent or escaped in outputs"),
+    61: ("a standard output that takes no more", "told in train.log; the run goes on"),
 }
 
 _NAME = re.compile(r"test_fault_((?:\d\d_)+)(?:to_(\d\d)_)?")

@@ -186,6 +186,36 @@ def test_fault_26_a_run_whose_curves_cannot_be_written_warns_and_goes_on(
     assert "--logdir" not in ended.stdout
 
 
+def shell(rest: str) -> tuple[str, ...]:
+    """What stands before a command, for a shell to run it with a `rest` behind it."""
+    return ("bash", "-c", f'set -o pipefail; "$@" {rest}', "bash")
+
+
+@pytest.mark.parametrize("rest", ["| head -1", "> /dev/full"])
+@pytest.mark.parametrize(
+    "ranks",
+    [(), pytest.param(("strategy=mpi", "strategy.processes=2"), marks=pytest.mark.slow)],
+    ids=["single", "mpi"],
+)
+def test_fault_61_a_run_goes_on_without_a_standard_output_that_takes_no_more(
+    rest: str, ranks: tuple[str, ...], train: Train
+) -> None:
+    ended = train(*ranks, before=shell(rest))
+    (result,) = succeeded(ended)
+    assert result["status"] == "finished"
+    assert ended.stdout.count("\n") == rest.count("head")
+    lines = (ended.runs[0] / "train.log").read_text().splitlines()
+    assert any("<stdout> takes no more" in line for line in lines)
+    assert "card:" in lines[-1]
+    assert "Error" not in ended.stderr
+
+
+def test_help_that_is_cut_off_says_nothing_of_it(train: Train) -> None:
+    for _ in range(3):  # how much is still to be written differs
+        ended = train("--help", defaults=False, before=shell("| head -1"))
+        assert (ended.stdout, ended.stderr) == ("train is powered by Hydra.\n", "")
+
+
 # -- going on ------------------------------------------------------------------------------------
 
 

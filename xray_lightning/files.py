@@ -2,17 +2,21 @@
 
 import errno
 import json
+import logging
 import os
 import re
+import select
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from xray_lightning.errors import RunFailedError, UserError, one_line
+
+log = logging.getLogger(__name__)
 
 # What ends a write and is no mistake of the caller's: no room, a quota, a limit, a failing disk.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -66,6 +70,29 @@ def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
         if error.errno in DISK_FULL:
             raise RunFailedError(message) from error
         raise UserError(f"{message}; {advice}") from error
+
+
+def let_go(stream: TextIO) -> None:
+    """Send a standard stream to nowhere from now on: its reader has gone, or its disk is full."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def go_on_without(stream: TextIO, error: OSError) -> None:
+    """Let a standard stream go that takes no more, and say so in the log."""
+    let_go(stream)
+    log.warning("%s takes no more (%s); the run goes on", stream.name, one_line(error))
+
+
+def reader_has_gone(stream: TextIO) -> bool:
+    """Whether nobody reads a standard stream any more, as below `| head`; it is let go then."""
+    pipe = select.poll()
+    pipe.register(stream.fileno(), 0)  # errors are told without asking
+    gone = any(event & select.POLLERR for _, event in pipe.poll(0))
+    if gone:
+        let_go(stream)
+    return gone
 
 
 @contextmanager

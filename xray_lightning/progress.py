@@ -20,6 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from xray_lightning.files import go_on_without
+
 log = logging.getLogger(__name__)
 
 Advance = Callable[[int], None]  # told how many images were done since it was last called
@@ -37,12 +39,20 @@ def on_terminal() -> bool:
 class StdoutHandler(logging.StreamHandler[TextIO]):
     """Logs to what `sys.stdout` is at the moment: while a bar is live, that writes above it.
 
-    logging's own handler keeps the stream that it found at first, and writes into the bar.
+    logging's own handler keeps the stream that it found at first, and writes into the bar. Where
+    nobody reads on, below `| head` or a `tee` that has ended, or the disk of `> FILE` is full, the
+    work goes on without it: a run's lines are in its train.log, too.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stdout)
         super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(error := sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        go_on_without(sys.stdout, error)
 
 
 def _line(*figures: ProgressColumn, shown: bool) -> Progress:

@@ -1,6 +1,5 @@
 """`xray predict`, `export` and `info`: a trained model put to use, and what is known of it."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from xray_lightning.cli.options import (
 )
 from xray_lightning.cli.output import STDOUT, check_json, print_json, write_json, write_text
 from xray_lightning.errors import UserError, check_whole
+from xray_lightning.files import let_go
 from xray_lightning.progress import display, unseen
 from xray_lightning.terminal import say
 
@@ -80,7 +80,7 @@ def predict(
             progress=unseen if out is None else display,
         )
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go(sys.stdout)
         raise typer.Exit(1) from None
     told = summary if out is None else f"Written: {out}: {summary}"
     say(*filter(None, (note, told)), console=Console(stderr=out is None))

@@ -1,9 +1,10 @@
 """Preprocessing: the one way from an image file to what a model takes, set by the checkpoint.
 
-A file is decoded to gray (`data.images.decode_gray`), resized to the checkpoint's `image_size`
-(`data.images.resize_gray`), and normalised inside the model (`models.checkpoint.RestoredModel`,
-whose `Normalize` is loaded with the weights). Training's cache holds the same pixels: `read_gray`
-is these two steps to the bit. Whatever else reads images for a model comes through here.
+A file is decoded to gray (`data.decode_resize.decode_gray`), resized to the checkpoint's
+`image_size` (`data.decode_resize.resize_gray`), and normalised inside the model
+(`models.checkpoint.RestoredModel`, whose `Normalize` is loaded with the weights). Training's cache
+holds the same pixels: `read_gray` is these two steps to the bit. Whatever else reads images for a
+model comes through here.
 """
 
 import io

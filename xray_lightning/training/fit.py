@@ -1,6 +1,7 @@
 """Fit, test and resume: from ready-made objects to a run folder."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,13 +20,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.splits import render_split_table, split_table
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.judge import Judge, training_prevalences
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
+from xray_lightning.files import go_on_without
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.backbones import taken_over
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
@@ -263,7 +265,7 @@ def _compare_hosts(job: Job, roll: RollCall, *, local_rank: int) -> None:
     """Show who takes part, and have hosts compare the data that they found."""
     if len(roll.hosts) > 1:
         if job.leads:
-            _console(job).print(roll.table())
+            _show(job, roll.table())
         hosts = [member.host for member in roll.members]
         check_data(job.world, job.data, hosts=hosts, builds=local_rank == 0)
 
@@ -384,7 +386,7 @@ def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
         )
         scores = {key: metrics[key] for key in headline}
         log_hyperparameters(trainer, config=job.hyperparameters, metrics=scores)
-        _console(job).print(metrics_table(metrics))
+        _show(job, metrics_table(metrics))
     return predictions.get("test")
 
 
@@ -431,9 +433,16 @@ def _shuffled(
         log.info("%s", shuffled_reach(scores["auroc_macro"], scores["auroc_macro_ci95"]))
 
 
-def _console(job: Job) -> Console:
+def _show(job: Job, table: RenderableType) -> None:
     # Open MPI gives every rank a terminal, wherever its output goes: print plain text there.
-    return Console(force_terminal=False if job.world.launcher == "mpi" else None)
+    console = Console(force_terminal=False if job.world.launcher == "mpi" else None)
+    try:
+        with console.capture() as shown:  # Rich's own way with a broken pipe is to end the process
+            console.print(table)
+        sys.stdout.write(shown.get())
+        sys.stdout.flush()
+    except OSError as error:  # nobody reads it, or its disk is full
+        go_on_without(sys.stdout, error)
 
 
 class _Binding(Callback):
@@ -474,13 +483,11 @@ class _Recorder(Callback):
         job.record.content["timing"]["cache"] = job.data.cache_seconds
         job.record.write()
         table = split_table(job.data.manifest, job.data.usable.split)
-        _console(job).print(
-            render_split_table(table, title=f"{job.data.name}: {job.data.split_name}")
-        )
+        _show(job, render_split_table(table, title=f"{job.data.name}: {job.data.split_name}"))
         for reason, count in job.record.content["data"]["dropped"].items():
             log.info("%s: %d", reason, count)
         if taken is not None:
-            _console(job).print(first_weights_table(taken))
+            _show(job, first_weights_table(taken))
             for part in job.record.content["first_weights"]["seen_test"]:
                 log.warning("the first weights have seen %s", part)
         if job.data.usable.patient_overlap:

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
 from types import FrameType
-from typing import IO, ClassVar
+from typing import IO, ClassVar, TextIO
 
 from xray_lightning.errors import (
     EXIT_INTERRUPTED,
@@ -34,6 +34,7 @@ from xray_lightning.errors import (
     XrayError,
     one_line,
 )
+from xray_lightning.files import go_on_without
 from xray_lightning.runs.record import RUNNING, RunRecord
 from xray_lightning.training.mpi_command import TAG
 from xray_lightning.training.strategies import World, die_with_parent
@@ -257,14 +258,17 @@ def _copy_output(stream: IO[str]) -> None:
         _pass_on(line, sys.stdout)
 
 
-def _pass_on(line: str, stream: IO[str]) -> None:
+def _pass_on(line: str, stream: TextIO) -> None:
     """Write a line as rank 0 and the launcher have said it; log another rank's, with its rank."""
     tag = TAG.match(line)
     if tag is not None and tag["rank"] != "0":
         log.info("rank %s: %s", tag["rank"], line[tag.end() :].rstrip())
     else:
-        stream.write(line[tag.end() :] if tag else line)
-        stream.flush()
+        try:
+            stream.write(line[tag.end() :] if tag else line)
+            stream.flush()
+        except OSError as error:  # the ranks' lines are taken all the same: a full pipe stops them
+            go_on_without(stream, error)
 
 
 class _Watch:

@@ -1,4 +1,7 @@
-"""Command that starts MPI ranks: Open MPI's or MPICH's mpirun, and the ranks' environment."""
+"""Command line that starts MPI ranks: Open MPI's or MPICH's mpirun, and the ranks' environment.
+
+`training.launch.launch` runs it, as it runs torchrun's.
+"""
 
 import os
 import re
