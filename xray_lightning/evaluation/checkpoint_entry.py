@@ -1,4 +1,4 @@
-"""What was fitted on validation, kept in the checkpoint that it belongs to."""
+"""Checkpoint entry of what was fitted on validation: operating points, calibration, abstention."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

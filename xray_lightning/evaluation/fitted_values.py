@@ -1,4 +1,4 @@
-"""Fitted values of a checkpoint: numbers by finding, checked one by one before they are used.
+"""Checks of the fitted values that a checkpoint holds: each number before it is used.
 
 Whoever hands on a checkpoint may have changed them. Plain checks, as importing pydantic would take
 longer than the first prediction.

@@ -1,4 +1,4 @@
-"""What a run's test is judged at, and by what: fitted on validation, applied to test."""
+"""Judge of a run: operating points and calibration fitted on validation, applied to its test."""
 
 import logging
 from collections.abc import Mapping, Sequence
