@@ -93,3 +93,18 @@ def test_a_run_tells_what_it_took_over_and_is_marked_where_allowed(
     assert result["first_weights"]["new"]["tensors"] == 2
     run = next(path for path in ended.runs if path.name.endswith("marked"))
     assert "first weights have seen" in (run / "model_card.md").read_text()
+
+
+def test_the_weights_that_phantoms_make_lie_where_the_next_experiment_looks_for_them(
+    train: Train,
+) -> None:
+    short = ("data.root=phantoms", "data.phantom.images=40", "data.image_size=32", "seed=1")
+    quick = ("accelerator=cpu", "trainer.max_epochs=1", "evaluation.resamples=20", "report=false")
+    made = train("experiment=phantom_pretraining", *short, *quick, defaults=False)
+    assert made.exit_code == 0, made.stderr
+    further = ("data=phantom", "data.name=of_patients", *short, *quick)
+    ended = train("experiment=nih_small_phantoms", *further, defaults=False)
+    assert ended.exit_code == 0, ended.stderr
+    (taken,) = (result["first_weights"] for result in ended.results if "first_weights" in result)
+    assert taken["seen"] == ["phantom"]
+    assert taken["new"] == {"tensors": 0, "numbers": 0}
