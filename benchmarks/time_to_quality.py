@@ -32,12 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders")
     parser.add_argument("--note", action="append", default=[], help="what else must be known")
+    parser.add_argument("--earlier", type=Path, help="a JSON whose other recipes stay")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
         if options.json:
             check_file(options.json, key="--json")
-        content = time_to_quality([read_run(folder) for folder in options.runs], options.note)
+        runs = [read_run(folder) for folder in options.runs]
+        content = time_to_quality(runs, options.note, earlier=options.earlier)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
@@ -47,11 +49,14 @@ def main() -> None:
         write_atomically(options.json, text)
 
 
-def time_to_quality(runs: Sequence[Run], further: Sequence[str] = ()) -> dict[str, Any]:
+def time_to_quality(
+    runs: Sequence[Run], further: Sequence[str] = (), *, earlier: Path | None = None
+) -> dict[str, Any]:
     """The record of the recipes' scores and minutes, the shortest recipe first.
 
     Args:
         further: notes below the table.
+        earlier: such a record, whose recipes of other names stay.
 
     Raises:
         UserError: a run that has no test, or runs of several devices or test splits.
@@ -66,15 +71,24 @@ def time_to_quality(runs: Sequence[Run], further: Sequence[str] = ()) -> dict[st
     for key in ("device", "split_sha256"):
         if len(found := {str(getattr(run, key)) for run in runs}) > 1:
             raise UserError(f"the runs are of several kinds of {key}: {', '.join(sorted(found))}")
-    recipes = sorted(map(_recipe, groups), key=lambda recipe: recipe["minutes"]["median"])
+    recipes = [_recipe(group) for group in groups]
     images, test = (runs[0].images[split] for split in ("train", "test"))
+    title = f"Time to quality: {images:,} training images, {test:,} test images"
+    device = f"Device of all runs: {runs[0].device}."
+    if earlier is not None:
+        before = json.loads(earlier.read_text(encoding="utf-8"))
+        if before["table"]["title"] != title or device not in before["table"]["notes"]:
+            raise UserError(f"{earlier}: of other images or another device than these runs")
+        own = {recipe["name"] for recipe in recipes}
+        recipes += [recipe for recipe in before["recipes"] if recipe["name"] not in own]
+    recipes.sort(key=lambda recipe: recipe["minutes"]["median"])
     table = {
-        "title": f"Time to quality: {images:,} training images, {test:,} test images",
+        "title": title,
         "columns": COLUMNS,
         "rows": [_row(recipe) for recipe in recipes],
         "notes": [
             "Minutes of the whole process by results.json: packages, cache, training and test.",
-            f"Device of all runs: {runs[0].device}.",
+            device,
             *further,
         ],
     }

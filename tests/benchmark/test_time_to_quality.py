@@ -61,6 +61,21 @@ def test_a_recipe_is_one_row_and_the_quickest_stands_first(tmp_path: Path) -> No
     assert [recipe["seeds"] for recipe in content["recipes"]] == [[0, 1, 2], [0, 1]]
 
 
+def test_recipes_of_an_earlier_record_stay_but_for_those_measured_again(tmp_path: Path) -> None:
+    earlier, now = tmp_path / "earlier.json", tmp_path / "now.json"
+    long = store(tmp_path / "long", seed=0, auroc=0.66, minutes=10, name="long", epochs=48)
+    quick = store(tmp_path / "quick", seed=0, auroc=0.7, minutes=2)
+    assert told(long, quick, "--json", earlier).returncode == 0
+    again = store(tmp_path / "again", seed=0, auroc=0.71, minutes=12)
+    assert told(again, "--earlier", earlier, "--json", now).returncode == 0
+    rows = json.loads(now.read_text())["table"]["rows"]
+    assert [(row[0], row[5]) for row in rows] == [("long", "0.660"), ("quick", "0.710")]
+    other = store(tmp_path / "other", seed=0, auroc=0.71, minutes=12, device="another")
+    done = told(other, "--earlier", earlier)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("of other images or another device than these runs\n")
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
