@@ -1,4 +1,8 @@
-"""Launcher of ranks by a strategy's command, and the one end of a run, whichever rank fails."""
+"""Launcher of ranks, and the one end of a run, whichever rank fails.
+
+It starts mpirun or torchrun with a strategy's command line: see `training.mpi_command` and
+`training.strategies`.
+"""
 
 import json
 import logging
