@@ -95,6 +95,7 @@ def test_a_run_tells_what_it_took_over_and_is_marked_where_allowed(
     assert "first weights have seen" in (run / "model_card.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_weights_that_phantoms_make_lie_where_the_next_experiment_looks_for_them(
     train: Train,
 ) -> None:
