@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.results import record, spread
-from xray_lightning.errors import UserError
+from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.compare import of_one_recipe
 from xray_lightning.files import check_file, write_atomically
 from xray_lightning.runs.folder import Run, read_run
@@ -76,11 +76,9 @@ def time_to_quality(
     title = f"Time to quality: {images:,} training images, {test:,} test images"
     device = f"Device of all runs: {runs[0].device}."
     if earlier is not None:
-        before = json.loads(earlier.read_text(encoding="utf-8"))
-        if before["table"]["title"] != title or device not in before["table"]["notes"]:
-            raise UserError(f"{earlier}: of other images or another device than these runs")
         own = {recipe["name"] for recipe in recipes}
-        recipes += [recipe for recipe in before["recipes"] if recipe["name"] not in own]
+        before = _recipes_of(earlier, title=title, device=device)
+        recipes += [recipe for recipe in before if recipe["name"] not in own]
     recipes.sort(key=lambda recipe: recipe["minutes"]["median"])
     table = {
         "title": title,
@@ -93,8 +91,21 @@ def time_to_quality(
         ],
     }
     command = ["python", "-m", "benchmarks.time_to_quality", *(str(run.folder) for run in runs)]
+    command += [] if earlier is None else ["--earlier", str(earlier)]
     content = record("time_to_quality", table=table, command=shlex.join(command))
     return content | {"recipes": recipes}
+
+
+def _recipes_of(file: Path, *, title: str, device: str) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        table, recipes = content["table"], content["recipes"]
+        alike = table["title"] == title and device in table["notes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no such record as --json writes: {one_line(error)}") from error
+    if not alike:
+        raise UserError(f"{file}: of other images or another device than these runs")
+    return list(recipes)
 
 
 def _recipe(group: Sequence[Run]) -> dict[str, Any]:

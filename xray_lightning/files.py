@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, and the lock and free space of a folder of downloads."""
+"""Files that are whole at every moment, a folder's lock and free space, and closed streams."""
 
 import errno
 import json

@@ -74,6 +74,9 @@ def test_recipes_of_an_earlier_record_stay_but_for_those_measured_again(tmp_path
     done = told(other, "--earlier", earlier)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("of other images or another device than these runs\n")
+    done = told(again, "--earlier", tmp_path / "nothing.json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "nothing.json is no such record" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,8 @@ def export_folders(
         for side in SIDES
         for image in split.sides[side]
     }
-    with working_in(out, state=_STATE, work="export") as state, ExitStack() as finally_:
-        finally_.callback(shutil.rmtree, state)  # also the lock's file, while it is held
+    with working_in(out, state=_STATE, work="export") as state, ExitStack() as at_the_end:
+        at_the_end.callback(shutil.rmtree, state)  # also the lock's file, while it is held
         _refuse_same_names(files, state)
         if mode == "copy":
             check_room(out, remaining_bytes(files), free=free)

@@ -188,6 +188,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._train_sums = self._train_sums.to(self.device)
+        self._frozen_of = (None, {})  # of an earlier fit
         self._frozen()  # says now whether it can be
         if self._growth is not None:
             self._growth.check(self, full=self.trainer.datamodule.image_size)  # type: ignore[attr-defined]
