@@ -145,6 +145,35 @@ def test_pooled_stages_are_means_and_deviations_of_the_whole_networks_maps(
     )
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.encoder."])
+def test_a_pooled_model_finds_a_networks_weights_whatever_wrapped_it(
+    prefix: str, tmp_path: Path
+) -> None:
+    whole = build_backbone(**recipe("resnet10t"))
+    state = {f"{prefix}{name}": value for name, value in whole.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    pooled: Any = build_backbone(
+        **recipe("resnet10t", pool_stages=2), weights_path=tmp_path / "w.pth"
+    )
+    taken = taken_over(pooled)
+    assert taken is not None
+    assert taken.how == "by name"
+    assert taken.left_first == (f"{prefix}fc.weight", f"{prefix}fc.bias")
+    for name, value in pooled.network.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_a_pooled_transformers_weights_of_another_image_size_are_converted(tmp_path: Path) -> None:
+    torch.save(build_backbone(**recipe("test_vit")).state_dict(), tmp_path / "w.pth")
+    pooled: Any = build_backbone(
+        **recipe("test_vit", pool_stages=2, image_size=2 * SIDE), weights_path=tmp_path / "w.pth"
+    )
+    taken = taken_over(pooled)
+    assert taken is not None
+    assert (taken.how, taken.new[0]) == ("converted by timm", 2)
+    assert taken.new_first == ("head.weight", "head.bias")
+
+
 def test_a_pooled_model_takes_over_the_head_of_another_whose_findings_agree(tmp_path: Path) -> None:
     first: Any = build_backbone(**recipe("resnet10t", pool_stages=2))
     state = {f"backbone.{name}": value for name, value in first.state_dict().items()}

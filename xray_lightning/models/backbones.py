@@ -5,7 +5,7 @@ import difflib
 import http.client
 import pickle
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -114,17 +114,7 @@ def build_backbone(
             listed = [weights_seen] if isinstance(weights_seen, str) else weights_seen
             weights = replace(weights, seen=tuple(map(str, listed)))
         weights = replace(weights, source=f"{weights.source} (into {arch})")
-        if isinstance(model, StagePooling) and not model.named_as_in(weights.state):
-            taken = take_over(model.network, weights, head=head, findings=names)
-            drawn = {f"{head}{name}": value for name, value in model.head.state_dict().items()}
-            numbers = sum(value.numel() for value in drawn.values())
-            taken = replace(
-                taken,
-                new=(taken.new[0] + len(drawn), taken.new[1] + numbers),
-                new_first=(*taken.new_first, *drawn),
-            )
-        else:
-            taken = take_over(model, weights, head=head, findings=names)
+        taken = take_over(model, weights, head=head, findings=names)
         model.taken_over = taken  # type: ignore[assignment]  # no part of the network
     return model
 
@@ -228,12 +218,15 @@ class StagePooling(nn.Module):
 
     Attributes:
         network: the network without what follows its last stage.
+        inner_prefix: what stands before the names of its weights.
         widths: features of each stage: one mean and one deviation a channel.
         head: from features (B, sum of `widths`) to logits.
 
     Raises:
         UserError: the network has no stages, or fewer.
     """
+
+    inner_prefix = "network."
 
     def __init__(
         self, network: Any, stages: int, *, outputs: int, hidden: Sequence[int], dropout: float
@@ -263,11 +256,6 @@ class StagePooling(nn.Module):
             pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
         logits: Tensor = self.head(torch.cat(pooled, dim=1))
         return logits
-
-    @staticmethod
-    def named_as_in(state: Iterable[str]) -> bool:
-        """Whether names are those of such a model, head and all, and not of a network alone."""
-        return any(".network." in f".{name}" for name in state)
 
 
 def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | None) -> Any:

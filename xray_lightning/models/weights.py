@@ -6,7 +6,7 @@ import pickletools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -274,7 +274,8 @@ def take_over(
     """Load what fits of a file's weights into a model.
 
     Names are matched as they stand, without the prefix of a wrapper, as timm converts other
-    projects' files, or else by order: the same kinds and shapes of tensors one after another.
+    projects' files, or else by order: the same kinds and shapes of tensors one after another. A
+    model that wraps a network says in `inner_prefix` what stands before the network's own names.
 
     Args:
         head: name of the last part of the model, whose outputs are the findings.
@@ -333,16 +334,18 @@ def _matched(
     The names are empty where a conversion has changed them.
     """
     ways: list[tuple[Found, str, dict[str, str]]] = []
-    names = {_OLD_DENSENET_KEY.sub(r"\1\2", key): key for key in given}
-    prefix = _prefix(names, own)
-    names = {
-        key.removeprefix(prefix): name
-        for key, name in names.items()
-        if key.startswith(prefix) and key.removeprefix(prefix) in own
-    }
-    names |= _lone_head(own, trunk, given, prefix)
-    ways.append(({key: given[name] for key, name in names.items()}, "by name", names))
-    ways += _converted(model, own, given, prefix)
+    for inner in dict.fromkeys(("", getattr(model, "inner_prefix", ""))):
+        ours = {key.removeprefix(inner): key for key in own}
+        names = {_OLD_DENSENET_KEY.sub(r"\1\2", key): key for key in given}
+        prefix = _prefix(names, ours)
+        names = {
+            ours[key.removeprefix(prefix)]: name
+            for key, name in names.items()
+            if key.startswith(prefix) and key.removeprefix(prefix) in ours
+        }
+        names |= _lone_head(own, trunk, given, prefix)
+        ways.append(({key: given[name] for key, name in names.items()}, "by name", names))
+        ways += _converted(model, own, given, prefix=prefix, inner=inner)
     ways += _in_order(own, trunk, given)
     return max(ways, key=lambda way: _share(way[0], trunk))
 
@@ -360,7 +363,7 @@ def _share(found: Found, trunk: Found) -> float:
     return _numbers(fitting, trunk) / max(1, _numbers(trunk, trunk))
 
 
-def _prefix(names: Mapping[str, str], own: Found) -> str:
+def _prefix(names: Iterable[str], own: Container[str]) -> str:
     """What a wrapper has put before most names: `module.`, `backbone.` or nothing."""
     prefixes: Counter[str] = Counter()
     for name in names:
@@ -373,19 +376,21 @@ def _prefix(names: Mapping[str, str], own: Found) -> str:
 
 
 def _converted(
-    model: nn.Module, own: Found, given: Found, prefix: str
+    model: nn.Module, own: Found, given: Found, *, prefix: str, inner: str
 ) -> Iterator[tuple[Found, str, dict[str, str]]]:
-    """As the model's own module in timm converts files of other projects and other image sizes."""
-    convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    """As the network's own module in timm converts other projects' files and other image sizes."""
+    network = model.get_submodule(inner.rstrip("."))
+    convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return
     bare = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
     try:
-        made = convert(bare, model)
+        made = convert(bare, network)
     except Exception:  # noqa: BLE001 - it takes the file for what it is not
         return
-    found = {key: value for key, value in made.items() if key in own}
-    yield found, "converted by timm", {key: prefix + key for key in found if prefix + key in given}
+    found = {inner + key: value for key, value in made.items() if inner + key in own}
+    kept = {key: prefix + key.removeprefix(inner) for key in found}
+    yield found, "converted by timm", {key: name for key, name in kept.items() if name in given}
 
 
 def _in_order(
