@@ -120,6 +120,34 @@ def test_the_first_blocks_are_frozen_in_every_epoch(
         FineTuning(freeze_blocks=99).frozen(backbone, epoch=0)
 
 
+def test_networks_side_by_side_are_each_frozen_and_slowed_by_their_own_depth() -> None:
+    archs = ["efficientnet_lite0", "resnet10t"]  # of 16 blocks, and of fewer
+    options: dict[str, Any] = {"library": "timm", "pool_stages": 2}
+    pair = build_backbone(arch="+".join(archs), **options)
+    alone = [build_backbone(arch=arch, **options) for arch in archs]
+    tuning = FineTuning(freeze_blocks=2, layer_decay=0.5)
+    frozen = {
+        name.replace("network.", prefix)
+        for network, prefix in zip(alone, ("network.", "beside.0."), strict=True)
+        for name in tuning.frozen(network, epoch=0)
+    }
+    assert tuning.frozen(pair, epoch=0).keys() == frozen
+    shares = {
+        id(parameter): group["lr_share"]
+        for network in (pair, *alone)
+        for group in tuning.parameters(network)
+        for parameter in group["params"]
+    }
+    for network, prefix in zip(alone, ("network.", "beside.0."), strict=True):
+        for name, parameter in network.named_parameters():
+            if not name.startswith("head."):
+                own = pair.get_parameter(name.replace("network.", prefix))
+                assert shares[id(own)] == shares[id(parameter)], name
+    assert {shares[id(own)] for own in pair.get_submodule("head").parameters()} == {1.0}
+    with pytest.raises(UserError, match=r"freeze_blocks=12: this backbone has \d blocks"):
+        FineTuning(freeze_blocks=12).frozen(pair, epoch=0)
+
+
 @pytest.mark.parametrize(
     "library, arch, head",
     [

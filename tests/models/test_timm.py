@@ -31,6 +31,7 @@ SLOW = [
     *("deit_tiny_patch16_224", "swin_s3_tiny_224"),
 ]
 POOLED = ["test_efficientnet", "test_vit"]  # of the last two stages
+PAIR = "test_efficientnet+resnet10t"  # side by side
 MODELS = [
     *((arch, {}) for arch in QUICK),
     *(pytest.param(arch, {}, marks=pytest.mark.slow, id=arch) for arch in SLOW),
@@ -38,6 +39,7 @@ MODELS = [
         pytest.param(arch, {"pool_stages": 2}, marks=pytest.mark.slow, id=f"{arch}-pooled")
         for arch in POOLED
     ),
+    pytest.param(PAIR, {"pool_stages": 2}, marks=pytest.mark.slow, id="pair"),
 ]
 
 
@@ -174,6 +176,55 @@ def test_a_pooled_transformers_weights_of_another_image_size_are_converted(tmp_p
     assert taken.new_first == ("head.weight", "head.bias")
 
 
+def test_networks_side_by_side_give_their_head_what_each_gives_alone(tmp_path: Path) -> None:
+    archs = PAIR.split("+")
+    files, alone = [tmp_path / f"{arch}.pth" for arch in archs], []
+    images = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    for arch, file in zip(archs, files, strict=True):
+        network: Any = build_backbone(**recipe(arch, pool_stages=2)).eval()
+        network.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        torch.save({f"module.{k}": v for k, v in network.network.state_dict().items()}, file)
+        alone.append(network)
+    pair: Any = build_backbone(**recipe(PAIR, pool_stages=2), weights_path=files).eval()
+    pair.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        for network in (*alone, pair):
+            network(images)
+    torch.testing.assert_close(seen[2], torch.cat(seen[:2], dim=1))
+    assert pair.widths == [width for network in alone for width in network.widths]
+    taken = taken_over(pair)
+    assert taken is not None
+    assert (taken.how, taken.left) == ("by name", (0, 0))
+    assert taken.new_first == ("head.weight", "head.bias")
+
+    torch.save(pair.state_dict(), files[0])  # of the whole
+    again = build_backbone(**recipe(PAIR, pool_stages=2), weights_path=files[0])
+    assert all(torch.equal(v, pair.state_dict()[k]) for k, v in again.state_dict().items())
+    maps = feature_maps(pair, images, 0)
+    assert [[found.shape[1] for found, _ in of_network][-2:] for of_network in maps] == [
+        [width // 2 for width in network.widths] for network in alone
+    ]
+
+
+@pytest.mark.parametrize(
+    "files, told",
+    [
+        (["{0}"], r"do not fit: of the numbers below head they hold \d+%"),
+        (["{0}", "{0}"], r"into resnet10t\): the weights do not fit"),
+        (["{0}"] * 3, "3 files of weights, and the model has 2 networks: give one for each"),
+    ],
+)
+def test_files_that_are_not_one_for_each_network_side_by_side_are_refused(
+    files: list[str], told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.pth"
+    torch.save(build_backbone(**recipe("test_efficientnet")).state_dict(), file)
+    paths = [name.format(file) for name in files]
+    with pytest.raises(UserError, match=told):
+        build_backbone(**recipe(PAIR, pool_stages=2), weights_path=paths)
+
+
 def test_a_pooled_model_takes_over_the_head_of_another_whose_findings_agree(tmp_path: Path) -> None:
     first: Any = build_backbone(**recipe("resnet10t", pool_stages=2))
     state = {f"backbone.{name}": value for name, value in first.state_dict().items()}
@@ -192,6 +243,8 @@ def test_a_pooled_model_takes_over_the_head_of_another_whose_findings_agree(tmp_
         ({"pool_stages": 9}, "model.pool_stages=9: ResNet has 5 stages"),
         ({"pool_stages": 0}, "model.pool_stages=0 must be"),
         ({"library": "torchvision", "arch": "resnet18", "pool_stages": 2}, "is of model=timm"),
+        ({"arch": PAIR}, "networks side by side need model.pool_stages"),
+        ({"arch": "resnet10t+resnet99", "pool_stages": 1}, "model.arch='resnet99' is none of"),
         ({"arch": "resnet10tt"}, "close to it: .*resnet10t"),
         ({"arch": "hf-hub:someone/something"}, "none of timm's"),
         ({"library": "keras"}, "model.library=keras is unknown; choose one of torchvision, timm"),
@@ -237,7 +290,8 @@ def test_a_map_of_a_transformer_lies_where_the_image_differs(
     dot[..., 50:60, 5:15] = 3.0
 
     def maps(images: Tensor) -> list[Tensor]:
-        return [found.detach() for found, _ in feature_maps(model, images, 0)]
+        [of_network] = feature_maps(model, images, 0)
+        return [found.detach() for found, _ in of_network]
 
     assert [tuple(found.shape) for found in maps(dot)] == [(2, c, s, s) for c, s in grids]
     moved = (maps(dot)[0] - maps(dark)[0]).abs().sum(dim=1)[0]

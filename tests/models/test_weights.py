@@ -92,10 +92,11 @@ def test_a_checkpoint_of_ours_gives_its_findings_rows_by_name(tmp_path: Path) ->
     )
     content: dict[str, Any] = {"state_dict": built.state_dict()}
     built.on_save_checkpoint(content)
+    content["xray"]["trained_on"] = "nih"
     torch.save(content, tmp_path / "best.ckpt")
     model, taken = taken_from(tmp_path / "best.ckpt", findings=FINDINGS)
     assert taken.findings == ("Effusion", "Mass")  # in the new model's order
-    assert taken.split_sha256 == "a"
+    assert (taken.trained_on, taken.all_seen) == ((("nih", "a"),), ("nih",))
     theirs, ours = built.state_dict()["backbone.fc.weight"], model.state_dict()["fc.weight"]
     assert torch.equal(ours[FINDINGS.index("Mass")], theirs[0])
     assert torch.equal(ours[FINDINGS.index("Effusion")], theirs[2])

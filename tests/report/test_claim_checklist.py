@@ -60,6 +60,20 @@ def test_labels_of_a_data_set_that_nobody_knows_are_for_its_authors_to_explain()
     assert [answers(results)[number] for number in (14, 16, 17)] == [None] * 3
 
 
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (None, "Random weights, seed 0"),
+        ("in/a.pth", "Weights of a.pth"),
+        (["in/a.pth", "package://x/b.pth"], "Weights of a.pth and b.pth"),
+    ],
+)
+def test_the_files_of_weights_that_training_began_with_are_named(given: Any, told: str) -> None:
+    results = sample()
+    results["config"]["model"] |= {"weights_path": given}
+    assert told in str(answers(results)[24])
+
+
 def test_patients_on_two_sides_are_not_called_disjoint() -> None:
     results = sample()
     assert answers(results)[20] == "Patients: none is on two sides"

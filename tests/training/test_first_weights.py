@@ -65,9 +65,9 @@ def test_a_checkpoint_of_the_same_split_has_not_seen_its_test_images(
     images: XrayDataModule,
 ) -> None:
     own = images.usable.split.sha256
-    assert checked(images, trained_on="phantom", split_sha256=own) == []
+    assert checked(images, trained_on=(("phantom", own),)) == []
     with pytest.raises(UserError, match="have seen"):
-        checked(images, trained_on="phantom", split_sha256="another")
+        checked(images, trained_on=(("phantom", own), ("phantom", "another")))
 
 
 def test_weights_that_want_other_pixels_are_refused(images: XrayDataModule) -> None:

@@ -41,7 +41,7 @@ def build_backbone(
     pool_stages: int | None = None,
     image_size: int | None = None,
     pretrained: bool = False,
-    weights_path: str | Path | None = None,
+    weights_path: str | Path | Sequence[str | Path] | None = None,
     weights_seen: Sequence[str] | None = None,
     allow_seen_test: bool | None = None,
 ) -> nn.Module:
@@ -66,8 +66,8 @@ def build_backbone(
         image_size: side of the images; timm's transformers are built for one.
         pretrained: start from the library's ImageNet weights, downloaded once. The head is always
             drawn afresh.
-        weights_path: a file of weights, see `weights.read_weights`; what was taken over is the
-            model's `taken_over`.
+        weights_path: a file of weights, see `weights.read_weights`, or one for each network of
+            `arch`; what was taken over is the model's `taken_over`.
         weights_seen: data sets, or lists of images, that those weights were trained on; None for
             what the file or its sidecar says.
         allow_seen_test: of the run, not of the model; see `training.first_weights`.
@@ -104,17 +104,23 @@ def build_backbone(
         pretrained=pretrained and library == "timm",
     )
     model.head_prefix = head  # type: ignore[assignment]  # no part of the network
-    weights = None
+    weights: list[Weights] = []
     if weights_path is not None:
-        weights = read_weights(weights_path)
+        paths = [weights_path] if isinstance(weights_path, str | Path) else weights_path
+        weights = [read_weights(path) for path in paths]
     elif pretrained and library == "torchvision":
-        weights = Weights(f"ImageNet weights of {arch}", _download_imagenet(arch))
-    if weights is not None:
+        weights = [Weights(f"ImageNet weights of {arch}", _download_imagenet(arch))]
+    if weights:
         if weights_seen is not None:
             listed = [weights_seen] if isinstance(weights_seen, str) else weights_seen
-            weights = replace(weights, seen=tuple(map(str, listed)))
-        weights = replace(weights, source=f"{weights.source} (into {arch})")
-        taken = take_over(model, weights, head=head, findings=names)
+            weights = [replace(one, seen=tuple(map(str, listed))) for one in weights]
+        archs = arch.split("+")
+        into = archs if len(archs) == len(weights) else [arch] * len(weights)
+        weights = [
+            replace(one, source=f"{one.source} (into {name})")
+            for one, name in zip(weights, into, strict=True)
+        ]
+        taken = take_over(model, *weights, head=head, findings=names)
         model.taken_over = taken  # type: ignore[assignment]  # no part of the network
     return model
 
@@ -177,11 +183,15 @@ def _timm(
             f"model.arch={arch} is of timm, which is not installed; install xray-lightning[timm]"
         ) from error
     known = timm.list_models()
+    archs = arch.split("+")
     # Never a name of a hub or folder, `hf-hub:...`, which a checkpoint could make us read.
-    if arch.partition(".")[0] not in known:
-        near = difflib.get_close_matches(arch, known, n=5, cutoff=0.5)
-        told = f"; close to it: {', '.join(near)}" if near else ""
-        raise UserError(f"model.arch={arch!r} is none of timm's {len(known):,}{told}")
+    for name in archs:
+        if name.partition(".")[0] not in known:
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+            told = f"; close to it: {', '.join(near)}" if near else ""
+            raise UserError(f"model.arch={name!r} is none of timm's {len(known):,}{told}")
+    if len(archs) > 1 and pool_stages is None:
+        raise UserError(f"model.arch={arch}: networks side by side need model.pool_stages")
     options: dict[str, Any] = {
         "num_classes": outputs,
         "in_chans": in_channels,
@@ -189,13 +199,16 @@ def _timm(
     }
     options |= {"drop_rate": dropout} if dropout and not hidden and not pool_stages else {}
     options |= {"drop_path_rate": drop_path} if drop_path else {}
-    model: Any = _created(timm.create_model, arch, options, image_size)
-    for part in model.modules():
+    networks: list[Any] = [_created(timm.create_model, name, options, image_size) for name in archs]
+    for part in (part for network in networks for part in network.modules()):
         if not drop_path and type(part).__name__ == "DropPath":
             part.drop_prob = 0.0  # some of timm's have a share of their own
     if pool_stages is not None:
-        pooled = StagePooling(model, pool_stages, outputs=outputs, hidden=hidden, dropout=dropout)
+        pooled = StagePooling(
+            *networks, stages=pool_stages, outputs=outputs, hidden=hidden, dropout=dropout
+        )
         return pooled, "head."
+    model = networks[0]
     classifier = model.get_classifier()
     head = next((name for name, part in model.named_modules() if part is classifier), None)
     if head is None:
@@ -209,51 +222,63 @@ def _timm(
 
 
 class StagePooling(nn.Module):
-    """A network of timm whose last stages are pooled to means and deviations, for one head.
+    """Networks of timm whose last stages are pooled to means and deviations, for one head.
 
     Features of several depths separate findings that the last layer's do not (Hariharan et al.,
     "Hypercolumns", CVPR 2015), and a channel's deviation over the image tells what is small
     or lies on one side, which its mean dilutes (Snyder et al., "X-Vectors", ICASSP 2018). What of
-    the network follows the last stage is left out.
+    a network follows the last stage is left out. Networks side by side are given the same images.
 
     Attributes:
-        network: the network without what follows its last stage.
-        inner_prefix: what stands before the names of its weights.
+        network: the first network, without what follows its last stage.
+        beside: the others.
+        inner_prefixes: what stands before the names of each network's weights.
         widths: features of each stage: one mean and one deviation a channel.
         head: from features (B, sum of `widths`) to logits.
 
     Raises:
-        UserError: the network has no stages, or fewer.
+        UserError: a network has no stages, or fewer.
     """
 
-    inner_prefix = "network."
-
     def __init__(
-        self, network: Any, stages: int, *, outputs: int, hidden: Sequence[int], dropout: float
+        self, *networks: Any, stages: int, outputs: int, hidden: Sequence[int], dropout: float
     ) -> None:
         super().__init__()
         check_whole("model.pool_stages", stages, least=1)
-        name, found = type(network).__name__, getattr(network, "feature_info", None)
-        if not found or not hasattr(network, "prune_intermediate_layers"):
-            raise UserError(f"model.pool_stages={stages}: {name} has no stages to pool")
-        if stages > len(found):
-            raise UserError(f"model.pool_stages={stages}: {name} has {len(found)} stages")
-        self.taken: list[int] = network.prune_intermediate_layers(
-            indices=stages, prune_norm=True, prune_head=True
-        )
-        self.network = network
-        self.widths = [2 * found[number]["num_chs"] for number in self.taken]
+        self._taken: list[list[int]] = []
+        self.widths: list[int] = []
+        for network in networks:
+            name, found = type(network).__name__, getattr(network, "feature_info", None)
+            if not found or not hasattr(network, "prune_intermediate_layers"):
+                raise UserError(f"model.pool_stages={stages}: {name} has no stages to pool")
+            if stages > len(found):
+                raise UserError(f"model.pool_stages={stages}: {name} has {len(found)} stages")
+            taken = network.prune_intermediate_layers(
+                indices=stages, prune_norm=True, prune_head=True
+            )
+            self._taken.append(taken)
+            self.widths += [2 * found[number]["num_chs"] for number in taken]
+        self.network = networks[0]
+        self.beside = nn.ModuleList(networks[1:])
+        further = [f"beside.{number}." for number in range(len(self.beside))]
+        self.inner_prefixes = ("network.", *further)
         self.head = _build_head(sum(self.widths), outputs, hidden=hidden, dropout=dropout)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All networks, in the order of their features."""
+        return [self.network, *self.beside]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, outputs) of images (B, C, H, W)."""
-        maps = self.network.forward_intermediates(
-            *(images, self.taken), norm=False, output_fmt="NCHW", intermediates_only=True
-        )
         pooled = []
-        for stage in maps:  # (B, C, h, w)
-            variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
-            pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
+        for network, taken in zip(self.networks, self._taken, strict=True):
+            maps = cast(Any, network).forward_intermediates(
+                *(images, taken), norm=False, output_fmt="NCHW", intermediates_only=True
+            )
+            for stage in maps:  # (B, C, h, w)
+                variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
+                pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
         logits: Tensor = self.head(torch.cat(pooled, dim=1))
         return logits
 

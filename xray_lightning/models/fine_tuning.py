@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from xray_lightning.errors import UserError, check_whole
 
+_NETWORK = re.compile(r"network\.|beside\.\d+\.")  # of `StagePooling`
 # `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`: what a parameter's depth is told by.
 _BLOCK = re.compile(r"^(?:features\.)?[^.]*?(?:\d+|(?:\.\d+)+)(?=\.)")
 
@@ -29,8 +30,9 @@ class FineTuning:
         freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
             still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
             batch norms gather their statistics all the same.
-        freeze_blocks: so many of the first blocks are never trained, nor what lies before them;
-            their activations need no gradient. Batch norms go on as in `freeze_epochs`.
+        freeze_blocks: so many of the first blocks (of each network, where there are several) are
+            never trained, nor what lies before them; their activations need no gradient. Batch
+            norms go on as in `freeze_epochs`.
         probe: true to begin with a head that is a logistic regression on the features of the
             first weights: see `training.linear_probe`.
         freeze_norm: true for batch norms that keep the means and variances of the first weights,
@@ -83,14 +85,16 @@ class FineTuning:
 
     def _first_blocks(self, backbone: nn.Module) -> dict[str, nn.Parameter]:
         depths = _depths(backbone)
-        last, frozen = max(depths.values(), default=0), self.freeze_blocks or 0
+        frozen = self.freeze_blocks or 0
+        # Of networks side by side the one with the fewest blocks.
+        last = min((depth + away for depth, away in depths.values()), default=0)
         if frozen >= last:
             blocks = max(0, last - 1)
             raise UserError(
                 f"fine_tuning.freeze_blocks={frozen}: this backbone has {blocks} blocks"
             )
         named = backbone.named_parameters()
-        return {name: parameter for name, parameter in named if depths[name] <= frozen}
+        return {name: parameter for name, parameter in named if depths[name][0] <= frozen}
 
     def fix_norms(self, module: nn.Module) -> None:
         """Set the batch norms of a module in training to their statistics, where that is asked."""
@@ -106,15 +110,14 @@ class FineTuning:
 
     def _groups(self, module: nn.Module) -> Iterator[dict[str, Any]]:
         depths = _depths(module)
-        last = max(depths.values(), default=0)
         kinds: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             spared = self.decay_all is False and (parameter.ndim <= 1 or name.endswith(".bias"))
-            kinds.setdefault((depths[name], spared), []).append(parameter)
+            kinds.setdefault((depths[name][1], spared), []).append(parameter)
         # The last block first: the rate that is shown is that of the first group.
-        for depth, spared in sorted(kinds, key=lambda kind: (-kind[0], kind[1])):
-            share = (self.layer_decay or 1.0) ** (last - depth)
-            group: dict[str, Any] = {"params": kinds[depth, spared], "lr_share": share}
+        for away, spared in sorted(kinds):
+            share = (self.layer_decay or 1.0) ** away
+            group: dict[str, Any] = {"params": kinds[away, spared], "lr_share": share}
             yield group | ({"weight_decay": 0.0} if spared else {})
 
 
@@ -143,18 +146,29 @@ def check_rates(optimizer: Optimizer, scheduler: object) -> None:
         )
 
 
-def _depths(module: nn.Module) -> dict[str, int]:
-    """How deep each parameter lies: 0 before the first block, and one more for each block.
+def _depths(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """How deep each parameter lies in its network, and how far from the head.
 
-    What follows the last block, the head among it, is one deeper than that.
+    Depth is 0 before the first block, and one more for each block. What follows the last block,
+    the head among it, is one deeper than that, and 0 from the head.
     """
-    depths: dict[str, int] = {}
-    blocks: dict[str, int] = {}
+    places: dict[str, tuple[str, int]] = {}
+    blocks: dict[str, dict[str, int]] = {}
     for name, _ in module.named_parameters():
-        found = _BLOCK.match(name.removeprefix("backbone.").removeprefix("network."))
-        if found is not None:
-            blocks.setdefault(found[0], len(blocks) + 1)
-            depths[name] = blocks[found[0]]
+        bare = name.removeprefix("backbone.")
+        network = found[0] if (found := _NETWORK.match(bare)) else ""
+        known = blocks.setdefault(network, {})
+        block = _BLOCK.match(bare.removeprefix(network))
+        if block is not None:
+            depth = known.setdefault(block[0], len(known) + 1)
         else:
-            depths[name] = len(blocks) + 1 if blocks else 0
-    return depths
+            depth = len(known) + 1 if known else 0
+        places[name] = network, depth
+    lasts = {network: len(known) + 1 if known else 0 for network, known in blocks.items()}
+    longest = max(lasts.values(), default=0)
+    # The head of networks side by side belongs to none of them.
+    outside = {network for network, last in lasts.items() if not network and last < longest}
+    return {
+        name: (longest, 0) if network in outside else (depth, lasts[network] - depth)
+        for name, (network, depth) in places.items()
+    }

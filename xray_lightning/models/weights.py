@@ -6,7 +6,7 @@ import pickletools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xray_lightning.errors import UserError, printable
 from xray_lightning.models.checkpoint import SAFETENSORS, read_safetensors
+from xray_lightning.terminal import counted
 
 PACKAGE = "package://"  # package://NAME/FILE: a file that an installed Python package ships
 LEAST_SHARE = 0.9  # of the backbone's numbers that a file must hold
@@ -74,7 +75,8 @@ class TakenOver:
             afresh: (tensors, numbers).
         left_first, new_first: names of the first of those.
         findings: whose rows of the last layer were taken over.
-        seen, trained_on, split_sha256: as of `Weights`.
+        seen: as of `Weights`.
+        trained_on: data set and SHA-256 of the split of each checkpoint of this project.
         normalize: the only `data.normalize` that suits the weights; None for any.
     """
 
@@ -87,14 +89,13 @@ class TakenOver:
     new_first: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
-    trained_on: str | None = None
-    split_sha256: str | None = None
+    trained_on: tuple[tuple[str, str | None], ...] = ()
     normalize: str | None = None
 
     @property
     def all_seen(self) -> tuple[str, ...]:
-        """`seen`, and the data set of a checkpoint of this project."""
-        return self.seen if self.trained_on is None else (*self.seen, self.trained_on)
+        """`seen`, and the data sets of checkpoints of this project."""
+        return tuple(dict.fromkeys((*self.seen, *(data for data, _ in self.trained_on))))
 
 
 def read_weights(given: str | Path, *, key: str = "model.weights_path") -> Weights:
@@ -266,75 +267,107 @@ def _of_torchxrayvision(state: Mapping[str, Tensor]) -> bool:
 
 def take_over(
     model: nn.Module,
-    weights: Weights,
-    *,
+    *files: Weights,
     head: str,
     findings: Sequence[str] | None = None,
 ) -> TakenOver:
-    """Load what fits of a file's weights into a model.
+    """Load what fits of files' weights into a model.
 
     Names are matched as they stand, without the prefix of a wrapper, as timm converts other
     projects' files, or else by order: the same kinds and shapes of tensors one after another. A
-    model that wraps a network says in `inner_prefix` what stands before the network's own names.
+    model that wraps networks says in `inner_prefixes` what stands before each one's own names.
 
     Args:
+        files: one of the whole model, or one for each of its networks.
         head: name of the last part of the model, whose outputs are the findings.
         findings: their names, to take over rows of a head that has others, too.
 
     Raises:
-        UserError: the file holds less than `LEAST_SHARE` of the numbers below the head.
+        UserError: a file holds less than `LEAST_SHARE` of the numbers below the head, or there
+            are not as many files as networks.
     """
     own = model.state_dict()
     trunk = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
-    given = {key: value.detach() for key, value in weights.state.items()}
-    found, how, names = _matched(model, own, trunk, given)
-    fitting = {k: _as_stem(value, own[k]) for k, value in found.items() if _fits(value, own[k])}
-    rows = _rows(found, own, head=head, theirs=weights.findings, ours=findings)
-    taken = {key: value for key, value in fitting.items() if key in trunk} | rows[0]
-    share = _share(found, trunk)
-    if share < LEAST_SHARE:
+    inner: Sequence[str] = getattr(model, "inner_prefixes", ("",))
+    parts = [(trunk, ("", *inner) if len(inner) == 1 else ("",))]
+    if len(files) > 1:
+        parts = [
+            ({k: v for k, v in trunk.items() if k.startswith(name)}, (name,)) for name in inner
+        ]
+    if len(parts) != len(files):
         raise UserError(
-            f"{weights.source}: the weights do not fit: of the numbers below {head.rstrip('.')} "
-            f"they hold {share:.0%}, and {LEAST_SHARE:.0%} are needed"
-            f"{_misfits(trunk, found, unexpected=[n for n in given if n not in {*names.values()}])}"
+            f"{files[0].source}: {len(files)} files of weights, and the model has "
+            f"{counted(len(inner), 'network')}: give one for each"
         )
-    if weights.input == TORCHXRAYVISION:
-        stem = next(key for key, tensor in own.items() if tensor.ndim == 4)
-        taken[stem] = taken[stem] * TORCHXRAYVISION_SCALE
+    taken: Found = {}
+    left: list[tuple[str, Tensor]] = []  # two files may have the same names
+    hows: dict[str, None] = {}
+    rows: tuple[str, ...] = ()
+    for weights, (part, prefixes) in zip(files, parts, strict=True):
+        given = {key: value.detach() for key, value in weights.state.items()}
+        found, how, names = _matched(model, own, part, given, prefixes)
+        unused = [name for name in given if name not in {*names.values()}]
+        _check_share(weights.source, part, found, head=head, unused=unused)
+        of_head, rows = _rows(found, own, head=head, theirs=weights.findings, ours=findings)
+        fitting = {
+            key: _as_stem(value, own[key])
+            for key, value in found.items()
+            if key in part and _fits(value, own[key])
+        }
+        if weights.input == TORCHXRAYVISION:
+            stem = next(key for key, tensor in part.items() if tensor.ndim == 4)
+            fitting[stem] = fitting[stem] * TORCHXRAYVISION_SCALE
+        taken |= fitting | of_head
+        used = {name for key, name in names.items() if key in taken}
+        left += [
+            (name, value)
+            for name, value in given.items()
+            if name not in used and not name.endswith(_COUNTER)
+        ]
+        hows[how] = None
     model.load_state_dict(taken, strict=False)
     counters = {key for key in own if key.endswith(_COUNTER)}
-    left = {name: given[name] for key, name in names.items() if key not in taken}
-    left |= {name: value for name, value in given.items() if name not in {*names.values()}}
-    left = {name: value for name, value in left.items() if not name.endswith(_COUNTER)}
     new = {key: own[key] for key in own if key not in taken.keys() | counters}
+    trained = [(one.trained_on, one.split_sha256) for one in files]
     return TakenOver(
-        source=weights.source,
-        how=how,
-        fits=_count(taken),
-        left=_count(left),
-        new=_count(new),
-        left_first=tuple(left)[:MOST_NAMED],
+        source=" and ".join(one.source for one in files),
+        how=" and ".join(hows),
+        fits=_count(taken.values()),
+        left=_count([value for _, value in left]),
+        new=_count(new.values()),
+        left_first=tuple(name for name, _ in left[:MOST_NAMED]),
         new_first=tuple(new)[:MOST_NAMED],
-        findings=rows[1],
-        seen=weights.seen,
-        trained_on=weights.trained_on,
-        split_sha256=weights.split_sha256,
-        normalize="symmetric" if weights.input == TORCHXRAYVISION else None,
+        findings=rows,
+        seen=tuple(dict.fromkeys(name for one in files for name in one.seen)),
+        trained_on=tuple((data, split) for data, split in trained if data is not None),
+        normalize="symmetric" if any(one.input == TORCHXRAYVISION for one in files) else None,
     )
 
 
 Found = dict[str, Tensor]
 
 
+def _check_share(
+    source: str, trunk: Found, found: Found, *, head: str, unused: Sequence[str]
+) -> None:
+    share = _share(found, trunk)
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"{source}: the weights do not fit: of the numbers below {head.rstrip('.')} they hold "
+            f"{share:.0%}, and {LEAST_SHARE:.0%} are needed"
+            f"{_misfits(trunk, found, unexpected=unused)}"
+        )
+
+
 def _matched(
-    model: nn.Module, own: Found, trunk: Found, given: Found
+    model: nn.Module, own: Found, trunk: Found, given: Found, prefixes: Sequence[str]
 ) -> tuple[Found, str, dict[str, str]]:
     """The file's tensors by the model's names, the way that fits best, and each one's name there.
 
     The names are empty where a conversion has changed them.
     """
     ways: list[tuple[Found, str, dict[str, str]]] = []
-    for inner in dict.fromkeys(("", getattr(model, "inner_prefix", ""))):
+    for inner in dict.fromkeys(prefixes):
         ours = {key.removeprefix(inner): key for key in own}
         names = {_OLD_DENSENET_KEY.sub(r"\1\2", key): key for key in given}
         prefix = _prefix(names, ours)
@@ -468,8 +501,8 @@ def _numbers(some: Mapping[str, Tensor], trunk: Found) -> int:
     return sum(v.numel() for k, v in some.items() if k in trunk and not k.endswith(_COUNTER))
 
 
-def _count(some: Mapping[str, Tensor]) -> tuple[int, int]:
-    return len(some), sum(tensor.numel() for tensor in some.values())
+def _count(some: Collection[Tensor]) -> tuple[int, int]:
+    return len(some), sum(tensor.numel() for tensor in some)
 
 
 def _misfits(trunk: Found, found: Found, *, unexpected: Sequence[str]) -> str:

@@ -132,8 +132,8 @@ def _model(run: Run) -> str:
 
 
 def _initialisation(run: Run) -> str:
-    if (path := run.settings.get("model.weights_path")) is not None:
-        return f"Weights of {str(path).rpartition('/')[2]}"
+    if run.weights_files:
+        return f"Weights of {' and '.join(path.rpartition('/')[2] for path in run.weights_files)}"
     pretrained = run.settings.get("model.pretrained")
     library = run.settings.get("model.library") or "torchvision"
     start = f"{library}'s pretrained weights" if pretrained else "Random weights"

@@ -130,6 +130,13 @@ class Run:
         return max(known, key=lambda e: (e.val_auroc_macro or 0.0, -e.epoch)).epoch + 1
 
     @property
+    def weights_files(self) -> list[str]:
+        """The files of weights that training began with; empty where it was none."""
+        given = self.settings.get("model.weights_path")
+        files = given if isinstance(given, list | tuple) else [given]
+        return [str(file) for file in files if file is not None]
+
+    @property
     def images(self) -> dict[str, int]:
         """Images per split."""
         return {side.name: side.images for side in self.sides}

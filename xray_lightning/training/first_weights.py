@@ -56,8 +56,8 @@ def _seen_of_test(taken: TakenOver, data: XrayDataModule) -> Iterator[str]:
     table = data.table("test")
     origin = _origin(str(data.name))
     named = list(taken.seen)
-    if taken.trained_on is not None and taken.split_sha256 != data.usable.split.sha256:
-        named.append(taken.trained_on)
+    split = data.usable.split.sha256
+    named += [name for name, other in taken.trained_on if other != split]
     for entry in named:
         if entry.lower().endswith(LISTS):
             listed = _listed(Path(entry))

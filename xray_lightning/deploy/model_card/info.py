@@ -584,8 +584,8 @@ def _fitted(checkpoint: CheckpointInfo) -> str:
 
 def _first_weights(run: Run) -> str:
     """The weights that training began with."""
-    if (path := run.settings.get("model.weights_path")) is not None:
-        return f"weights of {last_parts(str(path))}"
+    if run.weights_files:
+        return f"weights of {' and '.join(map(last_parts, run.weights_files))}"
     pretrained = run.settings.get("model.pretrained")
     library = run.settings.get("model.library") or "torchvision"
     names = {True: f"{library}'s pretrained weights", False: "random weights"}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn import functional
 from xray_lightning.deploy.model import Model, is_exported
 from xray_lightning.deploy.torch_backend import TorchNetwork
 from xray_lightning.errors import UserError
+from xray_lightning.models.backbones import StagePooling
 from xray_lightning.models.checkpoint import RestoredModel
 
 Maps = npt.NDArray[np.float32]
@@ -89,8 +91,12 @@ class Explainer:
 def gradcam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
     """Grad-CAM of the last convolutions (Selvaraju et al., ICCV 2017)."""
     if not _named_stages(model.backbone):
-        kept, gradient = feature_maps(model.backbone, images, finding)[-1]
-        return (gradient.mean(dim=(2, 3), keepdim=True) * kept).sum(dim=1, keepdim=True)
+        total = images.new_zeros(images.shape)
+        for maps in feature_maps(model.backbone, images, finding):
+            kept, gradient = maps[-1]
+            last = (gradient.mean(dim=(2, 3), keepdim=True) * kept).sum(dim=1, keepdim=True)
+            total = total + functional.interpolate(last.float(), images.shape[2:], mode="bilinear")
+        return total
     attribution = captum().LayerGradCam(model.backbone, stages(model.backbone)[-1])
     found: Tensor = attribution.attribute(
         images.requires_grad_(), target=finding, relu_attributions=True
@@ -108,8 +114,8 @@ def layercam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
         attribution = captum().LayerGradientXActivation(model.backbone, stages(model.backbone))
         of_stages = attribution.attribute(images.requires_grad_(), target=finding)
     else:
-        maps = feature_maps(model.backbone, images, finding)
-        of_stages = [kept * gradient for kept, gradient in maps]
+        networks = feature_maps(model.backbone, images, finding)
+        of_stages = [kept * gradient for maps in networks for kept, gradient in maps]
     total = images.new_zeros(images.shape)
     for products in of_stages:
         found = products.clamp(min=0).sum(dim=1, keepdim=True)  # (B, 1, h, w)
@@ -144,7 +150,9 @@ def _named_stages(backbone: nn.Module) -> list[nn.Module]:
 STAGES = 4  # grids that are looked at, the coarsest
 
 
-def feature_maps(backbone: nn.Module, images: Tensor, finding: int) -> list[tuple[Tensor, Tensor]]:
+def feature_maps(
+    backbone: nn.Module, images: Tensor, finding: int
+) -> list[list[tuple[Tensor, Tensor]]]:
     """The last map of each grid in a network of whatever names, and its gradient.
 
     What each part gives is looked at in the order of computing: a grid of places (B, C, h, w) or
@@ -153,32 +161,47 @@ def feature_maps(backbone: nn.Module, images: Tensor, finding: int) -> list[tupl
     token alone, it no longer does.
 
     Returns:
-        Both (B, C, h, w), from the finest grid to the coarsest, `STAGES` at most.
+        Of each network side by side: both (B, C, h, w), from the finest grid to the coarsest,
+        `STAGES` at most.
 
     Raises:
-        UserError: nothing in the network has places.
+        UserError: nothing in a network has places.
     """
-    kept: list[Tensor] = []
+    networks = backbone.networks if isinstance(backbone, StagePooling) else [backbone]
+    kept: list[tuple[int, Tensor]] = []
 
-    def keep(module: nn.Module, given: Any, out: Any) -> None:
+    def keep(number: int, module: nn.Module, given: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.requires_grad and out.shape[:1] == images.shape[:1]:
-            kept.append(out)  # other first sizes are those of windows
+            kept.append((number, out))  # other first sizes are those of windows
 
-    hooks = [part.register_forward_hook(keep) for part in backbone.modules() if part != backbone]
+    hooks = [
+        part.register_forward_hook(partial(keep, number))
+        for number, network in enumerate(networks)
+        for part in network.modules()
+        if part != backbone
+    ]
     try:
         logits: Tensor = backbone(images.requires_grad_())
     finally:
         for hook in hooks:
             hook.remove()
-    gradients = torch.autograd.grad(logits[:, finding].sum(), kept, allow_unused=True)
-    outputs = [
-        (out, slope) for out, slope in zip(kept, gradients, strict=True) if slope is not None
-    ]
-    layout = _Layout.of(backbone)
-    chosen = _last_maps(outputs, layout) or _last_maps(outputs, replace(layout, widths=frozenset()))
-    if not chosen:
-        raise UserError(f"xray explain finds no feature map in {type(backbone).__name__}")
-    return [chosen[side] for side in sorted(chosen, reverse=True)][-STAGES:]
+    gradients = torch.autograd.grad(
+        logits[:, finding].sum(), [out for _, out in kept], allow_unused=True
+    )
+    found: list[list[tuple[Tensor, Tensor]]] = []
+    for number, network in enumerate(networks):
+        outputs = [
+            (out, slope)
+            for (place, out), slope in zip(kept, gradients, strict=True)
+            if place == number and slope is not None
+        ]
+        layout = _Layout.of(network)
+        whatever = replace(layout, widths=frozenset())
+        chosen = _last_maps(outputs, layout) or _last_maps(outputs, whatever)
+        if not chosen:
+            raise UserError(f"xray explain finds no feature map in {type(network).__name__}")
+        found.append([chosen[side] for side in sorted(chosen, reverse=True)][-STAGES:])
+    return found
 
 
 @dataclass(frozen=True)
@@ -197,8 +220,7 @@ class _Layout:
     channels_last: bool
 
     @classmethod
-    def of(cls, backbone: nn.Module) -> "_Layout":
-        network = getattr(backbone, "network", backbone)  # within `StagePooling`
+    def of(cls, network: nn.Module) -> "_Layout":
         told = getattr(network, "feature_info", None)
         stages = [one["num_chs"] for one in told] if isinstance(told, list) else []
         head = [getattr(network, "num_features", None)] if stages else []
