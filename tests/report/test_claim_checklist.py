@@ -74,6 +74,15 @@ def test_the_files_of_weights_that_training_began_with_are_named(given: Any, tol
     assert told in str(answers(results)[24])
 
 
+@pytest.mark.parametrize(
+    "monitor, told", [(None, "The last epoch"), ("val/loss", "By val/loss on validation")]
+)
+def test_how_the_tested_epoch_was_chosen_is_told(monitor: str | None, told: str) -> None:
+    results = sample()
+    results["config"]["callbacks"] = {"best": {"monitor": monitor}}
+    assert told in map(str, answers(results).values())
+
+
 def test_patients_on_two_sides_are_not_called_disjoint() -> None:
     results = sample()
     assert answers(results)[20] == "Patients: none is on two sides"

@@ -156,7 +156,7 @@ def _training(run: Run) -> str:
 def _selection(run: Run) -> str:
     if run.best_epoch is None:
         monitor = run.settings.get("callbacks.best.monitor", "none recorded")
-        return f"By {monitor} on validation"
+        return "The last epoch" if monitor is None else f"By {monitor} on validation"
     return f"Epoch {run.best_epoch}, of the highest macro AUROC on validation; the test came after"
 
 
