@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from xray_lightning.errors import UserError, check_whole
 
-_NETWORK = re.compile(r"network\.|beside\.\d+\.")  # of `StagePooling`
 # `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`: what a parameter's depth is told by.
 _BLOCK = re.compile(r"^(?:features\.)?[^.]*?(?:\d+|(?:\.\d+)+)(?=\.)")
 
@@ -152,11 +151,12 @@ def _depths(module: nn.Module) -> dict[str, tuple[int, int]]:
     Depth is 0 before the first block, and one more for each block. What follows the last block,
     the head among it, is one deeper than that, and 0 from the head.
     """
+    prefixes = getattr(getattr(module, "backbone", module), "inner_prefixes", ())
     places: dict[str, tuple[str, int]] = {}
     blocks: dict[str, dict[str, int]] = {}
     for name, _ in module.named_parameters():
         bare = name.removeprefix("backbone.")
-        network = found[0] if (found := _NETWORK.match(bare)) else ""
+        network = next((prefix for prefix in prefixes if bare.startswith(prefix)), "")
         known = blocks.setdefault(network, {})
         block = _BLOCK.match(bare.removeprefix(network))
         if block is not None:

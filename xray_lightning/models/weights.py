@@ -306,8 +306,7 @@ def take_over(
     for weights, (part, prefixes) in zip(files, parts, strict=True):
         given = {key: value.detach() for key, value in weights.state.items()}
         found, how, names = _matched(model, own, part, given, prefixes)
-        unused = [name for name in given if name not in {*names.values()}]
-        _check_share(weights.source, part, found, head=head, unused=unused)
+        _check_share(weights, part, found, head=head, used=names.values())
         of_head, rows = _rows(found, own, head=head, theirs=weights.findings, ours=findings)
         fitting = {
             key: _as_stem(value, own[key])
@@ -348,13 +347,14 @@ Found = dict[str, Tensor]
 
 
 def _check_share(
-    source: str, trunk: Found, found: Found, *, head: str, unused: Sequence[str]
+    weights: Weights, trunk: Found, found: Found, *, head: str, used: Collection[str]
 ) -> None:
     share = _share(found, trunk)
     if share < LEAST_SHARE:
+        unused = [name for name in weights.state if name not in used]
         raise UserError(
-            f"{source}: the weights do not fit: of the numbers below {head.rstrip('.')} they hold "
-            f"{share:.0%}, and {LEAST_SHARE:.0%} are needed"
+            f"{weights.source}: the weights do not fit: of the numbers below {head.rstrip('.')} "
+            f"they hold {share:.0%}, and {LEAST_SHARE:.0%} are needed"
             f"{_misfits(trunk, found, unexpected=unused)}"
         )
 
