@@ -17,7 +17,8 @@ from torchvision.models import get_model
 from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone, taken_over
-from xray_lightning.models.weights import PATHOLOGIES, TakenOver
+from xray_lightning.models.weights_file import PATHOLOGIES
+from xray_lightning.models.weights_transfer import TakenOver
 
 ARCH = "resnet18"
 

@@ -19,7 +19,8 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from xray_lightning.errors import UserError, check_whole, one_line
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.weights import TakenOver, Weights, first_line, read_weights, take_over
+from xray_lightning.models.weights_file import Weights, first_line, read_weights
+from xray_lightning.models.weights_transfer import TakenOver, take_over
 
 LIBRARIES = ("torchvision", "timm")
 # Arguments that say what a model begins with, and nothing of the model.
@@ -66,7 +67,7 @@ def build_backbone(
         image_size: side of the images; timm's transformers are built for one.
         pretrained: start from the library's ImageNet weights, downloaded once. The head is always
             drawn afresh.
-        weights_path: a file of weights, see `weights.read_weights`, or one for each network of
+        weights_path: a file of weights, see `weights_file.read_weights`, or one for each network of
             `arch`; what was taken over is the model's `taken_over`.
         weights_seen: data sets, or lists of images, that those weights were trained on; None for
             what the file or its sidecar says.

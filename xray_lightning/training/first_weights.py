@@ -11,7 +11,7 @@ from rich.table import Table
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError, printable
 from xray_lightning.findings import folded
-from xray_lightning.models.weights import TakenOver
+from xray_lightning.models.weights_transfer import TakenOver
 
 LISTS = (".csv", ".txt")  # of images, among what weights have seen
 # Names under which people know the images of one source, as `folded` leaves them.
