@@ -43,7 +43,7 @@ from xray_lightning.errors import (
     printable,
 )
 from xray_lightning.files import hold, reader_has_gone
-from xray_lightning.runs.record import LOG_NAME, RUNNING, RunRecord
+from xray_lightning.runs.results_json import LOG_NAME, RUNNING, RunRecord
 from xray_lightning.runs.sweep import CONDUCT, PRUNED
 from xray_lightning.training.launch import (
     Failure,

@@ -23,7 +23,7 @@ from xray_lightning.data.cache_build import ensure_cache
 from xray_lightning.data.decode_resize import read_gray
 from xray_lightning.data.image_files import IMAGE_SUFFIXES
 from xray_lightning.files import write_atomically
-from xray_lightning.parallel import threads
+from xray_lightning.workers import threads
 
 SIZE = 224
 

@@ -17,7 +17,7 @@ from torchvision.transforms import Compose, Resize, ToTensor
 
 from benchmarks.arms import Side, Workload
 from xray_lightning.data.transforms import EPSILON
-from xray_lightning.parallel import threads
+from xray_lightning.workers import threads
 
 Loaded = Iterator[tuple[Tensor, Tensor]]
 

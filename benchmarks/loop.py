@@ -33,7 +33,7 @@ from xray_lightning.errors import InterruptedRunError, RunFailedError, XrayError
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import Speed
 from xray_lightning.models.backbones import build_backbone
-from xray_lightning.runs.record import FILE_NAME
+from xray_lightning.runs.results_json import FILE_NAME
 from xray_lightning.training.callbacks import WARMUP_STEPS
 from xray_lightning.training.launch import quoted
 from xray_lightning.training.strategies import die_with_parent

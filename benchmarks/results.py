@@ -206,7 +206,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "isal", "tim
 def machine(accelerator: str = "cpu") -> dict[str, Any]:
     """Processor, cores, memory in GiB, GPU (None on a CPU), system, and versions of packages."""
     from xray_lightning.hardware import device_name
-    from xray_lightning.parallel import threads
+    from xray_lightning.workers import threads
 
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {

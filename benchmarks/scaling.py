@@ -27,7 +27,7 @@ from benchmarks.scaling_model import errors, fit, points_of
 from benchmarks.scaling_page import summary_table, write_page
 from xray_lightning.errors import UserError
 from xray_lightning.files import write_atomically
-from xray_lightning.parallel import threads as cores
+from xray_lightning.workers import threads as cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LINKS = (None, 1000.0, 100.0, 10.0)  # Mbit/s

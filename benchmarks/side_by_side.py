@@ -49,10 +49,10 @@ from xray_lightning.cli import main as cli
 from xray_lightning.errors import RunFailedError, UserError, XrayError, check_whole, one_line
 from xray_lightning.files import write_atomically
 from xray_lightning.hardware import choose_accelerator
-from xray_lightning.parallel import threads
 from xray_lightning.progress import live_bar, on_terminal
-from xray_lightning.runs.record import finite
+from xray_lightning.runs.results_json import finite
 from xray_lightning.training.callbacks import WARMUP_STEPS
+from xray_lightning.workers import threads
 
 # Relative, of two losses that should be equal. The first comes from the pixels, the weights and
 # the order alone. Then Adam's updates, the learning rate times the gradient's sign whatever its

@@ -20,7 +20,7 @@ from benchmarks.results import record, spread
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.compare import of_one_recipe
 from xray_lightning.files import check_file, write_atomically
-from xray_lightning.runs.folder import Run, read_run
+from xray_lightning.runs.run_folder import Run, read_run
 
 COLUMNS = [
     *("recipe", "model", "px", "epochs", "test macro AUROC, each", "mean"),

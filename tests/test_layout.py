@@ -11,7 +11,7 @@ from conftest import REPOSITORY, TRAIN_PY, Ended
 
 PACKAGE = REPOSITORY / "xray_lightning"
 ORDER = [
-    *("errors", "findings", "files", "parallel", "progress", "terminal", "hardware", "html"),
+    *("errors", "findings", "files", "workers", "progress", "terminal", "hardware", "html"),
     *("data", "models", "runs", "evaluation", "training", "report", "deploy", "cli"),
 ]
 # Names that say nothing to a reader of the field.

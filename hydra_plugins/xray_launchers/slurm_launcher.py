@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from xray_lightning.errors import EXIT_RUN_FAILED, UserError
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.results_json import RunRecord
 from xray_lightning.training.launch import exit_codes, job_command
 
 log = logging.getLogger("xray")

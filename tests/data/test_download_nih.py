@@ -284,7 +284,7 @@ def test_a_kill_while_an_archive_is_unpacked_leaves_whole_images_and_ends_whole(
 
 
 def test_ctrl_c_is_told_as_such() -> None:
-    from xray_lightning.parallel import all_of
+    from xray_lightning.workers import all_of
 
     stop, ended = threading.Event(), threading.Event()
     told: list[bool] = []

@@ -13,7 +13,7 @@ from conftest import REPOSITORY, tiny_classifier
 
 from xray_lightning.data.transforms import Normalize
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.checkpoint_entry import describe_best
+from xray_lightning.evaluation.fitted_in_checkpoint import describe_best
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.backbones import build_backbone

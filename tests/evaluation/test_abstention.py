@@ -19,7 +19,7 @@ from xray_lightning.evaluation.abstention import (
     AbstentionRule,
     misses_allowed,
 )
-from xray_lightning.evaluation.checkpoint_entry import abstention_of
+from xray_lightning.evaluation.fitted_in_checkpoint import abstention_of
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS

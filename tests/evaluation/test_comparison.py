@@ -17,9 +17,9 @@ from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import NO_SPREAD
 from xray_lightning.evaluation.compare import Comparison, comparable, compare, gain, summarise_seeds
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.scores import SCORES
+from xray_lightning.evaluation.resampled_scores import SCORES
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.folder import Run, run_of
+from xray_lightning.runs.run_folder import Run, run_of
 
 SAMPLE = Path(__file__).parent.parent / "results_sample.json"
 PRESENT = FINDINGS[:4]  # the others are in no image, which costs less time to resample

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.cross_validation import OutOfFold, OutOfFoldMetadata
+from xray_lightning.evaluation.evaluate_predictions import recompute
 from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.recomputation import recompute
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import csv_of, read_predictions
 

@@ -18,8 +18,8 @@ from predicted import of_model
 
 from xray_lightning.evaluation.compare import summarise_seeds
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.folder import read_run
 from xray_lightning.runs.predictions import csv_of, read_predictions
+from xray_lightning.runs.run_folder import read_run
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from xray_lightning import files as atomic
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.checkpoint_entry import describe_best, fitted_of
+from xray_lightning.evaluation.fitted_in_checkpoint import describe_best, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint

@@ -8,7 +8,7 @@ import pytest
 from predicted import table
 
 from xray_lightning.evaluation.calibration import Calibrator
-from xray_lightning.evaluation.checkpoint_entry import describe_best, fitted_of
+from xray_lightning.evaluation.fitted_in_checkpoint import describe_best, fitted_of
 from xray_lightning.evaluation.judge import Judge
 from xray_lightning.evaluation.operating_points import OperatingRule
 from xray_lightning.findings import FINDINGS

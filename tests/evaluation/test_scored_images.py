@@ -16,9 +16,9 @@ from predicted import calibration, grouped, points, table
 from xray_lightning.data.loader import EpochOrder
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.calibration import Calibrator
+from xray_lightning.evaluation.evaluate_predictions import recompute
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
-from xray_lightning.evaluation.recomputation import recompute
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import csv_of, read_predictions
 from xray_lightning.runs.summary import subgroups_said

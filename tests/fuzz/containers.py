@@ -29,7 +29,7 @@ from xray_lightning.deploy.onnx_backend import OnnxMember, add_metadata, describ
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.evaluation.abstention import Abstention
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.checkpoint_entry import (
+from xray_lightning.evaluation.fitted_in_checkpoint import (
     Recalibrated,
     abstention_of,
     fitted_entry,

@@ -24,7 +24,7 @@ from xray_lightning.data.cache import CHUNK, CacheManifest, ImageSet, condition,
 from xray_lightning.data.cache_build import CacheBeside, ensure_cache
 from xray_lightning.data.decode_resize import DECODER_VERSION
 from xray_lightning.errors import UserError
-from xray_lightning.runs.folder import DamagedResultsError, Provenance, read_run
+from xray_lightning.runs.run_folder import DamagedResultsError, Provenance, read_run
 
 # -- results.json ----------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 from xray_lightning.report.write import write_run_report
-from xray_lightning.runs.folder import read_run
 from xray_lightning.runs.predictions import read_predictions, write_predictions
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.results_json import RunRecord
+from xray_lightning.runs.run_folder import read_run
 
 SIDE = 16
 

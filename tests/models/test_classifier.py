@@ -20,7 +20,7 @@ from xray_lightning.data.transforms import Normalize
 from xray_lightning.errors import EXIT_RUN_FAILED, RunFailedError, UserError
 from xray_lightning.findings import FINDINGS
 from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.outputs import finding_auroc
+from xray_lightning.models.gathered_outputs import finding_auroc
 
 COUNT = len(FINDINGS)
 

@@ -12,7 +12,7 @@ from xray_lightning.deploy.model_card.card import checklist_table
 from xray_lightning.report.claim_checklist import items, left_to_authors
 from xray_lightning.report.wording import imaged
 from xray_lightning.report.write import write_run_report
-from xray_lightning.runs.folder import Run, run_of
+from xray_lightning.runs.run_folder import Run, run_of
 
 WHO = {
     "sex": {"female": 30, "male": 60, "unknown": 10},

@@ -26,7 +26,7 @@ from predicted import frame
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.metrics import Evaluator
-from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ALWAYS_NEGATIVE
+from xray_lightning.evaluation.published_results import OFFICIAL_TEST_IMAGES, PAPER_ALWAYS_NEGATIVE
 from xray_lightning.findings import FINDINGS
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.sections import Mistake, most_confident, with_pictures

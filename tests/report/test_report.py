@@ -13,7 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from xray_lightning.errors import RunFailedError, UserError
-from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
+from xray_lightning.evaluation.published_results import (
+    OFFICIAL_TEST_IMAGES,
+    PAPER_ROWS,
+    PUBLISHED_AUROCS,
+)
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import build_report, print_report, write_report, write_run_report

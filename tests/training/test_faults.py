@@ -17,7 +17,7 @@ import pytest
 from conftest import TRAIN_PY, Ended, Train, environment
 
 from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.runs.folder import GONE, read_run
+from xray_lightning.runs.run_folder import GONE, read_run
 
 LIMIT = 90.0  # seconds in which every faulty job must have ended, on a busy machine
 

@@ -20,7 +20,8 @@ from xray_lightning.errors import InterruptedRunError, UserError
 from xray_lightning.models import classifier as module
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.models.fine_tuning import FineTuning
-from xray_lightning.models.schedules import ImageGrowth, warmup_cosine
+from xray_lightning.models.image_growth import ImageGrowth
+from xray_lightning.models.schedules import warmup_cosine
 from xray_lightning.training.callbacks import Throughput
 from xray_lightning.training.interruption import FitClock, Interruption
 from xray_lightning.training.launch import SIGNALS

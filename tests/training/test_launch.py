@@ -16,7 +16,7 @@ from xray_lightning.errors import (
     RunFailedError,
     UserError,
 )
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.results_json import RunRecord
 from xray_lightning.training.launch import Failure, interrupted
 from xray_lightning.training.strategies import World
 

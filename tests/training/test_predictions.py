@@ -8,7 +8,7 @@ from rich.console import Console
 
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
-from xray_lightning.models.outputs import Outputs
+from xray_lightning.models.gathered_outputs import Outputs
 from xray_lightning.runs.predictions import prediction_table
 from xray_lightning.runs.summary import metrics_table
 

@@ -18,8 +18,8 @@ from lightning.pytorch import seed_everything
 from xray_lightning.data.loader import Batch, EpochOrder
 from xray_lightning.models.backbones import build_backbone
 from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.models.outputs import Outputs
-from xray_lightning.runs.record import flat
+from xray_lightning.models.gathered_outputs import Outputs
+from xray_lightning.runs.results_json import flat
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from xray_lightning.runs.record import (
+from xray_lightning.runs.results_json import (
     FILE_NAME,
     RunRecord,
     bare_environment,

@@ -12,7 +12,7 @@ import yaml
 from conftest import Ended, Train
 
 from xray_lightning.errors import EXIT_USER_ERROR, UserError
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.results_json import RunRecord
 from xray_lightning.training.resume import refuse_foreign_settings, refuse_other_configuration
 
 CALLS = "shutil.copyfile"

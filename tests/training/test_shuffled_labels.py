@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from xray_lightning.errors import InterruptedRunError
 from xray_lightning.models.checkpoint import read_checkpoint
-from xray_lightning.runs.folder import read_run
+from xray_lightning.runs.run_folder import read_run
 from xray_lightning.training.interruption import Interruption
 from xray_lightning.training.shuffled_labels import (
     EndAfter,

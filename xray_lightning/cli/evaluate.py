@@ -151,7 +151,7 @@ def evaluate(
             named = ", ".join("--" + name.replace("_", "-") for name in of_checkpoints)
             raise UserError(f"{named}: of checkpoints, not of --predictions; leave it out")
         check_json(json)
-        from xray_lightning.evaluation.recomputation import recompute
+        from xray_lightning.evaluation.evaluate_predictions import recompute
         from xray_lightning.evaluation.tables import show_recomputed
 
         recomputed = recompute(
@@ -231,9 +231,9 @@ def recalibrate(
 
     Example: [bold]xray recalibrate best.ckpt --data /data/site --out site.ckpt[/bold]
     """
+    from xray_lightning.evaluation.evaluation_data import DataChoice
     from xray_lightning.evaluation.recalibration import recalibrate as refit
     from xray_lightning.evaluation.recalibration import show_recalibration
-    from xray_lightning.evaluation.scored_data import DataChoice
 
     done = refit(
         checkpoint,

@@ -59,7 +59,7 @@ def write_json(path: Path | None, content: dict[str, object]) -> None:
         return
     from json import dumps
 
-    from xray_lightning.runs.record import finite
+    from xray_lightning.runs.results_json import finite
 
     write_text(path, dumps(finite(content), indent=1, allow_nan=False) + "\n")
 

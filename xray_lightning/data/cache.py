@@ -24,8 +24,8 @@ from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import SIDES, Split
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import write_atomically
-from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance
+from xray_lightning.workers import in_threads, threads
 
 Rows = npt.NDArray[np.int64]
 

@@ -30,8 +30,8 @@ from xray_lightning.data.cache import (
 from xray_lightning.data.decode_resize import DECODER_VERSION, UnreadableImageError, read_gray
 from xray_lightning.errors import RunFailedError, UserError, printable
 from xray_lightning.files import DISK_FULL, free_bytes, remove_leftovers, write_atomically
-from xray_lightning.parallel import in_threads, threads
 from xray_lightning.progress import Advance, Display, unseen
+from xray_lightning.workers import in_threads, threads
 
 
 class CacheBeside:

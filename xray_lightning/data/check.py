@@ -31,9 +31,9 @@ from xray_lightning.data.splits import (
     sides_of_column,
 )
 from xray_lightning.errors import UserError, check_whole, printable
-from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
 from xray_lightning.terminal import counted
+from xray_lightning.workers import threads
 
 SCHEMA_VERSION = 1
 _UNKNOWN = UNKNOWN_PATIENT + ": "  # how the manifest begins a patient of its own

@@ -16,8 +16,8 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from xray_lightning.data import dicom, png
 from xray_lightning.errors import UserError
-from xray_lightning.parallel import in_threads
 from xray_lightning.progress import Advance
+from xray_lightning.workers import in_threads
 
 Gray = npt.NDArray[np.uint8]
 

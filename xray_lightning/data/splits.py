@@ -23,6 +23,7 @@ from xray_lightning.data.sources.nih import NIH_LISTS
 from xray_lightning.errors import UserError
 from xray_lightning.files import write_atomically
 from xray_lightning.findings import NO_FINDING
+from xray_lightning.terminal import readable
 
 SIDES = ("train", "val", "test")
 NAMES = ("official", "patient_random", "ai4m", "column")
@@ -464,9 +465,7 @@ def render_split_table(table: pd.DataFrame, *, title: str) -> Table:
             f"{count:,} {_percent(count, total) if labels else '':>5}"
             for count, total in zip(row, images, strict=True)
         ]
-        rendered.add_row(
-            str(name).replace("_", " "), *cells, end_section=name in (IMAGES, NO_FINDING)
-        )
+        rendered.add_row(readable(str(name)), *cells, end_section=name in (IMAGES, NO_FINDING))
     return rendered
 
 

@@ -15,9 +15,9 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.deploy.onnx_backend import IMAGES, OnnxMember, add_metadata, quiet
 from xray_lightning.evaluation.compare import Comparison, compare
 from xray_lightning.evaluation.ensemble import Member, labelled
-from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
+from xray_lightning.evaluation.evaluation_data import DataChoice, data_for, seen_before
 from xray_lightning.progress import Display
-from xray_lightning.runs.folder import Provenance
+from xray_lightning.runs.run_folder import Provenance
 
 CALIBRATION_IMAGES = 200  # of the validation side, whose activations set the ranges
 BATCH = 20

@@ -13,7 +13,7 @@ from xray_lightning.deploy.preprocess import Decoded, Preprocessing, decoded_bat
 from xray_lightning.deploy.unusual_inputs import Picture
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.checkpoint_entry import AVERAGES, Described, fits, fitted_of
+from xray_lightning.evaluation.fitted_in_checkpoint import AVERAGES, Described, fits, fitted_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 
 

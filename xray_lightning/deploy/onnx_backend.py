@@ -16,10 +16,10 @@ import numpy.typing as npt
 from xray_lightning.data.decode_resize import DECODER_VERSION
 from xray_lightning.errors import RunFailedError, UserError, brief, one_line
 from xray_lightning.evaluation.calibration import sigmoid
-from xray_lightning.evaluation.checkpoint_entry import check_alike, chosen_tta, tta_of
+from xray_lightning.evaluation.fitted_in_checkpoint import check_alike, chosen_tta, tta_of
 from xray_lightning.findings import check_findings
 from xray_lightning.html.page import NOTICE
-from xray_lightning.parallel import threads
+from xray_lightning.workers import threads
 
 SCHEMA_VERSION = 1
 IMAGES, PROBABILITIES, LOGITS = "images", "probabilities", "logits"  # names in the graph

@@ -29,7 +29,7 @@ from xray_lightning.data.decode_resize import (
 )
 from xray_lightning.deploy.unusual_inputs import Picture, Rule, flags
 from xray_lightning.errors import UserError
-from xray_lightning.parallel import in_threads
+from xray_lightning.workers import in_threads
 
 SAID_BY = {
     "modality": "another modality than radiography",

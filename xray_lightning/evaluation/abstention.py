@@ -24,7 +24,7 @@ import pandas as pd
 
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import ONE_PATIENT, Estimate, share, undefined_reasons
-from xray_lightning.evaluation.fitted_values import FittedValues
+from xray_lightning.evaluation.fitted_value_checks import FittedValues
 from xray_lightning.evaluation.operating_points import CLOSEST, OperatingPoints
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import (

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.evaluation.fitted_values import FittedValues
+from xray_lightning.evaluation.fitted_value_checks import FittedValues
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
 

@@ -17,12 +17,12 @@ import pandas as pd
 
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.evaluation.bootstrap import NAN, Estimate
-from xray_lightning.evaluation.scores import SCORES, Resampled, TableScores
+from xray_lightning.evaluation.resampled_scores import SCORES, Resampled, TableScores
 from xray_lightning.findings import differing
-from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.predictions import LABEL, findings_of, read_predictions
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import FREE_KEYS, leaving_out, predictions_name
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import FREE_KEYS, leaving_out, predictions_name
+from xray_lightning.runs.run_folder import DamagedResultsError, Run, read_run
 
 
 @dataclass(frozen=True)

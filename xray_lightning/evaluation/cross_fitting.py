@@ -16,9 +16,9 @@ from xray_lightning.evaluation.ensemble import (
     member_logits,
     probabilities_of,
 )
+from xray_lightning.evaluation.evaluation_data import MappedData
 from xray_lightning.evaluation.mapped_findings import MappedFindings
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
-from xray_lightning.evaluation.scored_data import MappedData
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages

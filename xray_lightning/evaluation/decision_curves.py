@@ -23,7 +23,7 @@ from xray_lightning.evaluation.bootstrap import (
     NO_SPREAD,
     patient_draws,
 )
-from xray_lightning.evaluation.scores import sums_by_patient
+from xray_lightning.evaluation.resampled_scores import sums_by_patient
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_class
 
 # 25 thresholds, about evenly spaced in their logarithm and denser below 10 %: prevalences lie

@@ -14,9 +14,9 @@ import torch
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.data.loader import Batch
 from xray_lightning.errors import RunFailedError
-from xray_lightning.evaluation.checkpoint_entry import check_alike, chosen_tta
+from xray_lightning.evaluation.fitted_in_checkpoint import check_alike, chosen_tta
 from xray_lightning.models.checkpoint import RestoredModel, read_checkpoint, restore
-from xray_lightning.models.outputs import Outputs, augmented_logits
+from xray_lightning.models.gathered_outputs import Outputs, augmented_logits
 from xray_lightning.progress import Advance, Display
 from xray_lightning.runs.predictions import prediction_table
 

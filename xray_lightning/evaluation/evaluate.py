@@ -15,15 +15,16 @@ from xray_lightning.data.datamodule import SIDES, XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import Abstention, AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.checkpoint_entry import (
+from xray_lightning.evaluation.compare import SCORES, gain
+from xray_lightning.evaluation.ensemble import Answers, Member, read_members
+from xray_lightning.evaluation.evaluation_data import DataChoice, data_for, seen_before
+from xray_lightning.evaluation.fitted_in_checkpoint import (
     AGREED,
     AVERAGES,
     abstention_of,
     fits,
     fitted_of,
 )
-from xray_lightning.evaluation.compare import SCORES, gain
-from xray_lightning.evaluation.ensemble import Answers, Member, read_members
 from xray_lightning.evaluation.grouping import SUBGROUPS
 from xray_lightning.evaluation.judge import training_prevalences
 from xray_lightning.evaluation.label_agreement import ExpertOptions
@@ -31,15 +32,14 @@ from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataM
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
-from xray_lightning.evaluation.scored_data import DataChoice, data_for, seen_before
 from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.findings import differing
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import write_predictions
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import finite, predictions_name
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import finite, predictions_name
+from xray_lightning.runs.run_folder import Provenance
 
 FILE_NAME = "evaluation.json"
 SCHEMA_VERSION = 1

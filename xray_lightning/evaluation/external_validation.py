@@ -23,10 +23,11 @@ from xray_lightning.evaluation.bootstrap import (
     resampled,
 )
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.checkpoint_entry import Recalibrated, fitted_of
 from xray_lightning.evaluation.cross_fitting import FOLDS, CrossFitted, Site
 from xray_lightning.evaluation.ensemble import read_members
 from xray_lightning.evaluation.evaluate import Options, Scored, folder_for, head
+from xray_lightning.evaluation.evaluation_data import labels_not_named, mapped_data_for, seen_before
+from xray_lightning.evaluation.fitted_in_checkpoint import Recalibrated, fitted_of
 from xray_lightning.evaluation.mapped_findings import (
     CallScores,
     MappedFindings,
@@ -35,12 +36,11 @@ from xray_lightning.evaluation.mapped_findings import (
 )
 from xray_lightning.evaluation.metrics import reliability
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
-from xray_lightning.evaluation.scored_data import labels_not_named, mapped_data_for, seen_before
-from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, sums_by_patient, too_few
+from xray_lightning.evaluation.resampled_scores import COUNTS, THRESHOLD, sums_by_patient, too_few
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages, read_predictions
-from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.results_json import predictions_name
+from xray_lightning.runs.run_folder import Provenance
 
 Drawn = tuple[dict[str, Floats], dict[str, Floats]]  # plain, and of each resample
 

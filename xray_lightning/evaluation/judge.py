@@ -11,7 +11,7 @@ from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import AbstentionRule
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.checkpoint_entry import (
+from xray_lightning.evaluation.fitted_in_checkpoint import (
     abstention_of,
     check_tta,
     describe_best,

@@ -24,7 +24,7 @@ from xray_lightning.evaluation.mapped_findings import (
     figures_of,
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
-from xray_lightning.evaluation.scores import COUNTS, THRESHOLD, rates
+from xray_lightning.evaluation.resampled_scores import COUNTS, THRESHOLD, rates
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages
 from xray_lightning.terminal import (
     Column,

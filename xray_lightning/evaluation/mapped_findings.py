@@ -16,8 +16,13 @@ import numpy as np
 
 from xray_lightning.evaluation.bootstrap import FEW_PATIENTS, Estimate, Ranking, undefined_reasons
 from xray_lightning.evaluation.predictive_values import FEW_CALLED, NONE_CALLED, few_patients
-from xray_lightning.evaluation.scores import COUNTS, confusion_by_patient, rates, unless_enough
-from xray_lightning.evaluation.scores import too_few as too_few_to_score
+from xray_lightning.evaluation.resampled_scores import (
+    COUNTS,
+    confusion_by_patient,
+    rates,
+    unless_enough,
+)
+from xray_lightning.evaluation.resampled_scores import too_few as too_few_to_score
 from xray_lightning.runs.predictions import (
     Bools,
     Floats,

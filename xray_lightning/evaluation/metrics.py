@@ -31,7 +31,7 @@ from xray_lightning.evaluation.metadata_baseline import (
 )
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.evaluation.predictive_values import StatedPrevalence, predictive_values
-from xray_lightning.evaluation.scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
+from xray_lightning.evaluation.resampled_scores import COUNTS, MACRO, THRESHOLD, Scores, too_few
 from xray_lightning.evaluation.subgroups import Subgroups
 from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_class
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.fitted_values import FittedValues
-from xray_lightning.evaluation.scores import THRESHOLD
+from xray_lightning.evaluation.fitted_value_checks import FittedValues
+from xray_lightning.evaluation.resampled_scores import THRESHOLD
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
 

@@ -15,26 +15,26 @@ from xray_lightning.data.label_map import LabelMap
 from xray_lightning.data.manifest import check_folder
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.calibration import Calibration, Calibrator
-from xray_lightning.evaluation.checkpoint_entry import (
+from xray_lightning.evaluation.cross_fitting import Site, fit_both, too_few_to_fit, why_not
+from xray_lightning.evaluation.ensemble import Member
+from xray_lightning.evaluation.evaluation_data import (
+    DataChoice,
+    mapped_data_for,
+    seen_before,
+)
+from xray_lightning.evaluation.fitted_in_checkpoint import (
     RECALIBRATED,
     Recalibrated,
     fitted_entry,
     fitted_of,
 )
-from xray_lightning.evaluation.cross_fitting import Site, fit_both, too_few_to_fit, why_not
-from xray_lightning.evaluation.ensemble import Member
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
-from xray_lightning.evaluation.scored_data import (
-    DataChoice,
-    mapped_data_for,
-    seen_before,
-)
-from xray_lightning.evaluation.scores import THRESHOLD
+from xray_lightning.evaluation.resampled_scores import THRESHOLD
 from xray_lightning.files import check_writable
 from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 from xray_lightning.progress import Display, unseen
-from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import ScoredImages
+from xray_lightning.runs.run_folder import Provenance
 from xray_lightning.terminal import (
     NONE,
     Column,

@@ -12,9 +12,9 @@ from xray_lightning import terminal
 from xray_lightning.data.splits import WHOLE
 from xray_lightning.evaluation.compare import Comparison
 from xray_lightning.evaluation.evaluate import Scored
+from xray_lightning.evaluation.evaluate_predictions import Recomputed
 from xray_lightning.evaluation.external_validation import AT_POINTS
 from xray_lightning.evaluation.label_agreement import show_expert_labels
-from xray_lightning.evaluation.recomputation import Recomputed
 from xray_lightning.runs.summary import metrics_table
 from xray_lightning.terminal import (
     Column,

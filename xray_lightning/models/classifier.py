@@ -24,8 +24,7 @@ from xray_lightning.models.checkpoint import (
 )
 from xray_lightning.models.cuda_graph import StepGraph
 from xray_lightning.models.fine_tuning import FineTuning, check_rates, without_gradient
-from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
-from xray_lightning.models.outputs import (
+from xray_lightning.models.gathered_outputs import (
     Outputs,
     Predictions,
     augmented_logits,
@@ -33,7 +32,9 @@ from xray_lightning.models.outputs import (
     in_table_order,
     macro,
 )
-from xray_lightning.models.schedules import ImageGrowth, RateScaling, ScaledRate
+from xray_lightning.models.image_growth import ImageGrowth
+from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
+from xray_lightning.models.schedules import RateScaling, ScaledRate
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from xray_lightning.report import wording
-from xray_lightning.runs.folder import Run
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.terminal import NONE, count, counted, readable, with_interval
 
 SOURCE = (

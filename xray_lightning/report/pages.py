@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.published import PAPER
+from xray_lightning.evaluation.published_results import PAPER
 from xray_lightning.html.page import rendered
 from xray_lightning.report import (
     claim_checklist,
@@ -31,9 +31,9 @@ from xray_lightning.report.tables import of_paper, paper_tables, published_table
 from xray_lightning.report.trials import SweepReport
 from xray_lightning.report.wording import label_of, on_published_split
 from xray_lightning.report.write import PAGE, Report, damaged_line
-from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import PROBABILITY, read_predictions
-from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.results_json import predictions_name
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.terminal import Table, counted
 
 PREDICTIONS = predictions_name("test")

@@ -28,7 +28,7 @@ from xray_lightning.html.figures import (
     inline,
     png,
 )
-from xray_lightning.runs.folder import Run
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.runs.schema import Bin, Interval
 
 Floats = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.html.page import data_uri
 from xray_lightning.report import clinical_wording, plots
 from xray_lightning.report.plots import precision_recall_curve, roc_curve, thinned
-from xray_lightning.runs.folder import Run
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.runs.schema import CalibrationMetrics, Subgroup, TestMetrics, Timing
 from xray_lightning.terminal import decimal, duration, readable
 

@@ -8,7 +8,7 @@ import pandas as pd
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.bootstrap import Estimate
 from xray_lightning.evaluation.compare import SeedSummary, Spread, compare, summarise_seeds
-from xray_lightning.evaluation.published import (
+from xray_lightning.evaluation.published_results import (
     OFFICIAL_TEST_IMAGES,
     PAPER_ALWAYS_NEGATIVE,
     PAPER_CONDITIONS,
@@ -28,9 +28,9 @@ from xray_lightning.report.wording import (
     state,
     state_notes,
 )
-from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions
-from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.results_json import predictions_name
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.runs.schema import Interval, TestMetrics
 from xray_lightning.terminal import (
     NONE,

@@ -10,9 +10,9 @@ from typing import Any
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.evaluation.selection_optimism import Optimism, optimism_of
 from xray_lightning.report.tables import of_paper
-from xray_lightning.runs.folder import Run
 from xray_lightning.runs.predictions import read_predictions
-from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.results_json import predictions_name
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.runs.sweep import PRUNED, Sweep, Trial, read_trials
 from xray_lightning.terminal import (
     NONE,

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 
 from xray_lightning.evaluation.operating_points import RATES
-from xray_lightning.evaluation.published import OFFICIAL_TEST_IMAGES, PAPER_ROWS, PUBLISHED_AUROCS
+from xray_lightning.evaluation.published_results import (
+    OFFICIAL_TEST_IMAGES,
+    PAPER_ROWS,
+    PUBLISHED_AUROCS,
+)
 from xray_lightning.findings import FINDINGS
-from xray_lightning.runs.folder import Run, Side
+from xray_lightning.runs.run_folder import Run, Side
 from xray_lightning.runs.schema import Subgroup, TestMetrics, Timing
 from xray_lightning.runs.summary import IMAGES_ADD, images_add, shuffled_reach
 from xray_lightning.terminal import NONE, Cell, by_reason, counted, decimal, readable, said_alike
@@ -219,7 +223,7 @@ def notes(run: Run) -> list[str]:
     said += [f"Counted while reading: {count} x {why}." for why, count in run.dropped.items()]
     if run.test and run.test.auroc_macro_findings < len(run.test.per_finding):
         without = [row.finding for row in run.test.finding_rows if row.auroc is None]
-        names = ", ".join(without).replace("_", " ")
+        names = readable(", ".join(without))
         all_findings = len(run.test.per_finding)
         said.append(
             f"Macro figures are over {run.test.auroc_macro_findings} of {all_findings} findings"

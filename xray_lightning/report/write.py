@@ -13,20 +13,20 @@ from rich.console import Console
 from rich.text import Text
 
 from xray_lightning.errors import UserError, printable
-from xray_lightning.evaluation.published import PAPER
+from xray_lightning.evaluation.published_results import PAPER
 from xray_lightning.files import told_if_unwritable, write_atomically
 from xray_lightning.html.markdown import bullets, escaped, pipe_table
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.tables import of_paper, tables_of
 from xray_lightning.report.trials import SweepReport, read_sweep
-from xray_lightning.runs.folder import (
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.run_folder import (
     DamagedResultsError,
     Run,
     find_run_folders,
     newest_run,
     read_run,
 )
-from xray_lightning.runs.record import FILE_NAME as RESULTS
 from xray_lightning.terminal import Table, print_table, say
 
 _NAMED = 5  # as many damaged files are named; the rest are counted

@@ -14,10 +14,10 @@ from xray_lightning.data.csv_table import Titles, fail_at, header_of, read_cells
 from xray_lightning.errors import RunFailedError, UserError
 from xray_lightning.files import write_atomically
 from xray_lightning.findings import FINDINGS, check_findings, folded
-from xray_lightning.runs.record import predictions_name
+from xray_lightning.runs.results_json import predictions_name
 
 if TYPE_CHECKING:  # `xray info` should not wait for lightning
-    from xray_lightning.models.outputs import Outputs
+    from xray_lightning.models.gathered_outputs import Outputs
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -15,7 +15,7 @@ import yaml
 
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.files import write_atomically
-from xray_lightning.runs.record import FREE_KEYS, RunRecord, differences, leaving_out
+from xray_lightning.runs.results_json import FREE_KEYS, RunRecord, differences, leaving_out
 
 FILE_NAME = "sweep.json"
 JOURNAL = "study.journal"  # Optuna's, where no database is named

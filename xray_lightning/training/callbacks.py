@@ -26,6 +26,7 @@ from xray_lightning.findings import FINDINGS, decode
 from xray_lightning.models.checkpoint import write_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import live_bar
+from xray_lightning.terminal import readable
 from xray_lightning.training.loggers import RunLogger
 
 log = logging.getLogger(__name__)
@@ -294,7 +295,7 @@ def input_figure(images: Array, targets: Array, findings: Sequence[str] = FINDIN
         axis.set_axis_off()
     for axis, image, target in zip(axes, images[:, 0], targets, strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        names = decode(target.tolist(), findings).replace("_", " ").split("|")
+        names = readable(decode(target.tolist(), findings)).split("|")
         shown = names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"]
         axis.set_title("\n".join(shown), fontsize=8)
     return figure

@@ -34,7 +34,7 @@ from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.runs.predictions import prediction_table, write_predictions
-from xray_lightning.runs.record import RunRecord, differences, kept_warnings, predictions_name
+from xray_lightning.runs.results_json import RunRecord, differences, kept_warnings, predictions_name
 from xray_lightning.runs.summary import metrics_table, shuffled_reach
 from xray_lightning.training.callbacks import (
     AtomicCheckpointIO,
@@ -43,11 +43,6 @@ from xray_lightning.training.callbacks import (
     Throughput,
     log_hyperparameters,
     peak_memory,
-)
-from xray_lightning.training.first_weights import (
-    check_first_weights,
-    first_weights_record,
-    first_weights_table,
 )
 from xray_lightning.training.heartbeat import watch
 from xray_lightning.training.interruption import FitClock, Interruption
@@ -60,6 +55,11 @@ from xray_lightning.training.preflight import RollCall, call_roll, check_data
 from xray_lightning.training.shuffled_labels import EndAfter, fit_shuffled, shuffled_scores
 from xray_lightning.training.strategies import Distributed, Strategy, World
 from xray_lightning.training.weight_averaging import refuse_other_averaging
+from xray_lightning.training.weights_provenance import (
+    check_first_weights,
+    first_weights_record,
+    first_weights_table,
+)
 
 log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from xray_lightning.errors import (
     one_line,
 )
 from xray_lightning.files import go_on_without
-from xray_lightning.runs.record import RUNNING, RunRecord
+from xray_lightning.runs.results_json import RUNNING, RunRecord
 from xray_lightning.training.mpi_command import TAG
 from xray_lightning.training.strategies import World, die_with_parent
 

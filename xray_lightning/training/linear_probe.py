@@ -23,7 +23,7 @@ from xray_lightning.data.folds import stratified_folds
 from xray_lightning.errors import UserError
 from xray_lightning.models.backbones import StagePooling
 from xray_lightning.models.classifier import Classifier
-from xray_lightning.models.outputs import finding_auroc, in_table_order, macro
+from xray_lightning.models.gathered_outputs import finding_auroc, in_table_order, macro
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import git_commit
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import git_commit
 from xray_lightning.training.heartbeat import Member
 from xray_lightning.training.strategies import World, gather
 from xray_lightning.training.torchrun_rendezvous import not_shared

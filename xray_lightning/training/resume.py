@@ -11,9 +11,9 @@ from typing import Any
 
 from xray_lightning.errors import UserError, printable
 from xray_lightning.files import remove_leftovers, write_atomically
-from xray_lightning.runs.folder import DamagedResultsError, read_run
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import FREE_KEYS, differences, finite
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import FREE_KEYS, differences, finite
+from xray_lightning.runs.run_folder import DamagedResultsError, read_run
 
 HYDRA = ".hydra"
 CONFIGURATION = ("config.yaml", "hydra.yaml", "overrides.yaml")  # below HYDRA

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.evaluation.bootstrap import Estimate, undefined_reasons
 from xray_lightning.evaluation.compare import compare
-from xray_lightning.evaluation.scores import Resampled
+from xray_lightning.evaluation.resampled_scores import Resampled
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.runs.predictions import prediction_table
 

@@ -17,8 +17,8 @@ from xray_lightning.data.image_files import count_images
 from xray_lightning.data.sources.nih import NIH_LISTS, NIH_TABLES, read_table
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.files import Free, check_room, free_bytes, note, noted, working_in
-from xray_lightning.parallel import all_of
 from xray_lightning.progress import Transfers
+from xray_lightning.workers import all_of
 
 log = logging.getLogger(__name__)
 

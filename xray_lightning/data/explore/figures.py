@@ -28,6 +28,7 @@ from xray_lightning.data.explore.measure import (
 from xray_lightning.errors import printable
 from xray_lightning.findings import NO_FINDING
 from xray_lightning.html.figures import COLOURS, GRID, INK, dress, png
+from xray_lightning.terminal import readable
 
 MOST_BARS, MOST_CELLS = 40, 24  # findings that a figure has room for
 SEX_COLOURS = {"female": COLOURS[1], "male": COLOURS[0], "unknown": "#999999"}
@@ -172,7 +173,7 @@ def _counting(axes: Axes, what: str, *, legend: bool = True) -> None:
 
 def _shown(names: list[str]) -> list[str]:
     """Names of findings as text; a "$" in one is no formula."""
-    return [name.replace("_", " ").replace("$", r"\$") for name in names]
+    return [readable(name).replace("$", r"\$") for name in names]
 
 
 COLUMNS, ROWS = 5, 4
@@ -206,7 +207,7 @@ def grid_figure(images: Sequence[Shown]) -> bytes:
         axes.spines[:].set_visible(False)
     for axes, shown in zip(cells, images, strict=False):
         _draw(axes, shown.pixels)
-        text = ", ".join(shown.findings).replace("_", " ") or "No finding"
+        text = readable(", ".join(shown.findings)) or "No finding"
         lines = textwrap.wrap(printable(text), _LINE, max_lines=2, placeholder=" ...")
         axes.set_xlabel("\n".join(lines), fontsize=7, color=INK, labelpad=3, parse_math=False)
     return png(figure)

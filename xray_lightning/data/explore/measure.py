@@ -14,8 +14,8 @@ from xray_lightning.data.decode_resize import Gray, UnreadableImageError, decode
 from xray_lightning.data.manifest import Manifest
 from xray_lightning.data.splits import IMAGES, PATIENTS, SIDES, Split, split_table
 from xray_lightning.findings import NO_FINDING
-from xray_lightning.parallel import in_threads
 from xray_lightning.progress import Display
+from xray_lightning.workers import in_threads
 
 # Mean and standard deviation, of 1, of the examples in the paper's Figure 2.
 PAPER_OVER, PAPER_UNDER = (0.4149, 0.1402), (0.6200, 0.1834)

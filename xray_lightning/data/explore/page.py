@@ -25,8 +25,8 @@ from xray_lightning.data.splits import IMAGES, PATIENTS, Split
 from xray_lightning.errors import UserError, check_whole
 from xray_lightning.files import check_writable, told_if_unwritable, write_atomically
 from xray_lightning.html.page import data_uri, rendered
-from xray_lightning.parallel import threads
 from xray_lightning.progress import Display, unseen
+from xray_lightning.workers import threads
 
 MOST_NAMED = 20  # unreadable images that are told by name
 

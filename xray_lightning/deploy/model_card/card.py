@@ -38,8 +38,8 @@ from xray_lightning.models.checkpoint import BEST
 from xray_lightning.report import claim_checklist, clinical_wording, wording
 from xray_lightning.report.write import PAGE as REPORT
 from xray_lightning.report.write import write_run_report
-from xray_lightning.runs.folder import Run
-from xray_lightning.runs.record import RunRecord
+from xray_lightning.runs.results_json import RunRecord
+from xray_lightning.runs.run_folder import Run
 from xray_lightning.runs.schema import FindingRow, Subgroup, TestMetrics
 from xray_lightning.terminal import (
     NONE,

@@ -14,14 +14,14 @@ from xray_lightning.deploy.model import EXPORTED, fitted_in
 from xray_lightning.deploy.onnx_backend import OnnxMember
 from xray_lightning.errors import UserError, printable
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.checkpoint_entry import Recalibrated, tta_of
+from xray_lightning.evaluation.fitted_in_checkpoint import Recalibrated, tta_of
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.html.page import NOTICE
 from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
 from xray_lightning.report import wording
-from xray_lightning.runs.folder import DamagedResultsError, Run, read_run
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import finite
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import finite
+from xray_lightning.runs.run_folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.schema import TestMetrics
 from xray_lightning.terminal import NONE, count, counted, readable
 

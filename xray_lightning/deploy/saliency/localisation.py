@@ -20,7 +20,7 @@ from xray_lightning.data.splits import make_split, own_split
 from xray_lightning.deploy.preprocess import Preprocessing
 from xray_lightning.deploy.saliency.maps import BATCH, Explainer, Maps
 from xray_lightning.errors import UserError
-from xray_lightning.evaluation.bootstrap import FEW_WITH, Estimate, resampled
+from xray_lightning.evaluation.bootstrap import FEW_WITH, Estimate, mean_of_defined, resampled
 from xray_lightning.progress import Display, unseen
 from xray_lightning.runs.predictions import ENOUGH_PATIENTS, Bools, Floats, Integers
 
@@ -265,7 +265,7 @@ def _scores(
             )
         macro = _score(
             np.nanmean(plain[measure]),
-            np.array(list(map(_known_mean, draws[measure]))),
+            mean_of_defined(draws[measure]),
             chance=np.array([one.chance for one in scores.values()]),
             another=np.array([one.another for one in scores.values()]),
             patients=len(everyone),
@@ -279,7 +279,9 @@ def _score(
 ) -> Score:
     few = FEW_WITH if patients < ENOUGH_PATIENTS else None
     found = Estimate.of(float(value), drawn, few=few)
-    return Score(float(value), found.ci95, _known_mean(chance), _known_mean(another), found.reason)
+    return Score(
+        float(value), found.ci95, _mean_of_defined(chance), _mean_of_defined(another), found.reason
+    )
 
 
 def _mean(values: Floats, weights: Integers) -> float:
@@ -287,10 +289,8 @@ def _mean(values: Floats, weights: Integers) -> float:
     return float(values @ weights / total) if total else float("nan")
 
 
-def _known_mean(values: Floats) -> float:
-    """The mean without NaNs; NaN where there is nothing else."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _mean_of_defined(values: Floats) -> float:
+    return float(mean_of_defined(values[None])[0])
 
 
 class Box(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from xray_lightning.errors import UserError
 from xray_lightning.evaluation.abstention import Abstention
 from xray_lightning.evaluation.calibration import Calibration
-from xray_lightning.evaluation.fitted_values import AGAIN, FittedValues
+from xray_lightning.evaluation.fitted_value_checks import AGAIN, FittedValues
 from xray_lightning.evaluation.operating_points import OperatingPoints
 from xray_lightning.findings import FINDINGS
 

@@ -16,8 +16,8 @@ from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataM
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
-from xray_lightning.runs.folder import Provenance
 from xray_lightning.runs.predictions import findings_of, read_predictions
+from xray_lightning.runs.run_folder import Provenance
 
 NO_VAL = (
     "no validation predictions: operating points are 0.5 everywhere, and nothing is calibrated; "

@@ -19,8 +19,8 @@ from xray_lightning.evaluation.ensemble import Member
 from xray_lightning.evaluation.grouping import further_columns
 from xray_lightning.findings import FINDINGS, folded
 from xray_lightning.progress import Display
-from xray_lightning.runs.folder import Provenance
-from xray_lightning.runs.record import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.run_folder import Provenance
 
 log = logging.getLogger(__name__)
 

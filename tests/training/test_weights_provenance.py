@@ -13,7 +13,7 @@ from torchvision.models import get_model
 from xray_lightning.data.datamodule import XrayDataModule
 from xray_lightning.errors import UserError
 from xray_lightning.models.weights_transfer import TakenOver
-from xray_lightning.training.first_weights import check_first_weights
+from xray_lightning.training.weights_provenance import check_first_weights
 
 TAKEN = TakenOver("model.weights_path=w.pth", "by name", (1, 1), (0, 0), (2, 2))
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from xray_lightning.errors import UserError, check_whole, printable
 from xray_lightning.files import is_held
-from xray_lightning.runs.record import FILE_NAME as RESULTS
-from xray_lightning.runs.record import LOG_NAME, RUNNING, RunRecord, flat
+from xray_lightning.runs.results_json import FILE_NAME as RESULTS
+from xray_lightning.runs.results_json import LOG_NAME, RUNNING, RunRecord, flat
 from xray_lightning.runs.schema import (
     DataSummary,
     Demographics,
