@@ -31,10 +31,10 @@ class Arm:
     """One way of training, timed in processes of its own.
 
     Attributes:
-        what: told in the table's notes.
+        what: description for the table's notes.
         package: what must be installed for it, and `install` how.
         cuda: whether it runs on CUDA only.
-        precision: the only one that it makes sense at; None for any.
+        precision: the only one at which it makes sense; None for any.
         run: for an arm that is a run of this project, what differs from its defaults: fields of
             `Speed`, `fused`, `cache` or `device_memory_share`. None for a bare loop.
     """
@@ -49,7 +49,7 @@ class Arm:
 
     @property
     def switched(self) -> bool:
-        """Whether this is `ours` with one switch turned over."""
+        """Whether this is `ours` with one switch changed."""
         return bool(self.run)
 
 
@@ -131,7 +131,7 @@ def choose_arms(asked: Sequence[str], *, accelerator: str) -> tuple[list[Arm], d
     """The arms to time, and why each of the others is left out.
 
     Args:
-        asked: known names, each of which must be possible here; none for every arm that is.
+        asked: known names of arms, all of which must run here; empty for every arm that can.
 
     Raises:
         UserError: an arm that was named cannot run here.
@@ -165,15 +165,15 @@ def importable(module: str) -> bool:
     """Whether the module is installed, without importing it."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package above it
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def pairings(arms: Sequence[Arm], precisions: Sequence[str]) -> list[tuple[Arm, str]]:
     """Each arm at each precision that it is timed at, in the order of one repeat.
 
-    A switch is turned over at the last precision alone: at each it would double the time for
-    a difference that the other precision has shown.
+    Arms with a changed switch run at the last precision only: to run them at each would double the
+    time for a difference that one precision shows.
     """
     pairs = [(arm, precision) for precision in precisions for arm in arms]
     return [
@@ -186,7 +186,7 @@ def pairings(arms: Sequence[Arm], precisions: Sequence[str]) -> list[tuple[Arm, 
 
 LEARNING_RATE = 1e-3  # the paper's
 CHECKED_STEPS = 3
-HELD_OUT = 16  # images at least that validate or test; half each
+HELD_OUT = 16  # least number of images to validate and test on, half each
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Workload:
             name=Path(self.data).name,
             root=self.data,
             split=self.split,
-            allow_patient_overlap=True,  # nothing is judged here
+            allow_patient_overlap=True,  # only the speed is measured
             image_size=self.image_size,
             batch_size=self.batch_size,
             cache=cache,
@@ -241,7 +241,7 @@ class Workload:
         )
 
     def order(self, *, steps: int) -> list[int]:
-        """Rows of the training side, step after step, as ours visits them."""
+        """Rows of the training side, step after step, in the order of the arm `ours`."""
         rows = self.steps_per_epoch * self.batch_size
         epoch = EpochOrder(rows=rows, batch_size=self.batch_size, shuffle=True, seed=self.seed)
         epochs = -(-steps // self.steps_per_epoch)
@@ -271,9 +271,9 @@ def training_side(workload: Workload) -> Side:
 
 
 def prepare(workload: Workload, folder: Path, *, images: int | None, steps: int) -> Workload:
-    """Write the split and the initial weights, and settle the number of epochs.
+    """Write the split and the initial weights, and determine the number of epochs.
 
-    The training side is a whole number of batches; what is over, validates and tests.
+    The training side is a whole number of batches; up to 64 of the other images validate and test.
 
     Args:
         images: use at most so many; None for all.

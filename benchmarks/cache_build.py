@@ -1,10 +1,10 @@
-"""How near building a cache comes to decoding alone: the same decoder in as many threads.
+"""Speed of building a cache relative to decoding alone, with the same decoder and threads.
 
     python -m benchmarks.cache_build --data data/nih/images --repeats 7 --json cache_build.json
 
 The arms take turns: `build` (decode, check, write, fsync and record), `decode` (the same images in
-the same kind of pool, the results thrown away), and `decode_processes` (the same in processes, for
-the choice between the two). Goal: build / decode of at least 0.9.
+the same kind of pool, the results thrown away), and `decode_processes` (the same in processes, to
+choose between threads and processes). Goal: build / decode of at least 0.9.
 """
 
 import argparse

@@ -102,7 +102,7 @@ def kornia(path: Path) -> Gray:
 
 
 def first_band(pixels: Gray) -> Gray:
-    """NIH's RGBA files hold the same gray in each colour."""
+    """The first channel of an image; NIH's RGBA files hold the same gray in each colour."""
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0])
 
 
@@ -147,7 +147,7 @@ def measure(
 
 
 def milliseconds(read: Callable[[Path], object], paths: list[Path], pool: Executor) -> float:
-    """Per image, of all the paths."""
+    """Mean milliseconds per image over all paths."""
     start = perf_counter()
     for _ in pool.map(read, paths):
         pass
@@ -170,7 +170,7 @@ def difference(name: str, decoder: Decoder, paths: list[Path]) -> dict[str, floa
 
 
 def holds_the_lock(decoder: Decoder, side: int) -> float:
-    """The longest time that another thread stands still, as a share of decoding a large image."""
+    """Longest pause of another thread while a large image is decoded, as a share of that time."""
     from tempfile import TemporaryDirectory
 
     noise = np.random.default_rng(0).integers(0, 4, (side, side), dtype=np.uint8)

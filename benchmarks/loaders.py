@@ -21,11 +21,11 @@ from xray_lightning.workers import threads
 
 Loaded = Iterator[tuple[Tensor, Tensor]]
 
-PREFETCH = 2  # batches ahead a worker: torch's default
+PREFETCH = 2  # batches that each worker loads ahead: torch's default
 
 
 def _peer(module: str) -> Any:
-    """A module that may not be installed, and that ships no types that we could check against."""
+    """Import a module that may not be installed, and that ships no types to check against."""
     return import_module(module)
 
 
@@ -74,7 +74,7 @@ def timm(workload: Workload, side: Side, order: Sequence[int]) -> Loaded:
     ordered = [(side.paths[row], side.targets[row]) for row in order]
     cuda = workload.accelerator == "cuda"
     loader = data.create_loader(
-        # A list is all that timm asks of a reader.
+        # timm accepts a list in place of a reader.
         data.ImageDataset("", reader=ordered, input_img_mode="L"),
         input_size=(1, workload.image_size, workload.image_size),
         batch_size=workload.batch_size,
@@ -98,7 +98,7 @@ def monai(workload: Workload, side: Side, order: Sequence[int]) -> Loaded:
 
     images = Decoded(side, size=workload.image_size, mode="L")
     rows = range(len(side.paths))
-    # Caches what comes before the first random transform: all of it.
+    # CacheDataset caches the output of all transforms before the first random one, here of all.
     cached = data.CacheDataset(
         list(rows),
         transform=[transforms.Lambda(func=images.__getitem__, track_meta=False)],
@@ -131,7 +131,7 @@ def dali(workload: Workload, side: Side, order: Sequence[int]) -> Loaded:
         )
         images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR)
         images = fn.cast(images, dtype=types.FLOAT)
-        # Each image by itself, as all arms do; 8-bit levels need an epsilon of their own.
+        # Per image, as in all arms. DALI adds epsilon to the variance, here of levels 0 to 255.
         images = fn.normalize(images, epsilon=(255 * EPSILON) ** 2)
         return fn.transpose(images, perm=[2, 0, 1]), place
 

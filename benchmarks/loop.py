@@ -38,7 +38,7 @@ from xray_lightning.training.callbacks import WARMUP_STEPS
 from xray_lightning.training.launch import quoted
 from xray_lightning.training.strategies import die_with_parent
 
-EAGER_STEPS = 3  # before a CUDA graph is captured: cuDNN's search, the optimizer's state
+EAGER_STEPS = 3  # before a CUDA graph is captured, for cuDNN's search and the optimizer's state
 
 
 class Step:
@@ -46,9 +46,9 @@ class Step:
 
     Args:
         precision: `32-true`, or `bf16-mixed` for autocast.
-        own: the step of ours: one-channel backbone, channels-last, fused Adam, `Speed`'s
-            process-wide switches, on CUDA replayed as a graph. Else the paper's: torchvision's
-            three-channel model, NCHW, plain Adam, torch's defaults.
+        own: True for this project's step: one-channel backbone, channels-last, fused Adam,
+            `Speed`'s process-wide switches, on CUDA replayed as a graph. False for the paper's:
+            torchvision's three-channel model, NCHW, plain Adam, torch's defaults.
     """
 
     def __init__(self, workload: Workload, *, precision: str, own: bool) -> None:
@@ -82,10 +82,10 @@ class Step:
     def place(
         self, images: Tensor, targets: Tensor, *, standardised: bool
     ) -> tuple[Tensor, Tensor]:
-        """The batch on the device as the model takes it.
+        """Move a batch to the device, standardised and in the model's memory layout.
 
         Args:
-            images: (B, C, S, S), float32 that is standardised already, or of 0 to 1.
+            images: (B, C, S, S), float32, already standardised or from 0 to 1.
             targets: (B, 14).
         """
         images = images.to(self.device, non_blocking=True)
@@ -136,7 +136,7 @@ class Step:
     def _capture(self, images: Tensor, targets: Tensor) -> Tensor:
         self._graph = torch.cuda.CUDAGraph()
         self._optimizer.zero_grad(set_to_none=True)
-        # A loader's thread may be pinning the next batch: no business of the capture.
+        # thread_local: a loader's thread that pins the next batch must not fail the capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             loss = self._eager(images, targets)
         self._static = (images, targets, loss)
@@ -144,12 +144,12 @@ class Step:
         return loss
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-AHEAD = 64  # batches that the loaders go on with behind the window, as in a long epoch
+AHEAD = 64  # batches after the window, so that loaders work to its end as in a long epoch
 TRIAL_STEPS = 4
 
 Placed = Iterator[tuple[Tensor, Tensor]]
@@ -165,9 +165,9 @@ def check(workload: Workload, arm: str) -> list[float]:
 def measure(
     workload: Workload, arm: str, *, precision: str, steps: int, warmup: int = WARMUP_STEPS
 ) -> dict[str, Any]:
-    """Time the steps after the warm-up as one window, the device's work waited for at both ends.
+    """Time the steps after the warm-up as one window, with the device synchronised at both ends.
 
-    The window ends early where it has taken `workload.most_seconds`.
+    The window ends early once it has taken `workload.most_seconds`.
     """
     step = Step(workload, precision=precision, own=arm != PAPER_LOOP)
     if arm == COMPUTE_ONLY:
@@ -212,7 +212,7 @@ def _batches(workload: Workload, arm: str, step: Step, *, steps: int) -> Placed:
 
 
 def _decoded_ahead(workload: Workload, step: Step, *, steps: int) -> Placed:
-    """The order's batches as our own decoder and normalisation make them."""
+    """Batches in training order, decoded and normalised by this project's own code."""
     data = workload.data_module(cache_dir=Path(), cache="off")
     data.setup()
     for batch in islice(data.train_dataloader(), steps):
@@ -226,7 +226,7 @@ def _one_batch(workload: Workload, step: Step) -> Placed:
 
 
 def peak_memory(accelerator: str) -> dict[str, int | None]:
-    """Bytes: this process's peak and its workers' share at this moment; the device's peak."""
+    """Bytes: `host`, this process's peak RSS plus its workers' current PSS; `device`, its peak."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     device = torch.cuda.max_memory_allocated() if accelerator == "cuda" else None
     return {"host": own + sum(map(_share, _children())), "device": device}
@@ -249,11 +249,11 @@ def _share(process: int) -> int:
 TRAIN_PY = Path(__file__).resolve().parent.parent / "train.py"
 LOSSES = "losses.json"
 SPEED_FIELDS = {field.name for field in fields(Speed)}
-EVERY_SWITCH = {"fused": True, "cuda_graph": True}  # those that are off by default: experiment=fast
+EVERY_SWITCH = {"fused": True, "cuda_graph": True}  # off by default, on in experiment=fast
 
 
 class FirstLosses(Callback):
-    """Writes the loss of every step; each look waits for the device, so only the check uses it.
+    """Writes the loss of every step; that synchronises the device, so only the check uses it.
 
     Args:
         path: a JSON file, a list of the losses so far.
@@ -273,9 +273,9 @@ class FirstLosses(Callback):
 def whole_run(
     options: argparse.Namespace, workload: Workload, switches: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Fit with train.py in this process; returns its first losses, or its results.json's clocks.
+    """Fit with train.py in this process; returns its first losses, or timings of its results.json.
 
-    Validates once, at the end; the callbacks and the logger are those of a default run.
+    A timed run validates once, at the end, with a default run's callbacks and logger.
 
     Args:
         switches: what differs from experiment=fast.
@@ -333,7 +333,7 @@ def run_overrides(
         f"data.name={quoted(Path(workload.data).name)}",
         f"data.root={quoted(workload.data)}",
         f"data.split={quoted(workload.split)}",
-        "data.allow_patient_overlap=true",  # nothing is judged here
+        "data.allow_patient_overlap=true",  # only the speed is measured
         f"data.image_size={workload.image_size}",
         f"data.batch_size={workload.batch_size}",
         f"data.cache_dir={quoted(cache_dir)}",
@@ -349,7 +349,7 @@ def run_overrides(
 
 
 def _train(overrides: list[str], *, started: float) -> None:
-    """Run train.py here: torch is imported already, and the end of this process is its end."""
+    """Run train.py in this process, which has imported torch already and ends when the run does."""
     os.environ["XRAY_STARTED"] = str(started)
     sys.argv = [str(TRAIN_PY), *overrides]
     try:

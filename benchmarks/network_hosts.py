@@ -1,11 +1,11 @@
-"""Hosts on this machine: network namespaces that a bridge connects, with names of their own.
+"""Simulated hosts on this machine: network namespaces with host names, connected by a bridge.
 
     with network(2) as hosts:
         hosts[0].run(["ping", "-c", "1", "node2"])
 
-A host has its own network, hostname, mounts and /etc/hosts; files, processes and cores are this
-machine's. Nothing has a name outside of its namespace, so that many networks can be at once. All
-of it, and every process in it, ends with the process that made it, however that ends.
+A host has its own network, hostname, mounts and /etc/hosts, and shares this machine's files,
+processes and cores. No name is visible outside its namespace, so that several networks can exist at
+once. The hosts and all processes on them end with the process that made them, even if it is killed.
 """
 
 import os
@@ -28,8 +28,8 @@ INTERFACE = "eth0"
 PROGRAMS = ("hostname", "ip", "mount", "nsenter", "unshare")
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc")
 
-# Lives for as long as its stdin is open, that is as the process that made the network; then it
-# ends whatever runs in the namespaces, which would keep them alive.
+# The keeper runs until its stdin closes, when the process that made the network ends. Then it kills
+# all processes in the namespaces, which would keep these alive.
 KEEPER = """
 import ctypes, os, shutil, signal, subprocess, sys, time
 die = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # with this process
@@ -71,7 +71,7 @@ for _ in range(50):
 shutil.rmtree(folder, ignore_errors=True)
 """
 
-# As ssh: options, a host, a command for its shell, which finds none of the caller's environment.
+# Called as ssh is: options, a host, and a command for its shell, which gets a clean environment.
 AGENT = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
 pid=$(cat "FOLDER/$1.pid") || exit 255
@@ -90,7 +90,7 @@ class Host:
         interface: the name of its veth inside it, for `tc`.
         port: the name of the other end in the namespace of the bridge.
         bridge: a process that holds that namespace.
-        folder: of the network's files: `agent`, a stand-in for ssh.
+        folder: holds the network's files, such as `agent`, a stand-in for ssh.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Host:
         return str(self.folder / "agent")
 
     def command(self, arguments: Sequence[str], *, folder: Path | None = None) -> list[str]:
-        """The command that runs another one on this host, in a folder."""
+        """The command line that runs `arguments` on this host, in `folder` or the caller's."""
         inside = ["nsenter", "-t", str(self.pid), "-n", "-u", "-m", "-i"]
         return [*inside, f"--wd={folder or Path.cwd()}", "--", *arguments]
 
@@ -138,7 +138,7 @@ class Host:
         return [pid for pid in found if pid != self.pid]
 
     def cut(self) -> None:
-        """Lose every packet from and to this host; no process is told of it."""
+        """Drop every packet from and to this host, silently: its own interface stays up."""
         _inside(self.bridge, f"ip link set {self.port} nomaster")
 
     def join(self) -> None:
@@ -157,7 +157,7 @@ def _inside(pid: int, *lines: str) -> None:
 
 @cache
 def lacking() -> str:
-    """Why this machine can make no hosts; empty where it can."""
+    """Why this machine cannot make hosts; empty if it can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     for program in PROGRAMS:
@@ -173,10 +173,10 @@ def lacking() -> str:
 
 @contextmanager
 def network(count: int) -> Iterator[list[Host]]:
-    """So many hosts, `node1` at 10.77.0.1 and so on, connected with each other.
+    """Make `count` connected hosts: `node1` at 10.77.0.1 and so on.
 
-    As on Debian, each resolves its own name to 127.0.1.1. Each has a further network with an
-    address that all have, as a container engine makes it.
+    As on Debian, each resolves its own name to 127.0.1.1. As with a container engine, each has
+    another interface, docker0, with the same address on all hosts.
     """
     folder = Path(tempfile.mkdtemp(prefix="hosts-"))
     keeper, (bridge, *pids) = _keeper(count, folder)
@@ -204,14 +204,14 @@ def network(count: int) -> Iterator[list[Host]]:
 
 
 def _keeper(count: int, folder: Path) -> "tuple[subprocess.Popen[str], list[int]]":
-    """The process that keeps the namespaces, and one in each: the bridge's, then the hosts'."""
-    for _ in range(3):  # on a machine that is busy, the namespaces may be a while in coming
+    """The keeper process, and a PID in each namespace: first the bridge's, then the hosts'."""
+    for _ in range(3):  # on a busy machine, making the namespaces may need another attempt
         keeper = subprocess.Popen(
             [sys.executable, "-S", "-c", KEEPER, str(count + 1), str(folder), *NAMESPACES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a signal to the caller's group is not for it
+            start_new_session=True,  # signals to the caller's process group do not reach it
         )
         assert keeper.stdout is not None  # noqa: S101
         if pids := [int(pid) for pid in keeper.stdout.readline().split()]:
@@ -248,7 +248,7 @@ def _connect(host: Host, hosts: Sequence[Host]) -> None:
 
 
 def wait_for(true: Callable[[], bool], *, seconds: float) -> bool:
-    """Whether something comes true within so many seconds."""
+    """Whether a condition becomes true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -258,7 +258,7 @@ def wait_for(true: Callable[[], bool], *, seconds: float) -> bool:
 
 
 def shape(host: Host, *, mbit: float | None) -> None:
-    """Limit what a host sends and receives to so many Mbit/s; None for no limit."""
+    """Limit what a host sends and receives to `mbit` Mbit/s each; None for no limit."""
     for pid, interface in ((host.pid, host.interface), (host.bridge, host.port)):
         with suppress(subprocess.CalledProcessError):  # there was no limit
             _inside(pid, f"tc qdisc del dev {interface} root")

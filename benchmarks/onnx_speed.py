@@ -5,9 +5,9 @@
 
 Each checkpoint is exported as `xray export` does it and compared with torch on up to 200 images.
 With --int8 DIR it is exported in 8 bits, too, with ranges from the validation images of that data
-set. Then all answer to the same batches, in turns, as `xray predict` makes them: forward passes
-alone, and nothing is decoded meanwhile. onnxruntime runs on the CPU, torch there or on
---accelerator.
+set. Then all models run on the same batches, in turns, through the network of `xray predict`. Only
+forward passes are timed; images are decoded beforehand. onnxruntime runs on the CPU, torch there or
+on --accelerator.
 """
 
 import argparse

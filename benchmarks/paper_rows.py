@@ -1,4 +1,4 @@
-"""The clocks of finished runs as one measurement of this folder.
+"""Collect the timings of finished runs into one file of measurements for this folder.
 
     python -m benchmarks.paper_rows RUNS FILE.json "COMMAND"
 

@@ -31,7 +31,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def take_turns(
     arms: Mapping[str, Callable[[], float]], repeats: int, *, title: str, unit: str
 ) -> list[dict[str, float]]:
-    """What each arm measures in each turn: every second one backwards, the first not counted."""
+    """Measure all arms in each turn, in reverse order every other turn; a first turn is dropped."""
     turns: list[dict[str, float]] = []
     for turn in range(-1, repeats):
         found = {name: arms[name]() for name in list(arms)[:: -1 if turn % 2 else 1]}
@@ -44,7 +44,7 @@ def take_turns(
 
 
 def summarise(raw: Raw) -> dict[str, Any]:
-    """The `arms` block: for each arm its best precision's median rate, and everything behind it."""
+    """The `arms` block: each arm's median rate at its best precision, and all results behind it."""
     arms: dict[str, Any] = {}
     for arm, precisions in raw.items():
         at = {precision: _at(results) for precision, results in precisions.items()}
@@ -87,7 +87,7 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, float]:
 
 
 def ratios_by_precision(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """At equal precision: the medians' quotient, and the lowest and highest of a single round's."""
+    """At equal precision: the quotient of medians, and the lowest and highest within a round."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for one, other in _pairs(arms):
         mine, its = arms[one]["by_precision"], arms[other]["by_precision"]
@@ -106,7 +106,7 @@ def ratios_by_precision(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str
 
 
 def _pairs(arms: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Ours to every other arm, and every arm to the limit."""
+    """Pairs of arms to compare: `ours` with every other arm, and every arm with `compute_only`."""
     pairs = [("ours", other) for other in arms if "ours" in arms and other != "ours"]
     limit = "compute_only"
     return pairs + [(one, limit) for one in arms if limit in arms and one not in (limit, "ours")]
@@ -128,7 +128,7 @@ COLUMNS = [
 
 
 def table(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of a benchmark's JSON; see `readme` for its shape."""
+    """The table of a benchmark's JSON: `title`, `columns`, `rows` and `notes`."""
     settings = content["settings"]
     rows = [
         _row(content, arm, precision)
@@ -167,7 +167,7 @@ def _seconds(value: float | None) -> str:
 
 
 def notes(content: Mapping[str, Any]) -> list[str]:
-    """What one must know to read the table."""
+    """Notes that a reader of the table needs."""
     settings, best = content["settings"], content["ratios"]
     first, later, loose = settings["loss_tolerance"]
     told = [
@@ -189,7 +189,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         f"{later:g} (Adam multiplies rounding), or {loose:g} for paper_loop, whose first "
         "convolution learns in three channels, and dali; relative.",
     ]
-    from benchmarks.arms import ARMS  # and with it torch, which the other tables do without
+    from benchmarks.arms import ARMS  # imports torch, which the other tables do not need
 
     told += [f"{arm}: {ARMS[arm].what}." for arm in content["arms"] if arm in ARMS]
     told += [
@@ -223,11 +223,11 @@ def machine(accelerator: str = "cpu") -> dict[str, Any]:
 def record(
     kind: str, *, table: dict[str, Any], command: str | None = None, accelerator: str = "cpu"
 ) -> dict[str, Any]:
-    """What every JSON file of measurements begins with: what, when, how, where, and its table.
+    """The first keys of every JSON file of measurements; see `KEYS`.
 
     Args:
-        table: `title`, `columns`, `rows` and `notes`; see `readme`.
-        command: what measured it; by default this process's own command line.
+        table: `title`, `columns`, `rows` and `notes`, as `render` takes them.
+        command: the command that measured; by default this process's own command line.
     """
     return {
         "kind": kind,
@@ -252,7 +252,7 @@ def installed(package: str) -> str | None:
 
 
 def described(facts: dict[str, Any]) -> str:
-    """A machine in one line of a table's foot."""
+    """A machine's facts in one line, for a table's notes."""
     gpu = f"{facts['gpu']}, " if facts.get("gpu") else ""
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     return (
@@ -275,7 +275,7 @@ def write_readme(folder: Path) -> Path:
     """Write the page of a folder's JSON files; returns its path.
 
     Raises:
-        UserError: no JSON file, or one that is not of the shape above.
+        UserError: no JSON file, one that lacks one of `KEYS`, or the page cannot be written.
     """
     path = folder / README
     try:
@@ -327,7 +327,7 @@ def _markdown_row(cells: list[Any]) -> str:
 
 
 def print_table(content: Mapping[str, Any], console: Console) -> None:
-    """The same table for a terminal, or whole lines for a log."""
+    """Print a measurement's table at a terminal's width, or in whole lines for a log."""
     table = content["table"]
     shown = Table(title=table["title"], box=SIMPLE_HEAD)
     for number, column in enumerate(table["columns"]):

@@ -1,11 +1,11 @@
-"""Scaling of data-parallel training: measured here, fitted, and carried to GPUs on paper.
+"""Scaling of data-parallel training: measured here, fitted, and extrapolated to GPU clusters.
 
     python -m benchmarks.scaling --json benchmarks/scaling.json
     python -m benchmarks.scaling --page docs/scaling.md --json benchmarks/scaling.json
 
 The ranks run on hosts of network namespaces, with one thread each, and the link between them is
 shaped by `tc`; where that is not allowed they run on this host, with no link to shape. Every round
-goes through all settings, every other one backwards.
+goes through all settings, every other round in reverse order.
 """
 
 import argparse
@@ -37,12 +37,12 @@ PORT = 29531
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured in one visit.
+    """One setting to measure; a visit is one measurement of it, with several repeats.
 
     Attributes:
         batch: images a rank.
-        seen: whether the fit may look at it.
-        expected: seconds of its step, roughly, which decide its repeats.
+        seen: whether the fit uses it, or it is held out.
+        expected: rough seconds of a step, which determine the number of repeats.
     """
 
     network: str
@@ -61,9 +61,9 @@ class Setting:
 
 
 def settings(ranks: int, *, links: Sequence[float | None], batches: Sequence[int]) -> list[Setting]:
-    """One rank at each batch, all ranks at each batch and link.
+    """Settings of one rank at each batch, and of all ranks at each batch and link.
 
-    The last batch, 100 Mbit/s and compressed gradients are left to be predicted.
+    The last batch, 100 Mbit/s and compressed gradients are held out from the fit.
     """
     unseen = batches[-1]
     found = [
@@ -73,7 +73,7 @@ def settings(ranks: int, *, links: Sequence[float | None], batches: Sequence[int
     ]
     found.append(Setting("resnet18", 1, batches[-1], threads=ranks, seen=False))
     for link in links:
-        million = 8 * 4 / (link or 8000)  # seconds of a million parameters
+        million = 8 * 4 / (link or 8000)  # seconds to send a million parameters
         for batch in batches if link is None or link > 10 else (batches[0], unseen):
             seen = link != 100 and batch != unseen
             seconds = 0.002 * batch + million
@@ -113,7 +113,7 @@ class Ranks:
         )
 
     def ask(self, ask: dict[str, Any], *, ranks: int) -> list[dict[str, Any]]:
-        """What the first so many ranks answer."""
+        """Send a request to the first `ranks` ranks; returns their answers."""
         asked = self._processes[:ranks]
         for process in asked:
             assert process.stdin is not None  # noqa: S101 - piped above
@@ -129,7 +129,7 @@ class Ranks:
         return answers
 
     def visit(self, setting: Setting, *, side: int) -> dict[str, Any]:
-        """Shape the link and time one setting; the slowest rank's seconds of each repeat."""
+        """Shape the link and time one setting; `seconds` are each repeat's on the slowest rank."""
         if setting.link != self._link:
             for host in self._hosts[1:]:
                 shape(host, mbit=setting.link)
@@ -175,7 +175,7 @@ class Ranks:
 
 @contextmanager
 def started(count: int) -> Iterator[Ranks]:
-    """So many ranks, each on a host of its own where hosts can be made."""
+    """Start `count` ranks, each on a host of its own if hosts can be made."""
     with ExitStack() as stack:
         hosts = [] if lacking() else stack.enter_context(network(count))
         ranks = Ranks(hosts, count)
@@ -184,7 +184,7 @@ def started(count: int) -> Iterator[Ranks]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every round's visits; ends early, after whole rounds, when the time is over."""
+    """Visits of all rounds; stops before a round that would probably exceed `--seconds`."""
     why = lacking()
     if why:
         sys.stderr.write(f"no link is shaped: {why}\n")
@@ -194,7 +194,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     start = monotonic()
     with started(options.ranks) as ranks:
         for kind in {(one.network, one.ranks, one.compression) for one in chosen}:
-            # Models and buckets, before a link is slow.
+            # Build models and DDP's buckets while the link is not limited.
             network_, count, compression = kind
             warm = Setting(network_, count, options.batches[0], None, compression, expected=1.0)
             ranks.visit(warm, side=options.side)
@@ -265,7 +265,7 @@ def main() -> None:
         return
     content = json.loads(options.json.read_text(encoding="utf-8"))
     asked = {key: content["settings"][key] for key in ("ranks", "side", "batches")}
-    content |= content_of(content["visits"], **asked)  # as the formula stands now
+    content |= content_of(content["visits"], **asked)  # fit again, with the current formula
     write_atomically(options.json, json.dumps(content, indent=1) + "\n")
     write_page(options.page, content)
 

@@ -1,13 +1,14 @@
-"""Model of a data-parallel step, fitted to measured ones, and carried to GPUs on paper.
+"""Cost model of a data-parallel step, fitted to measured steps and extrapolated to GPU clusters.
 
-    compute(b)  = c + a b                        b images a rank; c and a of each network
+    compute(b)  = c + a b                        b images a rank; c and a for each network
     reduce(B)   = L + f B max(1/W, s/w)          B bytes of gradients, w the link's bytes/s
     step        = compute + reduce - o min(reduce, compute)
 
-with f = 2 (n - 1) / n of a ring all-reduce over n ranks (Patarasuk and Yuan 2009), L its latency,
-W the bytes/s that the ranks themselves get through, s what a link carries beside the gradients
-(headers, acknowledgements), and o the share of the reduction that hides behind the computation. A
-ring works on one part while it sends another, so that the slower of 1/W and s/w counts.
+with f = 2 (n - 1) / n for a ring all-reduce over n ranks (Patarasuk and Yuan 2009), L its latency,
+W the bytes/s that the ranks themselves process, s the bytes on a link for each byte of gradients
+(with headers and acknowledgements), and o the share of the reduction that overlaps with the
+computation. A ring processes one part while it sends another, so that the larger of 1/W and s/w
+counts.
 """
 
 import math
@@ -26,14 +27,14 @@ class Point:
     """One measured setting: medians of its repeats, in seconds.
 
     Attributes:
-        link: in Mbit/s; None where nothing limits it.
-        seen: whether the fit may look at it.
+        link: speed in Mbit/s; None if it is not limited.
+        seen: whether the fit uses the point, or it is held out.
     """
 
     network: str
     ranks: int
     batch: int  # images a rank
-    bytes: float  # that are reduced, 0 of one rank
+    bytes: float  # of the gradients that are reduced; 0 for one rank
     link: float | None
     compute: float
     reduce: float = 0.0
@@ -46,11 +47,11 @@ class Fit:
     """The model's constants.
 
     Attributes:
-        compute: of each network: seconds a step, and seconds an image.
-        latency: seconds of a reduction of nothing.
-        rank_bandwidth: bytes/s without a limit of the link.
+        compute: for each network, seconds a step and seconds an image.
+        latency: seconds of a reduction of zero bytes.
+        rank_bandwidth: bytes/s of a reduction that the link does not limit.
         overhead: bytes on a link for each byte of gradients.
-        overlap: hidden share, 0 to 1.
+        overlap: share of the reduction that overlaps with the computation, 0 to 1.
     """
 
     compute: dict[str, tuple[float, float]]
@@ -77,12 +78,12 @@ class Fit:
 
 
 def ring(ranks: int) -> float:
-    """Times that a ring all-reduce sends the whole buffer from each rank."""
+    """How many times the buffer's size each rank sends in a ring all-reduce."""
     return 2 * (ranks - 1) / ranks
 
 
 def fit(points: Sequence[Point]) -> Fit:
-    """Least squares of relative errors, over the points that may be seen, of several ranks."""
+    """Fit by least squares of relative errors to the `seen` points of several ranks."""
     seen = [point for point in points if point.seen and point.ranks > 1]
     compute = {}
     for name in {point.network for point in seen}:
@@ -96,9 +97,9 @@ def fit(points: Sequence[Point]) -> Fit:
 
 
 def _reduction_constants(seen: Sequence[Point]) -> list[float]:
-    """Latency, seconds a byte of the ranks themselves, bytes on a link for each of gradients."""
+    """Latency, 1 / `rank_bandwidth`, and bytes on a link for each byte of gradients."""
     on_link = [point.link is not None for point in seen]
-    for _ in range(len(seen)):  # until it is settled what limits each point
+    for _ in range(len(seen)):  # until it no longer changes whether ranks or link limit each point
         rows = []
         for point, limited in zip(seen, on_link, strict=True):
             sent = ring(point.ranks) * point.bytes
@@ -124,7 +125,7 @@ def _relative_least_squares(
 
 
 def _overlap(constants: Fit, seen: Iterable[Point]) -> float:
-    """The hidden share that explains the seen steps best."""
+    """The overlap that fits the seen steps best."""
     hidden, most = [], []
     for point in seen:
         compute = constants.computing(point.network, point.batch)
@@ -149,10 +150,10 @@ class Cluster:
 
     Attributes:
         images_per_second: of one GPU, published.
-        inside: bytes/s of a GPU to its neighbours in a node, as an all-reduce gets them.
+        inside: bytes/s of a GPU to its neighbours in a node, as achieved by an all-reduce.
         between: bytes/s of a GPU's share of its node's network, likewise.
-        hop: seconds that one message of a ring takes between nodes, beside its bytes.
-        backward: share of a step's computation behind which a reduction can hide.
+        hop: seconds of latency of one ring message between nodes.
+        backward: share of a step's computation that a reduction can overlap with.
     """
 
     name: str
@@ -164,15 +165,15 @@ class Cluster:
     backward: float = 2 / 3
 
 
-# ResNet50, 224 px: references of throughput in the page. A node is one with eight GPUs, and one
-# 200 Gbit/s InfiniBand adapter for each of them (25 GB/s, of which 80 % are taken to arrive).
+# ResNet50, 224 px; docs/scaling.md has the references of the throughputs. A node has eight GPUs.
+# An InfiniBand adapter has 200 Gbit/s (A100) or 400 Gbit/s (H100), of which 80 % is assumed.
 CLUSTERS = (
     Cluster("A100, eight adapters a node", 2711, inside=0.8 * 300e9, between=0.8 * 25e9),
     Cluster("A100, one adapter a node", 2711, inside=0.8 * 300e9, between=0.8 * 25e9 / 8),
     Cluster("H100, eight adapters a node", 7500, inside=0.8 * 450e9, between=0.8 * 50e9),
 )
 RESNET50 = 25.6e6  # parameters
-GOYAL_BATCH = 8192  # up to which ResNet50 kept its accuracy on ImageNet (Goyal et al. 2017)
+GOYAL_BATCH = 8192  # largest at which ResNet50 kept its accuracy on ImageNet (Goyal et al. 2017)
 BASE_BATCH, BASE_RATE = 256, 0.1  # of the same paper
 DATASETS = {"ChestX-ray14": 86_524, "a million images": 1_000_000}
 EPOCHS = 25
@@ -180,8 +181,8 @@ GPU_COUNTS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def reduction(cluster: Cluster, gpus: int, *, size: float) -> float:
-    """Seconds of an all-reduce: a ring inside each node, and then one over the nodes for each GPU
-    of a node, which carries its eighth (NCCL's way with one adapter a GPU)."""
+    """Seconds of a hierarchical all-reduce: a ring inside each node, then rings over the nodes, one
+    for each GPU of a node with that GPU's share of the bytes (as NCCL, one adapter a GPU)."""
     inside = min(gpus, cluster.gpus_a_node)
     nodes = math.ceil(gpus / cluster.gpus_a_node)
     seconds = ring(inside) * size / cluster.inside
@@ -194,11 +195,11 @@ def reduction(cluster: Cluster, gpus: int, *, size: float) -> float:
 def on_paper(
     cluster: Cluster, gpus: int, *, batch: int, value_bytes: int = 4, parameters: float = RESNET50
 ) -> dict[str, float]:
-    """A step of so many GPUs with so many images each.
+    """Estimated step of `gpus` GPUs with `batch` images each.
 
     Returns:
-        Seconds of `compute` and `reduce`, and the efficiency if nothing hides (`worst`) and if
-        the reduction hides behind the backward pass (`best`).
+        Seconds of `compute` and `reduce`, and the efficiency if nothing overlaps (`worst`) and if
+        the reduction overlaps with the backward pass (`best`).
     """
     compute = batch / cluster.images_per_second
     reduce = reduction(cluster, gpus, size=parameters * value_bytes)
@@ -217,7 +218,7 @@ def on_paper(
 def training_hours(
     cluster: Cluster, gpus: int, *, batch: int, images: int, epochs: int = EPOCHS
 ) -> dict[str, float]:
-    """Steps and hours of a training on paper, the whole reduction exposed."""
+    """Estimated steps and hours of a training in which no reduction overlaps with computation."""
     step = on_paper(cluster, gpus, batch=batch)
     steps = math.ceil(images / (gpus * batch))
     seconds = epochs * steps * (step["compute"] + step["reduce"])
@@ -225,19 +226,19 @@ def training_hours(
 
 
 def scaled_rate(global_batch: int) -> float:
-    """The linear rule's rate for SGD (Goyal et al. 2017), from 0.1 at 256 images."""
+    """Learning rate of SGD by the linear scaling rule (Goyal et al. 2017): 0.1 at 256 images."""
     return BASE_RATE * global_batch / BASE_BATCH
 
 
 def most_gpus(batch: int) -> int:
-    """GPUs that Goyal's largest batch feeds with so many images each."""
+    """Number of GPUs with `batch` images each in a global batch of `GOYAL_BATCH`."""
     return GOYAL_BATCH // batch
 
 
 def points_of(visits: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """A point of each setting that was measured, from all of its rounds.
+    """One point for each measured setting: medians over the repeats of all its rounds.
 
-    The slowest rank's time of a repeat is the job's.
+    The time of a repeat is that of its slowest rank.
     """
     settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for visit in visits:

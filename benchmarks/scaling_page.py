@@ -26,7 +26,7 @@ from xray_lightning.html.figures import SERIES, drawing, inline
 Content = Mapping[str, Any]
 Table = dict[str, Any]
 GPU_BATCH = 64  # images a GPU, on paper
-# Of the page's references: GPUs, and the share of one GPU's rate that each kept.
+# From the page's references: number of GPUs, and each GPU's rate as a share of one GPU's alone.
 PUBLISHED = {
     "8 A100, AMP (NVIDIA DeepLearningExamples)": (8, 0.84),
     "8 A100, TF32 (the same)": (8, 0.965),
@@ -34,7 +34,7 @@ PUBLISHED = {
     "32 V100, AMP, InfiniBand (DLPerf)": (32, 0.88),
     "512 GPUs (Horovod)": (512, 0.90),
 }
-# Outside of the report's pages, the colours that they give to a figure.
+# The colours that a report's page defines for its figures, for an SVG outside such a page.
 STYLE = """
 svg{--ink:#222;--muted:#555;--grid:#ddd;--series-1:#0072b2;--series-2:#c44e00;--series-3:#007a5a}
 text{font-family:system-ui,sans-serif}
@@ -48,7 +48,7 @@ def link_name(link: float | None) -> str:
 
 
 def times(visits: Sequence[Content], kind: str, **wanted: Any) -> list[float]:
-    """Every repeat's seconds of the visits that have these values."""
+    """Seconds of every repeat, over all visits whose keys have the `wanted` values."""
     own = (one for one in visits if all(one[key] == value for key, value in wanted.items()))
     return [seconds for visit in own for seconds in visit["seconds"].get(kind, ())]
 
@@ -120,8 +120,8 @@ def scaling_notes(content: Content) -> list[str]:
 
 
 def scaling(content: Content) -> list[tuple[str, str, float]]:
-    """Efficiency without a limited link: strong (the same global batch) and weak (the same
-    batch a rank)."""
+    """Scaling efficiency without a limit of the link: strong (the same global batch) and weak (the
+    same batch a rank)."""
     ranks, visits = content["settings"]["ranks"], content["visits"]
     batch = content["settings"]["batches"][-1]
     found = []
@@ -137,7 +137,7 @@ def scaling(content: Content) -> list[tuple[str, str, float]]:
 
 
 def scaling_table(content: Content) -> Table:
-    """Images/s of one rank, of one with the threads of all, and of all ranks."""
+    """Images/s of one rank, of one with as many threads as ranks, and of all ranks."""
     ranks, visits = content["settings"]["ranks"], content["visits"]
     batches = content["settings"]["batches"]
     batch = batches[-1]
@@ -203,7 +203,7 @@ def fit_table(content: Content) -> Table:
 
 
 def paper_table(content: Content) -> Table:
-    """Efficiency of many GPUs on paper, each cluster's from nothing hidden to all that can be."""
+    """Estimated efficiency of each cluster, from no overlap to the most that is possible."""
     rows = []
     for gpus in GPU_COUNTS[1:]:
         row = [f"{gpus:,}", f"{gpus * GPU_BATCH:,}"]
@@ -218,7 +218,7 @@ def paper_table(content: Content) -> Table:
 
 
 def training_table(content: Content) -> Table:
-    """Hours on paper, and whether the global batch is one that is known to train."""
+    """Estimated hours, and whether the global batch is within `GOYAL_BATCH`."""
     rows = []
     for gpus in GPU_COUNTS:
         total = gpus * GPU_BATCH
@@ -239,7 +239,7 @@ def clock(hours: float) -> str:
 
 
 def limit_table(content: Content) -> Table:
-    """How many GPUs the largest known batch feeds, by the images of each."""
+    """How many GPUs a global batch of `GOYAL_BATCH` suffices for, by images a GPU."""
     rows = []
     for batch in (8, 16, 32, 64, 128, 256):
         gpus = most_gpus(batch)
@@ -283,7 +283,7 @@ def with_tables(text: str, content: Content) -> str:
     """The page with each table in its place, between `<!-- NAME -->` and `<!-- end -->`.
 
     Raises:
-        UserError: the page lacks a place.
+        UserError: a table's pair of comments is missing, or its first one is repeated.
     """
     for name, table in SECTIONS.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
@@ -302,7 +302,7 @@ def write_page(path: Path, content: Content) -> None:
 
 
 def figure(content: Content) -> str:
-    """Measured and predicted steps by the link, and the efficiency of GPUs on paper, as an SVG."""
+    """An SVG of measured and predicted step times by link, and the estimated efficiency of GPUs."""
     with drawing():
         made = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = made.subplots(1, 2)

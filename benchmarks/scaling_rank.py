@@ -1,7 +1,7 @@
 """A rank of the scaling benchmark: times what its stdin asks for, one JSON object a line.
 
-DistributedDataParallel on Gloo with one thread a rank, as `strategy=mpi` and `strategy=ddp` have
-it on a CPU, on one batch that stays in memory: no data, no logging.
+DistributedDataParallel on Gloo with one thread a rank, as `strategy=mpi` and `strategy=ddp` use it
+on a CPU, on one batch that stays in memory: no data loading, no logging.
 """
 
 import json
@@ -27,7 +27,7 @@ Shape = tuple[int, int]  # images a step, their side in pixels
 
 
 def thin() -> nn.Module:
-    """Five convolutions of 1 M parameters: its gradients pass a slow link in seconds."""
+    """Five convolutions, 1 M parameters in all: a slow link sends its gradients in seconds."""
     layers: list[nn.Module] = []
     for channels, out in ((1, 32), (32, 64), (64, 128), (128, 256), (256, 256)):
         layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.ReLU()]
@@ -41,7 +41,7 @@ def build(name: str) -> nn.Module:
 
 
 class Rank:
-    """Models made once, and their timings."""
+    """Builds each model once, and times it."""
 
     def __init__(self, *, size: int) -> None:
         self._size = size
@@ -55,7 +55,8 @@ class Rank:
         Args:
             ask: `model`, `batch` (images a rank), `side` (of the images), `repeats`, and `kinds`
                 out of `step` (as DDP trains), `compute` (without its reduction) and `reduce` (the
-                reduction of the same buckets alone). `alone`: without other ranks; `threads`.
+                reduction of the same buckets alone). `alone`: without DDP and other ranks;
+                `compression`: `bf16` or None; `threads`: CPU threads.
         """
         torch.set_num_threads(ask.get("threads", 1))
         model = self._model(ask["model"], ask.get("compression"), alone=ask.get("alone", False))
@@ -105,7 +106,7 @@ class Rank:
         return once
 
     def _reduction(self, model: Any, kind: torch.dtype) -> Callable[[], None]:
-        """All buckets at once, in the order and of the sizes that DDP has them."""
+        """A function that all-reduces all buckets asynchronously, in DDP's order and sizes."""
         parts = [torch.zeros(size // 4, dtype=kind) for size in buckets(model)]
 
         def once() -> None:
@@ -128,7 +129,7 @@ class Rank:
 
 
 def buckets(model: DistributedDataParallel) -> list[int]:
-    """Bytes of each bucket that DDP reduces, the first to be ready first."""
+    """Bytes of each bucket that DDP reduces, in the order in which they become ready."""
     facts: Any = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
     text = str(facts.get("rebuilt_bucket_sizes") or facts["bucket_sizes"])
     return [int(size) for size in text.split(",") if size.strip()]

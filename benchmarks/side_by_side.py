@@ -54,15 +54,15 @@ from xray_lightning.runs.results_json import finite
 from xray_lightning.training.callbacks import WARMUP_STEPS
 from xray_lightning.workers import threads
 
-# Relative, of two losses that should be equal. The first comes from the pixels, the weights and
-# the order alone. Then Adam's updates, the learning rate times the gradient's sign whatever its
-# size, multiply every difference. Two arms do differ a little: the paper's first convolution has
-# three channels of such updates where ours has one, and DALI's resize is not Pillow's.
+# Relative tolerances for losses that should be equal. The first loss depends on pixels, weights and
+# order alone. Then Adam's updates amplify every difference: at first they are the learning rate
+# times the gradient's sign, whatever its size. Two arms do differ a little: the paper's first
+# convolution updates three channels where ours has one, and DALI's resize is not Pillow's.
 FIRST_TOLERANCE = 1e-4
-# At 32 px noise of 1e-5 in the pixels, as rounding leaves it, has changed the third loss by up to
-# 2.7 %; two batches in each other's place change it by 12 %.
+# At 32 px, noise of 1e-5 in the pixels, as from rounding, changed the third loss by up to 2.7 %;
+# swapping two batches changes it by 12 %.
 LATER_TOLERANCE = 0.05
-DALI_FIRST_TOLERANCE = 0.002  # 0.2 levels of 255 a pixel, on average
+DALI_FIRST_TOLERANCE = 0.002  # its pixels differ by 0.2 levels of 255 on average
 LOOSE_LATER_TOLERANCE = 0.15  # paper_loop and dali
 
 Told = Callable[[str], None]
@@ -87,7 +87,7 @@ class SideBySide:
     """Runs the arms' processes in `folder`.
 
     Args:
-        tell: shown on a terminal: called with what runs now, before each process.
+        tell: called before each process with what it runs, to show on a terminal.
     """
 
     def __init__(self, workload: Workload, folder: Path, *, tell: Told) -> None:
@@ -165,7 +165,7 @@ class SideBySide:
         return result | {"seconds": None if cut_short else seconds, "cold": cold}
 
     def _environment(self) -> dict[str, str]:
-        """The caller's, with compiled code kept from one process to the next, as users have it."""
+        """The caller's environment; compiled code is cached across processes, as for users."""
         kept = {"TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor")}
         if sys.dont_write_bytecode:
             bytecode = str(self._folder / "bytecode")
@@ -196,8 +196,8 @@ class SideBySide:
 
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """Let Ctrl-C wait for the end: inside of Popen it leaves a process that nobody knows."""
-    if current_thread() is not main_thread():  # the others are never interrupted
+    """Delay Ctrl-C to the block's end: inside Popen it would leave a process without a handle."""
+    if current_thread() is not main_thread():  # only the main thread gets KeyboardInterrupt
         yield
         return
     came: list[int] = []
@@ -219,12 +219,12 @@ def _last_line(log: Path, exit_code: int) -> str:
 
 
 def worker_counts(cores: int) -> list[int]:
-    """The numbers of workers worth a trial: powers of two, and every core."""
+    """Numbers of workers to try: powers of two up to the number of cores, and that number."""
     return sorted({2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores})
 
 
 def loss_difference(losses: dict[str, list[float]], arm: str, reference: str) -> str | None:
-    """What tells an arm's losses from the reference's by more than rounding; None if nothing."""
+    """A message if an arm's losses differ from the reference's beyond the tolerances, else None."""
     loose = {arm, reference} & {PAPER_LOOP, DALI}
     later = LOOSE_LATER_TOLERANCE if loose else LATER_TOLERANCE
     first = DALI_FIRST_TOLERANCE if DALI in (arm, reference) else FIRST_TOLERANCE
@@ -316,7 +316,7 @@ def bench(options: Options) -> dict[str, Any]:
 
 
 def workload_of(options: Options, accelerator: str) -> Workload:
-    """What is asked for, before the data has been looked at."""
+    """The workload as the options ask for it; `prepare` fills in what depends on the data."""
     return Workload(
         data=str(options.data.resolve()),
         split="",

@@ -1,4 +1,4 @@
-"""Table of macro AUROC against minutes, a row a recipe: what DAWNBench showed of classifiers.
+"""Table of macro AUROC against minutes, one row for each recipe, as in DAWNBench.
 
     python -m benchmarks.time_to_quality runs/A runs/B runs/C --json benchmarks/time_to_quality.json
 
@@ -56,7 +56,7 @@ def time_to_quality(
 
     Args:
         further: notes below the table.
-        earlier: such a record, whose recipes of other names stay.
+        earlier: an earlier record, whose recipes with other names are kept.
 
     Raises:
         UserError: a run that has no test, or runs of several devices or test splits.

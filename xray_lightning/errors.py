@@ -8,14 +8,14 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM
 STOPPED = (EXIT_INTERRUPTED, EXIT_WARNED, EXIT_TERMINATED)
 
 
-MOST_SHOWN = 3000  # characters of a message, which may quote a file
-LAST_SHOWN = 1000  # of these stand at its end, with what to do
+MOST_SHOWN = 3000  # most characters of a message, which may quote a file
+LAST_SHOWN = 1000  # of these are kept from its end, which says what to do
 
 
 class XrayError(Exception):
     """A failure that is told in one line: what is wrong, where, and what to do about it.
 
-    A library's words that are quoted in the message may have several; they are joined.
+    A message that quotes a library may span several lines; they are joined.
     """
 
     exit_code = EXIT_RUN_FAILED
@@ -40,8 +40,8 @@ class RunFailedError(XrayError):
 class InterruptedRunError(BaseException):
     """The run was stopped from outside, by Ctrl-C, SIGTERM or SIGUSR1; `exit_code` says by which.
 
-    Like Python's KeyboardInterrupt no Exception: it may be raised anywhere, and must get through
-    whatever a library there makes of its own failures.
+    Derives from BaseException, as KeyboardInterrupt does: it may be raised inside a library, whose
+    `except Exception` must not catch it.
     """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
@@ -50,7 +50,7 @@ class InterruptedRunError(BaseException):
 
 
 def check_whole(key: str, value: object, *, least: int, most: int | None = None) -> None:
-    """Refuse a value of the configuration that is no whole number in this range.
+    """Refuse a configuration value that is not an integer from `least` to `most`.
 
     Raises:
         UserError: naming the key.
@@ -70,12 +70,12 @@ def one_line(error: BaseException) -> str:
 
 
 def shortened(text: str, length: int, *, dots: str = "...") -> str:
-    """The text in at most so many characters, dots in the place of what is left out."""
+    """The text cut to at most `length` characters; `dots` replace what is cut off."""
     return text if len(text) <= length else f"{text[: length - len(dots)]}{dots}"
 
 
 def brief(value: object) -> str:
-    """A value that is wrong, for a message: its repr, printable and short."""
+    """An invalid value as a message quotes it: its repr, printable and at most 60 characters."""
     return shortened(printable(repr(value)), 60)
 
 

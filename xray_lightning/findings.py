@@ -1,4 +1,4 @@
-"""The 14 findings of NIH ChestX-ray14, lists of others, and "A|B" to a multi-hot row and back."""
+"""The 14 findings of NIH ChestX-ray14, checks of other lists, and "A|B" as a multi-hot row."""
 
 import re
 from collections.abc import Iterable
@@ -30,10 +30,10 @@ NO_FINDING = "No Finding"
 # Spellings met in NIH's own files: the box list says "Infiltrate".
 ALIASES = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
 
-# Names of findings stand in the headers of tables, in tags, in file formats and on pages.
+# Limits on names of findings, which appear in table headers, metric tags, files and web pages.
 MOST_FINDINGS = 200
 _NAME = re.compile(r"[^\W_](?:[\w ./()+-]{0,58}[\w)+])?")
-# In letters and digits alone, what our own tables say of an image, or of all findings together.
+# Columns of our own tables, as `folded` gives them: no finding may have such a name.
 _TAKEN = frozenset(
     [
         *("nofinding", "image", "images", "path", "patient", "patients", "patientid", "followup"),
@@ -91,20 +91,20 @@ def decode(row: Iterable[float], findings: Iterable[str] = FINDINGS) -> str:
 
 
 def folded(title: str) -> str:
-    """A title in its letters and digits alone, by which those of columns are compared."""
+    """A title's letters and digits in lower case, by which titles of columns are compared."""
     return "".join(letter for letter in title.lower() if letter.isalnum())
 
 
 def check_findings(names: object, *, what: str) -> tuple[str, ...]:
-    """A list of findings as a tuple, once it is sure to be one.
+    """Check a list of findings; returns it as a tuple.
 
     Args:
         names: names of findings, in the order of the model's outputs.
-        what: whose they are, for messages: a key of the configuration.
+        what: what the list is, for messages, such as a key of the configuration.
 
     Raises:
         UserError: no list, an empty or overlong one, a name that tables or pages cannot hold, or
-            two names that differ in neither letters nor digits.
+            two names with the same letters and digits.
     """
     if not isinstance(names, list | tuple) or not 0 < len(names) <= MOST_FINDINGS:
         raise UserError(

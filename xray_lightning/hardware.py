@@ -1,4 +1,4 @@
-"""Accelerator, precision, threads and speed switches: what is asked for, never silently another."""
+"""Accelerator, precision, CPU threads and speed switches, as the configuration asks for them."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 class NoCudaError(UserError):
-    """CUDA was asked for and is not there; a sweep skips such a row and goes on."""
+    """CUDA was requested but is not available; a sweep skips such a run and goes on."""
 
     missing = "CUDA"
 
@@ -91,11 +91,11 @@ class Speed:
 
     Args:
         channels_last: memory layout of convolutions: the faster one on CPUs and tensor cores.
-        keep_freed_memory: on a CPU, let glibc keep what a step frees for the next step. It else
-            hands every large tensor back to the system, and the next step pays for zeroed pages.
+        keep_freed_memory: on a CPU, let glibc keep the memory that a step frees for the next one.
+            By default it returns large blocks to the system, and each step pays for new pages.
         threads: CPU threads of each rank; None shares the cores among the ranks of a machine.
-        bind_cores: keep each of several ranks of a machine on cores of its own, where its
-            launcher has not bound it.
+        bind_cores: bind each of several ranks on a machine to its own cores, unless its launcher
+            has bound it.
         tf32: on CUDA, TF32 for float32 convolutions and matrix products.
         cudnn_benchmark: on CUDA, try cuDNN's algorithms in the first step and keep the fastest.
         cuda_graph: on one CUDA device, replay the step as one CUDA graph.
@@ -134,9 +134,9 @@ class Speed:
         return set_cpu_threads(local_ranks=local_ranks)
 
     def bind(self, *, local_rank: int, local_ranks: int) -> list[int]:
-        """Keep this rank on its own cores, if so switched; returns the cores that it may use.
+        """Bind this rank to its own cores if `bind_cores` is set; returns the cores it may use.
 
-        Not before the cache is built: that takes all cores of the machine.
+        Call it after the cache is built, which uses all cores of the machine.
         """
         if not hasattr(os, "sched_getaffinity"):
             return []
@@ -152,10 +152,10 @@ class Speed:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc's malloc reuse freed memory however large; False where there is no glibc.
+    """Make glibc's malloc reuse freed blocks of any size; False where there is no glibc.
 
-    Each tensor of more than 32 MiB is else a mapping of its own, which the kernel fills with
-    zeroed pages at its first touch, in every step again.
+    Otherwise each tensor of more than 32 MiB gets its own mapping, whose pages the kernel zeroes
+    at their first touch, in every step.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -37,11 +37,11 @@ def on_terminal() -> bool:
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):
-    """Logs to what `sys.stdout` is at the moment: while a bar is live, that writes above it.
+    """Logs to the current `sys.stdout`, which a live bar replaces to print lines above itself.
 
-    logging's own handler keeps the stream that it found at first, and writes into the bar. Where
-    nobody reads on, below `| head` or a `tee` that has ended, or the disk of `> FILE` is full, the
-    work goes on without it: a run's lines are in its train.log, too.
+    logging's own handler keeps its first stream, and would write into the bar. If stdout fails (the
+    reader of its pipe has exited, or the disk of `> FILE` is full), the work goes on without it: a
+    run's lines are also in its train.log.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -56,7 +56,7 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
 
 
 def _line(*figures: ProgressColumn, shown: bool) -> Progress:
-    """A bar of one line, these figures behind it, that is gone when it stops."""
+    """A progress bar of one line, followed by the columns `figures`; erased when it stops."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -76,13 +76,13 @@ def live_bar(*, shown: bool = True) -> Progress:
 
 
 def unseen(title: str, images: int) -> AbstractContextManager[Advance]:
-    """The `Display` that nobody watches."""
+    """A `Display` that shows nothing."""
     return nullcontext(lambda done: None)
 
 
 @contextmanager
 def display(title: str, images: int) -> Iterator[Advance]:
-    """Show work over so many images, from two seconds on: a bar on a terminal, two lines in a log.
+    """Show work that takes over `QUIET_SECONDS`: a bar on a terminal, two lines in a log.
 
     Yields:
         A function that takes how many images were done since its last call.
@@ -104,7 +104,7 @@ def display(title: str, images: int) -> Iterator[Advance]:
         done += count
         bar.update(task, completed=done, rate=f"{done / (perf_counter() - start):.0f} images/s")
 
-    # A clock of its own, since the first images may take longer than that.
+    # A timer, since the first call of `advance` may come later than that.
     clock = Timer(QUIET_SECONDS, show)
     clock.daemon = True
     clock.start()
@@ -127,7 +127,7 @@ class Transfers:
     """The bars of several files at once, each with its speed and the time that is left.
 
     Args:
-        stop: once set, every bar raises `StoppedError` when it is told of anything.
+        stop: once it is set, each bar raises `StoppedError` at its next call.
         shown: draw them; by default on a terminal.
     """
 
@@ -140,7 +140,7 @@ class Transfers:
 
     @contextmanager
     def bar(self, name: str, *, total: int | None) -> Iterator["Bar"]:
-        """The bar of one file, gone at the end."""
+        """The bar of one file, removed when the block ends."""
         bar = Bar(self, name, total)
         try:
             yield bar
@@ -148,12 +148,12 @@ class Transfers:
             self.progress.remove_task(bar.task)
 
     def live(self) -> Progress:
-        """The context in which they are drawn."""
+        """The context manager within which the bars are drawn."""
         return self.progress
 
 
 class Bar:
-    """One file on its way: a `data.download.http.Watch` that also knows what is being done."""
+    """The bar of one file: a `data.download.http.Watch` that also shows the current activity."""
 
     def __init__(self, transfers: Transfers, name: str, total: int | None) -> None:
         self._transfers = transfers
@@ -162,7 +162,7 @@ class Bar:
         self.task = transfers.progress.add_task(name, total=total)
 
     def begin(self, done: int, total: int | None) -> None:
-        """So many bytes are there: they were no work of ours, and do not count as speed."""
+        """Start at `done` bytes, from an earlier attempt: they do not count towards the speed."""
         self._check()
         self._transfers.progress.reset(self.task, total=total, completed=done)
 

@@ -1,4 +1,4 @@
-"""Work in threads, some of it ahead: results in order, and an end at once on Ctrl-C."""
+"""Work in threads, ahead of the caller: results in order, and an immediate end on Ctrl-C."""
 
 import os
 import queue
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from xray_lightning.errors import EXIT_INTERRUPTED, InterruptedRunError, RunFailedError, XrayError
 
-WAIT_SECONDS = 0.2  # at once, for a result
+WAIT_SECONDS = 0.2  # longest single wait for a result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,17 +28,17 @@ def in_threads(
     jobs: int | None = None,
     ahead: int | None = None,
 ) -> Generator[Result, None, None]:
-    """`map(work, items)` in threads: the results in order, the first error raised in its turn.
+    """`map(work, items)` in threads: the results in order, an error raised in its item's turn.
 
-    Items are taken as the results are, so that any number of them needs the same memory. What is
-    being done when the results are no longer wanted is waited for, but not on Ctrl-C: the threads
-    are daemons, unlike an executor's, and one that waits for a server keeps no process alive.
+    Items are taken only as fast as results are, so that memory does not grow with their number. If
+    the caller stops early, running calls are waited for, except on Ctrl-C: the threads are daemons,
+    unlike an executor's, so that one waiting for a server does not keep the process alive.
 
     Args:
         work: called in the threads.
         items: taken in the caller's thread.
-        jobs: threads; None for one a core.
-        ahead: results that may wait for the caller to take them; None for four a thread.
+        jobs: threads; None for one per core.
+        ahead: results that may wait for the caller to take them; None for four per thread.
     """
     jobs = threads() if jobs is None else jobs
     ahead = 4 * jobs if ahead is None else ahead
@@ -82,10 +82,10 @@ def in_threads(
 
 
 def _result(future: Future[Result]) -> Result:
-    """Its result, waited for a little at a time.
+    """The future's result, waited for in steps of `WAIT_SECONDS`.
 
-    A signal that comes just before a wait is only seen after it, however long that is: tried, one
-    Ctrl-C in sixty.
+    A signal that arrives just before a wait is handled only after it, however long it lasts; in a
+    trial this delayed one Ctrl-C in sixty.
     """
     while not future.done():
         wait([future], timeout=WAIT_SECONDS)
@@ -95,14 +95,14 @@ def _result(future: Future[Result]) -> Result:
 def all_of(
     work: Sequence[Callable[[], Result]], *, jobs: int, stop: threading.Event
 ) -> list[Result]:
-    """Do all of it, so many at once, and return the results in order.
+    """Make all calls, `jobs` at once, and return their results in order.
 
-    A piece that fails does not end the others: a download of hours should not wait for a person
-    because one of its files is not there.
+    A call that fails does not end the others: a download of hours should not stop because one of
+    its files is missing.
 
     Raises:
-        XrayError: that of the one piece that failed, or one that names all that have.
-        InterruptedRunError: Ctrl-C; `stop` is set, and what is half done can be gone on with.
+        XrayError: that of the only call that failed, or one with the messages of all.
+        InterruptedRunError: Ctrl-C; `stop` is set, and a later call can resume partial work.
     """
     results: dict[int, Result] = {}
     faults: dict[int, BaseException] = {}

@@ -274,7 +274,7 @@ def _manifest(
     uncertain: str,
     empty: str,
 ) -> "Manifest":
-    """The rows of a data set; where there is no known table, of one's own."""
+    """The rows of a data set, of the user's table if `table` is given or none is known."""
     from xray_lightning.data.manifest import check_folder, holds_known_table, read_manifest
     from xray_lightning.data.sources.custom_csv import OwnTable
 

@@ -79,7 +79,7 @@ def predict(
             strict=strict,
             progress=unseen if out is None else display,
         )
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `| head`, has closed the pipe
         let_go(sys.stdout)
         raise typer.Exit(1) from None
     told = summary if out is None else f"Written: {out}: {summary}"

@@ -1,4 +1,4 @@
-"""`xray report`, `evaluate`, `recalibrate`, `compare`: what runs have reached, how surely."""
+"""`xray report`, `evaluate`, `recalibrate`, `compare`: scores of runs, with their uncertainty."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from xray_lightning.terminal import say
 
 # Each command imports what it needs itself: `xray --help` should not wait for torch.
 
-_OF_PREDICTIONS = {  # options of `evaluate`
+_OF_PREDICTIONS = {  # options of `evaluate` that may be given with --predictions
     "predictions",
     "val",
     "json",

@@ -1,4 +1,4 @@
-"""`xray explain`: where a model saw a finding, and whether it is there."""
+"""`xray explain`: maps of where a model saw findings, and their scores against boxes."""
 
 from pathlib import Path
 from typing import Annotated

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line: errors that a user can cause are one line, with their exit code."""
+    """Run an app's command line; print an expected error as one line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         # A file name that is not valid UTF-8 must not end a command halfway.
         if reconfigure := getattr(stream, "reconfigure", None):

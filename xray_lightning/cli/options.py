@@ -21,7 +21,7 @@ LabelMapFile = Annotated[
     typer.Option("--map", metavar="FILE", help="Their findings in terms of the model's, in YAML."),
 ]
 
-# Of data that are scored or refitted to; what is not given is as it was in the checkpoint's run.
+# Options of data to score or to refit on; the default is the value in the checkpoint's run.
 KeptImages = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where the images are, if elsewhere.")
 ]
@@ -52,7 +52,7 @@ def findings_of(names: str | None) -> tuple[str, ...] | None:
     """The findings that --findings names, as in Effusion,Mass; None where it is not given.
 
     Raises:
-        UserError: a name that is none, or is there twice.
+        UserError: a name is no valid finding, or is given twice.
     """
     from xray_lightning.findings import check_findings  # `xray --help` should not wait for pandas
 

@@ -1,6 +1,7 @@
-"""Cache of decoded images: one uint8 memory map, its checksums, and the key of its content.
+"""Cache of decoded images: one uint8 array on disk, its checksums, and the key of its content.
 
-<cache_dir>/<key>/pixels.npy     uint8 (N, S, S), an ordinary npy file"""
+<cache_dir>/<key>/pixels.npy is an ordinary npy file, uint8 (N, S, S); manifest.json beside it holds
+the checksums, and sources.json the path, size and modification time of each image file."""
 
 import hashlib
 import io
@@ -29,13 +30,13 @@ from xray_lightning.workers import in_threads, threads
 
 Rows = npt.NDArray[np.int64]
 
-LAYOUT = 1  # of a cache's files: part of every key
+LAYOUT = 1  # version of the layout of a cache's files; part of every key
 
 
 class ImageSet:
-    """The images that a cache holds: each once, sorted, whatever side of a split they are on.
+    """The images that a cache holds: distinct absolute paths, sorted.
 
-    So splits of the same images share a cache. `rows` says where it has each of them.
+    Which side of a split an image is on plays no part, so splits of the same images share a cache.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -51,10 +52,10 @@ class ImageSet:
 
     @cached_property
     def states(self) -> Rows:
-        """Size in bytes and modification time in ns of each file, as first looked at: (N, 2).
+        """Size in bytes and modification time in ns of each file, read once and kept: (N, 2).
 
         Raises:
-            UserError: a file that is gone.
+            UserError: a file is gone.
         """
         try:
             return np.array([state_of(path) for path in self.paths], dtype=np.int64)
@@ -72,7 +73,7 @@ class ImageSet:
         return hashlib.sha256(self.sources).hexdigest()
 
     def key(self, image_size: int) -> str:
-        """Digest of all that the pixels depend on: the files and their state, size, decoder.
+        """Digest of all that the pixels depend on: the files and their states, image size, decoder.
 
         An image that changes (in size or modification time), another image size or another
         decoder gives another key, and so do equal names in another folder.
@@ -81,13 +82,13 @@ class ImageSet:
 
 
 def images_of(manifest: Manifest, split: Split) -> ImageSet:
-    """Every image of a split, whose rows all have a file."""
+    """The images on all sides of a split; each of them must have a file."""
     path_of = dict(zip(manifest.table["image"], manifest.table["path"], strict=True))
     return ImageSet(path_of[image] for side in SIDES for image in split.sides[side])
 
 
 def _absolute(paths: Iterable[str]) -> Iterator[str]:
-    """`os.path.abspath` of each; that is slow, and a data set has few folders."""
+    """`os.path.abspath` of each path; it is slow, and so called only once per folder."""
     folders: dict[str, str] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -97,13 +98,13 @@ def _absolute(paths: Iterable[str]) -> Iterator[str]:
 
 
 def state_of(path: str) -> tuple[int, int]:
-    """What tells a changed file: its size in bytes and its modification time in ns."""
+    """A file's size in bytes and modification time in ns, by which a changed file is recognised."""
     state = os.stat(path)
     return state.st_size, state.st_mtime_ns
 
 
 def key_of(sources_sha256: str, image_size: int, decoder: str) -> str:
-    """The key of a cache of these sources: in hex, 64 digits."""
+    """The key of a cache of these sources: a SHA-256 digest, 64 hexadecimal digits."""
     return hashlib.sha256(
         json.dumps([LAYOUT, decoder, image_size, sources_sha256]).encode()
     ).hexdigest()
@@ -111,8 +112,8 @@ def key_of(sources_sha256: str, image_size: int, decoder: str) -> str:
 
 Pixels = npt.NDArray[np.uint8]
 
-CHUNK = 64  # images that are finished, checked and lost together: 3.2 MB at 224 pixels
-SAMPLE = 16  # chunks whose checksums every opening looks at: 51 MB at 224 pixels
+CHUNK = 64  # images in a chunk, which has one checksum: 3.2 MB at 224 pixels
+SAMPLE = 16  # chunks whose checksums are verified at every opening: 51 MB at 224 pixels
 
 
 @dataclass
@@ -120,8 +121,8 @@ class CacheManifest:
     """What a cache holds, and which of its chunks are finished.
 
     Attributes:
-        paths_sha256: digest of the paths alone, by which a stale cache of them is found.
-        crc32: of each chunk's pixels, None until it is finished.
+        paths_sha256: digest of the paths alone, to find stale caches of the same paths.
+        crc32: CRC-32 of each chunk's pixels; None until the chunk is written.
     """
 
     key: str
@@ -136,7 +137,7 @@ class CacheManifest:
 
     @classmethod
     def new(cls, images: ImageSet, image_size: int) -> Self:
-        """That of a cache of which nothing is finished yet."""
+        """The manifest of a new cache, without a finished chunk."""
         return cls(
             key=images.key(image_size),
             image_size=image_size,
@@ -153,7 +154,7 @@ class CacheManifest:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, or another version's.
+            ValueError: it is damaged, or of another version of the layout.
         """
         try:
             manifest = cls(**json.loads((folder / "manifest.json").read_bytes()))
@@ -177,7 +178,7 @@ class CacheManifest:
 
     @property
     def finished(self) -> list[int]:
-        """The chunks that are recorded."""
+        """The numbers of the chunks whose checksum is recorded."""
         return [number for number, crc in enumerate(self.crc32) if crc is not None]
 
     def rows(self, chunk: int) -> range:
@@ -193,9 +194,9 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 class PixelFile:
-    """The map's bytes by chunk, through plain reads and writes.
+    """The file `pixels.npy`, accessed by chunk or by image with `pread` and `pwrite`.
 
-    Unlike through a mapping, a full disk or a file that was cut is an error here, and no SIGBUS.
+    With a memory map, a full disk or a truncated file would raise SIGBUS; here it is an exception.
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest, *, writable: bool = False) -> None:
@@ -221,20 +222,20 @@ class PixelFile:
         return None
 
     def lay_out(self) -> int:
-        """Give the file its size and head; returns the bytes of disk that it still lacks."""
+        """Set the file's size and head if they are wrong; returns the bytes not yet allocated."""
         if self.fault() is not None:
             os.ftruncate(self._file, self.size)
             self._write(self._head, 0)
         return max(0, self.size - os.fstat(self._file).st_blocks * 512)
 
     def matches(self, chunk: int) -> bool:
-        """Whether the chunk's pixels are those of its checksum."""
+        """Whether the chunk's pixels match its recorded checksum."""
         rows = self._manifest.rows(chunk)
         content = os.pread(self._file, len(rows) * self._image_bytes, self._place(rows.start))
         return zlib.crc32(content) == self._manifest.crc32[chunk]
 
     def damaged(self, chunks: Sequence[int], *, advance: Advance | None = None) -> list[int]:
-        """Those of the recorded chunks whose pixels are not what was written."""
+        """Those of these finished chunks whose pixels do not match their checksum."""
         wrong = []
         for chunk, right in zip(chunks, in_threads(self.matches, chunks), strict=True):
             if advance is not None:
@@ -250,7 +251,7 @@ class PixelFile:
         return np.frombuffer(content, dtype=np.uint8).reshape(side, side)
 
     def write(self, chunk: int, pixels: Pixels) -> int:
-        """Put a chunk's pixels onto the disk, for good; returns their checksum."""
+        """Write a chunk's pixels and fsync the file; returns their checksum."""
         content = pixels.data.cast("B")
         self._write(content, self._place(chunk * CHUNK))
         os.fsync(self._file)
@@ -260,16 +261,16 @@ class PixelFile:
         return len(self._head) + row * self._image_bytes
 
     def _write(self, content: bytes | memoryview, place: int) -> None:
-        while content:  # a nearly full disk may take a part
+        while content:  # pwrite may write only a part, as on a nearly full disk
             written = os.pwrite(self._file, content, place)
             content, place = content[written:], place + written
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How a cache was found: `fault` is None if it can be used, else what is wrong.
+    """Result of checking a cache: `fault` is None if it can be used, else what is wrong.
 
-    `damaged` tells what once was whole from what is not yet there.
+    `damaged` is True if files are wrong, and False if the cache is absent or unfinished.
     """
 
     fault: str | None
@@ -282,9 +283,9 @@ def condition(
     """Check a cache: its key, that it is finished, its size, and the checksums of some chunks.
 
     Args:
-        seed: draws the 16 chunks (of fewer: all) that are looked at.
-        every: look at all of them.
-        advance: told how many images were looked at.
+        seed: seed of the random choice of 16 chunks (all, if there are fewer) to verify.
+        every: verify all chunks.
+        advance: told how many images were verified.
 
     Raises:
         OSError: it cannot be read.
@@ -324,7 +325,7 @@ class PixelStore(Protocol):
 
 
 class DecodingStore:
-    """Decodes on every read (`data.cache=off`): nothing kept, every epoch paid again."""
+    """Decodes images on every read (`data.cache=off`) and keeps none for the next epoch."""
 
     def __init__(self, paths: Sequence[str], *, image_size: int) -> None:
         self._paths = list(paths)
@@ -342,12 +343,12 @@ class DecodingStore:
 
 
 class MappedStore:
-    """A memory map of pixels that every process on the machine shares through the page cache.
+    """The pixels of a finished cache, which processes share through the machine's page cache.
 
-    Rows are read through the file, which was measured against fancy indexing of the map (50 kB
-    rows in random order): 9 to 13 us a row in the page cache against 12 to 13, and 60 us against
-    600 on a cold disk that reads 8 MB ahead of each touched page. It adds no page to this
-    process, and a file that is cut meanwhile is an error, where a mapped page would be SIGBUS.
+    Rows are read with `preadv`, not through a memory map. Measured against fancy indexing of a map
+    (50 kB rows in random order): 9 to 13 us a row in the page cache against 12 to 13, and 60 us
+    against 600 on a cold disk that reads 8 MB ahead of each touched page. No page is mapped into
+    this process, and a file truncated meanwhile raises an error, where a map would raise SIGBUS.
 
     Args:
         path: a .npy file of uint8 (images, image_size, image_size).
@@ -386,7 +387,7 @@ class MappedStore:
 
 
 def open_cache(images: ImageSet, *, image_size: int, cache_dir: Path, seed: int = 0) -> MappedStore:
-    """Open what `ensure_cache` has built, after its checks; for any number of processes at once.
+    """Check and open a cache built by `ensure_cache`; any number of processes may do so at once.
 
     Raises:
         UserError: there is no cache of these images in their present state, or it is damaged.

@@ -1,6 +1,6 @@
-"""Builder of the cache: parallel, one process at a time, resumed after a kill.
+"""Builder of the cache: one process at a time decodes in threads, and resumes a killed build.
 
-Images that a cache beside it holds already are copied instead of decoded again."""
+Images that another cache in the same folder already holds are copied instead of decoded again."""
 
 import errno
 import hashlib
@@ -35,10 +35,10 @@ from xray_lightning.workers import in_threads, threads
 
 
 class CacheBeside:
-    """Another cache in the same folder, and where it holds images of the one that is built.
+    """Another cache in the same folder, and its rows of images that the new cache needs, too.
 
     Raises:
-        OSError, ValueError: its list of sources cannot be read, or is not what its manifest says.
+        OSError, ValueError: its sources.json cannot be read, or does not match its manifest.
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest, images: ImageSet) -> None:
@@ -55,7 +55,7 @@ class CacheBeside:
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder}/sources.json lists no images") from error
         self._folder, self._manifest = folder, manifest
-        self._row_of: dict[int, int] = {}  # its row of each of our rows whose file is unchanged
+        self._row_of: dict[int, int] = {}  # new cache's row -> row here, for unchanged files
         self._changed = []
         for row, (path, state) in enumerate(
             zip(images.paths, map(tuple, images.states.tolist()), strict=True)
@@ -75,10 +75,10 @@ class CacheBeside:
         return f"{len(self._changed)} of {self._manifest.images} images changed, the first {first}"
 
     def open(self, others: ExitStack, advance: Advance) -> bool:
-        """Open its pixels, and let go of all that its checksums do not vouch for.
+        """Open its pixels, and keep only the rows of finished chunks whose checksums match.
 
         Returns:
-            Whether there is an image to take from it.
+            Whether any image can be copied from it.
         """
         if self._manifest.decoder != DECODER_VERSION or not self._row_of:
             return False
@@ -91,7 +91,7 @@ class CacheBeside:
         return bool(self._row_of)
 
     def holds(self, row: int) -> bool:
-        """Whether it has the image of this row of ours."""
+        """Whether the image of this row of the new cache can be copied from it."""
         return row in self._row_of
 
     def image(self, row: int) -> Pixels:
@@ -103,7 +103,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A cache that is whole; images decoded now, or copied from a cache beside it, and the time."""
+    """A finished cache, the images that this call decoded or copied for it, and the seconds."""
 
     folder: Path
     decoded: int = 0
@@ -120,18 +120,18 @@ def ensure_cache(
     seed: int = 0,
     verify: bool = False,
 ) -> Built:
-    """Build the cache of these images, or what it lacks: chunks that are finished are kept.
+    """Build the cache of these images; chunks that are already finished are kept.
 
-    Of several processes one builds while the others wait; one that is killed leaves its lock and
-    its finished chunks to the next. The lock is `flock`: it holds among the processes of a machine
-    on any local file system, and among machines where the shared one passes it on (NFS does, Lustre
-    if mounted with `flock`). Elsewhere build it ahead: two builders may end each other's work with
-    an error, though what is recorded stays right, since both would write the same bytes.
+    One process builds while the others wait; if it is killed, its lock is freed and the next one
+    goes on from its finished chunks. The lock is `flock`: it works among the processes of a machine
+    on any local file system, and among machines if the shared file system supports it (NFS does,
+    Lustre if mounted with `flock`). Elsewhere, build the cache before the run: two builders at once
+    may fail with an error, though recorded chunks stay right, since both write the same bytes.
 
     Args:
         progress: display for the long steps.
-        seed: draws the chunks whose checksums are looked at.
-        verify: look at all of them.
+        seed: seed of the random choice of chunks whose checksums are verified.
+        verify: verify all of them.
 
     Raises:
         UserError: images that cannot be read, all of them counted, the first five named; images
@@ -174,8 +174,8 @@ def _told(error: OSError, cache_dir: Path) -> UserError | RunFailedError:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when its holder ends in whatever way."""
-    from filelock import FileLock, Timeout  # here, since a run that finds its cache needs none
+    """Hold the folder's lock, waiting for it; the kernel frees it however its holder ends."""
+    from filelock import FileLock, Timeout  # imported here: a run with a finished cache needs none
 
     lock = FileLock(folder / "lock")
     try:
@@ -228,7 +228,7 @@ class _Builder:
         return Built(self._folder, len(rows) - copied, copied, perf_counter() - start)
 
     def _read_manifest(self) -> CacheManifest:
-        """That of the folder, or a new one where that is absent or damaged."""
+        """The folder's manifest; if it is absent, damaged or another cache's, a new one."""
         try:
             manifest = CacheManifest.read(self._folder)
             if manifest.key == self._folder.name:
@@ -249,7 +249,7 @@ class _Builder:
             )
 
     def _forget_what_is_damaged(self) -> list[int]:
-        """Record as unfinished the chunks that do not match, before any of them changes."""
+        """Record chunks with a wrong checksum as unfinished, before any chunk is written."""
         finished = self._manifest.finished
         if not finished:
             return []
@@ -263,10 +263,10 @@ class _Builder:
         return wrong
 
     def _find_beside(self, others: ExitStack) -> list[Path]:
-        """Open the caches beside this one that hold some of its images, and name the stale ones.
+        """Open the other caches in the folder that hold images of this one; find the stale ones.
 
         Returns:
-            The folders of the stale ones: caches of the same paths and size in an older state.
+            Folders of stale caches: same paths and image size, but other file states or decoder.
         """
         stale = []
         for folder in sorted(self._folder.parent.iterdir()):
@@ -284,14 +284,14 @@ class _Builder:
                 with self._display("checking decoded images", manifest.images) as advance:
                     if beside.open(others, advance):
                         self._beside.append(beside)
-            except (OSError, ValueError):  # nothing of use, and none of ours to tell about
+            except (OSError, ValueError):  # not usable, and not for this build to report
                 continue
         return stale
 
     def _fill(self, todo: list[int], advance: Advance) -> None:
-        """Decode and record these chunks in turn, some ahead of the one that is written."""
+        """Decode these chunks in threads, which read ahead, and write and record each in turn."""
         rows = (row for chunk in todo for row in self._manifest.rows(chunk))
-        ahead = 2 * CHUNK + threads()  # no thread waits while a chunk is written
+        ahead = 2 * CHUNK + threads()  # so that no thread idles while a chunk is written
         with closing(in_threads(self._image, rows, ahead=ahead)) as images:
             for chunk in todo:
                 self._finish(chunk, images, advance)
@@ -315,7 +315,7 @@ class _Builder:
     def _finish(
         self, chunk: int, images: Iterator[Pixels | UnreadableImageError], advance: Advance
     ) -> None:
-        """Wait for a chunk, and write and record it if all its images could be read."""
+        """Wait for a chunk's images; write and record it if all of them could be read."""
         rows = self._manifest.rows(chunk)
         pixels = np.empty((len(rows), self._image_size, self._image_size), dtype=np.uint8)
         readable = True
@@ -332,7 +332,7 @@ class _Builder:
             self._manifest.write(self._folder)
 
     def _check_unchanged(self, rows: range) -> None:
-        """Refuse pixels of a file that is no longer the one that the key speaks of."""
+        """Raise if a file's size or modification time is no longer the one in the cache's key."""
         for row, state in zip(rows, self._images.states[rows].tolist(), strict=True):
             path = self._images.paths[row]
             if not os.path.exists(path) or state_of(path) != tuple(state):

@@ -28,7 +28,7 @@ MAX_ROWS = 1_000_000
 def read_cells(
     path: Path, titles: Titles, *, required: tuple[str, ...], faults: Faults | None = None
 ) -> pd.DataFrame:
-    """Read the named columns of a CSV as stripped text, by title and not by place.
+    """Read columns of a CSV as stripped text, found by their titles, not by their positions.
 
     Titles are compared by their letters and digits alone ("Patient ID" is "PatientId"). Cells
     past the last needed column are ignored, since NIH's own header and rows disagree there.
@@ -41,12 +41,12 @@ def read_cells(
 
     Returns:
         A column of text for each key of `titles` that the file has, in the order of `titles`,
-        and `file` and `line`, which say where a row stands. Rows that lack cells are left out; a
-        file that is no such table gives no row, of every column.
+        and `file` and `line`, where the row stands. Rows that lack cells are left out; a file that
+        is no such table gives an empty table with all columns.
 
     Raises:
         UserError: undecodable or oversized file, missing or repeated column, short row, no row;
-            if the sink does.
+            only if the sink raises faults.
     """
     faults = FirstFault() if faults is None else faults
     short: list[int] = []
@@ -63,7 +63,7 @@ def read_cells(
 def _whole_rows(
     path: Path, titles: Titles, required: tuple[str, ...], faults: Faults, short: list[int]
 ) -> pd.DataFrame:
-    """The rows that lack no cell, as `read_cells` returns them; adds the lines of the others."""
+    """The complete rows, as `read_cells` returns them; appends the lines of others to `short`."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     lines: list[int] = []
     rows: list[tuple[str, ...]] = []
@@ -71,7 +71,7 @@ def _whole_rows(
     try:
         header = next(reader, [])
         places = _places(path, header, titles, required)
-        # Of one place alone, itemgetter gives no tuple.
+        # With a single index, itemgetter returns the bare cell; with a slice, a list of one.
         first, *others = places.values()
         pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
         width = max(places.values()) + 1
@@ -132,7 +132,7 @@ def where(rows: pd.DataFrame, position: int) -> str:
 def _places(
     path: Path, header: list[str], titles: Titles, required: tuple[str, ...]
 ) -> dict[str, int]:
-    """The place of each column that the header has; raises on one missing or there twice."""
+    """The index of each column found; raises if a required one is missing, or any is repeated."""
     if not any(header):
         raise UserError(f"{path} is empty or starts with an empty line; its header is expected")
     plain = [folded(title) for title in header]
@@ -155,7 +155,7 @@ def _places(
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark; of a .gz file, unpacked."""
+    """The text of a UTF-8 file, with or without a byte-order mark; a .gz file is unpacked."""
     limit = f"at most {MAX_CSV_BYTES // 2**20} MiB are read"
     try:
         size = path.stat().st_size
@@ -188,12 +188,12 @@ def read_text(path: Path) -> str:
 def readable(
     cells: pd.DataFrame, converters: Mapping[str, Callable[[str], object]], faults: Faults
 ) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
-    """The rows of which every cell can be read, and the values of their cells.
+    """The rows whose cells can all be converted, and the values of their cells.
 
     Args:
         cells: as `read_cells` gives them.
-        converters: from the text to the value of a column, by its key; raise `CellFault`. Each
-            distinct text is converted once.
+        converters: for a column's key, the function from its text to its value, which may raise
+            `CellFault`. Each distinct text is converted once.
         faults: sink of the cells that cannot be read, in the order of the columns.
 
     Returns:
@@ -224,11 +224,11 @@ def readable(
 def converted_once(
     cells: pd.DataFrame, key: str, convert: Callable[[str], object], faults: Faults
 ) -> tuple[npt.NDArray[np.intp], list[tuple[str, Any]]]:
-    """Each distinct text of a column with its value, or with the `CellFault` why it has none.
+    """Convert each distinct text of a column to its value, or to the `CellFault` that it raises.
 
     Returns:
-        For each row (N,), the place of its text in the list of texts, in the order of their first
-        rows.
+        For each row (N,), the index of its text in the list that follows: (text, value or fault),
+        in the order of first occurrence.
     """
     codes, texts = pd.factorize(cells[key])
     outcomes: list[tuple[str, Any]] = []
@@ -253,8 +253,8 @@ def one_row_an_image(
 
     Args:
         rows: with `image`, `file`, `line` and columns of facts.
-        faults: sink of rows that repeat another, or contradict it.
-        kind, reason: what it is told of those that repeat another.
+        faults: sink of the rows that repeat or contradict an earlier row.
+        kind, reason: kind of fault, and reason of dropping, under which repeated rows are told.
     """
     facts = [column for column in rows.columns if column not in ("file", "line")]
     repeated = rows.duplicated(facts).to_numpy(dtype=bool)
@@ -299,7 +299,7 @@ def _differing(rows: pd.DataFrame, first: pd.DataFrame, facts: list[str]) -> lis
 
 
 def named(cells: pd.DataFrame, hit: Bools, detail: str = "") -> dict[str, str]:
-    """What to call the rows hit, by their image where that is clear, and where they stand."""
+    """Details of the rows `hit`, by image, or by file and line if that name is taken or empty."""
     rows = cells[hit]
     told: dict[str, str] = {}
     for image, file, line in zip(rows["image"], rows["file"], rows["line"], strict=True):
@@ -311,5 +311,5 @@ def named(cells: pd.DataFrame, hit: Bools, detail: str = "") -> dict[str, str]:
 
 
 def line_of(file: str | Path, line: object) -> str:
-    """A line of a file by the file's name alone."""
+    """File and line for a message, without the file's folder."""
     return f"{Path(file).name}, line {line}"

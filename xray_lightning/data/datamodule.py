@@ -1,4 +1,4 @@
-"""The LightningDataModule: from a folder of images and CSVs to batches, the same on every rank."""
+"""The LightningDataModule: a folder of images and CSVs, split alike on every rank, as batches."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -52,21 +52,21 @@ class XrayDataModule(LightningDataModule):
         name: what results and checkpoints call the data set.
         root: folder of the CSVs, and of the images unless `images` names another.
         findings: those to learn, in this order; None for all that the data set has.
-        table, columns, uncertain, empty: of one's own table, see `OwnTable`; `columns` is None
-            where the data set is NIH's or AI for Medicine's.
+        table, columns, uncertain, empty: options of a custom CSV, see `OwnTable`; `columns` is
+            None for a known data set (NIH's, AI for Medicine's).
         split: `official`, `patient_random`, `ai4m`, `column`, or the path of a CSV (image, split).
-        fold: for cross-validation, which of the `folds` that train and val are cut into validates.
+        fold: for cross-validation, which of `folds` folds of the train and val images validates.
         missing: `error` refuses rows without a file, `skip` leaves them out and counts them.
         allow_patient_overlap: run although a patient is on two sides; the result is marked.
         image_size: side of the square images, in pixels.
         batch_size: images a training step, over all ranks together.
         normalize: how the classifier is to normalise these images; see `transforms.Normalize`.
         sampler: `shuffle`, or `balanced` to draw rare findings more often (with replacement).
-        cache: `disk` decodes each image once, `off` in every step.
-        device_memory_share: most that the images may take of a GPU's free memory, 0 to 1. Where
-            they take more, each batch is copied there while the one before it is used.
-        phantom: what to draw into `root` first, for the embedded data set.
-        further_columns: titles of columns that predictions take along, to form subgroups by.
+        cache: `disk` decodes each image once, `off` whenever it is read.
+        device_memory_share: largest share of a GPU's free memory that the images may take, 0 to 1.
+            If they need more, each batch is copied there while the one before it is used.
+        phantom: synthetic images to draw into `root` first; None for real data.
+        further_columns: titles of CSV columns to keep beside the predictions, for subgroups.
         progress: display for the long steps.
     """
 
@@ -137,7 +137,7 @@ class XrayDataModule(LightningDataModule):
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self.device_memory_share = device_memory_share
         self._resident: Tensor | None = None  # all images, on the GPU
-        self._streaming = False  # they were found not to fit there
+        self._streaming = False  # whether the images were found not to fit on the GPU
         self.phantom = phantom
         self.cache_key: str | None = None
         self.cache_seconds = 0.0
@@ -157,8 +157,8 @@ class XrayDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Draw the phantoms and build the cache, on one rank of each node while others wait.
 
-        Lightning asks again before each of fit, validate and test; once the pixels are open there
-        is nothing left to do.
+        Lightning calls it before each of fit, validate and test; it does nothing once `setup` has
+        opened the pixels.
         """
         if self._store is not None:
             return
@@ -198,11 +198,11 @@ class XrayDataModule(LightningDataModule):
 
     @cached_property
     def image_set(self) -> ImageSet:
-        """Every image of the split, whatever side it is on: the rows of the store."""
+        """The images on all sides of the split, in the order of the store's rows."""
         return images_of(self.manifest, self.usable.split)
 
     def store_rows(self, side: str) -> Rows:
-        """Where the store has each row of a side's table: int64 (N,)."""
+        """The row of the store for each row of a side's table: int64 (N,)."""
         return self.image_set.rows(self.table(side)["path"])
 
     # -- batches ---------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class XrayDataModule(LightningDataModule):
         return BatchLoader(self._feed(self._store, store_rows, targets), order)
 
     def _feed(self, store: PixelStore, store_rows: Rows, targets: Tensor) -> Feed:
-        """Where batches come from: the device, where the images fit there, or host memory."""
+        """The source of batches: images on the device if they fit there, else host memory."""
         host = HostFeed(store, store_rows=store_rows, targets=targets)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type == "cpu":
@@ -255,7 +255,7 @@ class XrayDataModule(LightningDataModule):
         return self._loader("test")
 
     def in_order(self, side: str) -> BatchLoader:
-        """Images of a side in its table's order, each rank's share as long as the others'."""
+        """A side's batches in the order of its table; every rank gets equally many rows."""
         return self._loader(side)
 
     # -- facts -----------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class XrayDataModule(LightningDataModule):
         )
 
     def split(self) -> Split:
-        """Who is on which side, whether there is a file or not."""
+        """The split as defined, also with images that have no file."""
         return make_split(
             self.manifest,
             self.split_name,
@@ -303,17 +303,18 @@ class XrayDataModule(LightningDataModule):
     def findings(self) -> tuple[str, ...]:
         """The findings to learn, in the order of the model's outputs.
 
-        Reads no file, which phantoms may lack yet, but where a table of one's own decides.
+        Reads no file, since phantoms may not be drawn yet, except a custom CSV whose findings were
+        not chosen.
 
         Raises:
-            UserError: such a table cannot be read.
+            UserError: that CSV cannot be read.
         """
         if self._chosen is not None:
             return self._chosen
         return FINDINGS if self._own is None else self.manifest.findings
 
     def table(self, side: str) -> pd.DataFrame:
-        """The manifest's rows of a side, in the order that `Batch.rows` counts in."""
+        """The manifest's rows of a side; `Batch.rows` holds positions in this table."""
         return self._tables[side]
 
     def labels(self, side: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -373,7 +374,7 @@ _NAMED = {"sex": {"F": "female", "M": "male"}, "view": {"PA": "PA", "AP": "AP"}}
 
 
 def demographics(table: pd.DataFrame) -> dict[str, Any]:
-    """Who is on images, by image: how many of each sex and view, and their age.
+    """Counts of images by the patient's sex and by view, and the distribution of ages.
 
     Args:
         table: rows of the manifest.

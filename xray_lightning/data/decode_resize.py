@@ -46,7 +46,7 @@ DAMAGE = (
 )
 
 
-# Of 16 bits; 65535 / 257 = 255, with no remainder.
+# 8-bit value of each 16-bit value: round(value / 257), where 65535 / 257 is exactly 255.
 _EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
@@ -55,20 +55,20 @@ class UnreadableImageError(UserError):
 
 
 def decode_gray(path: str | Path) -> Gray:
-    """Decode a PNG, JPEG or DICOM file, told by its bytes, to gray.
+    """Decode a PNG, JPEG or DICOM file, recognised by its first bytes, to gray.
 
     Colour becomes ITU-R 601 luma, alpha is dropped (it is opaque in NIH's RGBA files), 1 bit
     becomes 0 and 255, and 16 bits are scaled over their full range, `round(value / 257)`, so that
-    an image of few counts stays dark rather than being stretched. Orientation tags are ignored.
-    The pixels are Pillow's, whether or not `png.inflated` has had a hand in it. What becomes of a
-    DICOM file, `dicom` says.
+    an image of low values stays dark rather than being stretched. Orientation tags are ignored.
+    The pixels are those of Pillow's decoder, also where `png.inflated` inflates them. The module
+    `dicom` describes how DICOM files are decoded.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        UnreadableImageError: no regular file, no such image, damaged in any byte that a PNG's
-            checksums cover, or more than 64 million pixels.
+        UnreadableImageError: no regular file, another format, damaged (PNG: in any byte that its
+            checksums cover), or more than 64 million pixels.
     """
     return np.asarray(_decode(Path(path)), dtype=np.uint8)
 
@@ -184,12 +184,12 @@ _ENDS = {png.START: b"IEND", JPEG_START: b"\xff\xd9"}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a file was found to be.
+    """Result of decoding an image file for the check.
 
     Attributes:
-        fault: why it cannot be decoded; "" where it can.
-        cut: whether it cannot because its end is missing.
-        blank: whether every pixel has one value.
+        fault: why it cannot be decoded; "" if it can.
+        cut: whether it cannot be decoded and lacks its format's end marker.
+        blank: whether all pixels have the same value.
         size: width and height.
         mode: format and mode, such as "PNG RGBA".
         content: digest of the bytes.
@@ -222,7 +222,7 @@ def _look(path: str) -> Picture:
         mode = _mode(path, content)
     except UnreadableImageError as error:
         return Picture(fault=str(error).removeprefix(f"{path}: "), cut=_cut(path))
-    except DAMAGE as error:  # it changed in between
+    except DAMAGE as error:  # the file changed after it was decoded
         return Picture(fault=type(error).__name__)
     height, width = gray.shape
     shape = f"{width}x{height}".encode()
@@ -252,7 +252,7 @@ def _mode(path: str, content: bytes) -> str:
             return f"JPEG {image.mode}"
     import pydicom
 
-    # Of the values that are decoded; anything else a file says stays in it.
+    # Only values that can be decoded are shown: no other text of the file is quoted.
     said = pydicom.dcmread(
         path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"]
     ).get("PhotometricInterpretation")
@@ -261,7 +261,7 @@ def _mode(path: str, content: bytes) -> str:
 
 
 def _cut(path: str) -> bool:
-    """Whether the end of the format is missing in a file that cannot be decoded."""
+    """Whether a PNG or JPEG file that cannot be decoded lacks its format's end marker."""
     try:
         if not os.path.isfile(path):
             return False

@@ -7,11 +7,11 @@ In the order of the standard (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.4 N.2):
    becomes 0 and whose upper end 255. Without either, the smallest value of the image becomes 0
    and the largest 255; pixel padding does not count. An image of one value is black.
 3. MONOCHROME1, in which low values are bright, is inverted. Padding is black.
-4. Half up to whole numbers.
+4. Values are rounded to whole numbers, halves upwards.
 
-Colour of 8 bits (a scanned film, a photograph) becomes ITU-R 601 luma. Only the elements that this
-takes are read: names, dates and numbers of persons never leave the file, and no message quotes
-what a file says but for its numbers of rows, columns, frames and bits.
+Colour of 8 bits (a scanned film, a photograph) becomes ITU-R 601 luma. Only the elements needed
+for this are read: names, dates and IDs of persons never leave the file, and messages quote nothing
+of its content but its numbers of rows, columns, frames and bits, and names that DICOM defines.
 """
 
 import io
@@ -53,7 +53,7 @@ def stated_size(frame: bytes) -> tuple[int, int] | None:
             return rows, int.from_bytes(frame[place + 7 : place + 9], "big")
         if marker == SCAN:
             return None
-        place += 1 if marker == 0xFF else 2 + length  # FF may fill up before a marker
+        place += 1 if marker == 0xFF else 2 + length  # fill bytes FF may precede a marker
     return None
 
 
@@ -62,8 +62,8 @@ Floats = npt.NDArray[np.float64]
 START = 128  # bytes of preamble, whatever they hold
 MAGIC = b"DICM"
 MAX_PIXELS = 64_000_000
-# Even an empty film takes more, in every transfer syntax that is read. A few bytes that claim to be
-# a large image keep a decoder busy for long.
+# Most pixels per byte of PixelData. Even a blank image has fewer, in every transfer syntax that is
+# read; a few bytes that claim to be a large image would keep a decoder busy for long.
 MOST_PIXELS_A_BYTE = 1000
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that may unpack to any size
 META_BYTES = 4096  # the transfer syntax stands well within these
@@ -76,14 +76,14 @@ ELEMENTS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
-# What a file says of itself: which kind of image, of what, seen from where (PS3.3 C.7.3.1.1.1 and
-# C.8.1.9.2.1, PS3.16 annex L), and which of it is a chest's. An empty element says nothing.
+# Elements for the modality, body part and view (PS3.3 C.7.3.1.1.1 and C.8.1.9.2.1, PS3.16 annex L),
+# and the values that frontal chest radiographs have, or (LATERAL) lack. Empty elements are ignored.
 SAID = ("Modality", "BodyPartExamined", "ViewPosition")
-RADIOGRAPHS = ("CR", "DX", "RG", "DR", "OT")  # OT, other, says nothing
+RADIOGRAPHS = ("CR", "DX", "RG", "DR", "OT")  # OT ("other") excludes nothing
 CHEST = ("CHEST", "THORAX", "TORAX", "LUNG")
 LATERAL = ("LL", "RL", "LAT", "LATERAL")
-# Of pydicom's plugins those that were seen to survive damaged files. GDCM's was not: it may end
-# the whole process.
+# The decoder plugins of pydicom that were tested with damaged files. GDCM's is left out: it may
+# crash the whole process.
 PLUGINS = ("pillow", "pylibjpeg", "pyjpegls", "pydicom")
 NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
@@ -106,7 +106,7 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
         uint8 (H, W), or (H, W, 3) of a colour image, in RGB.
 
     Raises:
-        DicomError: pydicom or a decoder is missing, the file is damaged, or not such an image.
+        DicomError: pydicom or a decoder is missing, or the file is damaged or no supported image.
     """
     try:
         dataset = _read(data)
@@ -122,11 +122,11 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def unlike_chest(data: bytes) -> tuple[str, ...]:
-    """What a DICOM file says of itself that no frontal chest radiograph would.
+    """Reasons in a DICOM file's header why it is no frontal chest radiograph.
 
     Returns:
-        `modality` (a CT, say), `body_part` (another one), `lateral` (a view from the side), as far
-        as they hold; nothing of what the file says leaves it.
+        Those that apply of `modality` (a CT, say), `body_part` (not the chest) and `lateral` (a
+        side view), never the file's own text; none if the header cannot be read.
     """
     try:
         dataset = _pydicom().dcmread(io.BytesIO(data), specific_tags=SAID, stop_before_pixels=True)
@@ -142,7 +142,7 @@ def unlike_chest(data: bytes) -> tuple[str, ...]:
 
 
 def _pydicom() -> Any:
-    """The module, which is not to warn: its warnings may quote the file."""
+    """Import pydicom and silence its warnings, which may quote the file."""
     try:
         import pydicom
         import pydicom.encaps
@@ -156,7 +156,7 @@ def _pydicom() -> Any:
     if settings.reading_validation_mode != pydicom.config.IGNORE:
         settings.reading_validation_mode = pydicom.config.IGNORE
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-        # Not around each call: filters are shared by all threads.
+        # Once, and not around each call: warning filters are shared by all threads.
         warnings.filterwarnings("ignore", module=r"pydicom\b")
     return pydicom
 
@@ -169,7 +169,7 @@ def _read(data: bytes) -> "Dataset":
 
 
 def _check(dataset: "Dataset") -> None:
-    """Refuse what is no single radiograph, before memory is spent on its pixels."""
+    """Refuse what is no single supported image, before memory is allocated for its pixels."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise DicomError("DICOM pixels in floating point are not read")
     if not dataset.get("PixelData"):
@@ -196,7 +196,7 @@ def _check(dataset: "Dataset") -> None:
 
 
 def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
-    """Stored values (H, W), or RGB (H, W, 3), their number checked."""
+    """Stored values (H, W), or RGB (H, W, 3), checked against Rows and Columns."""
     pydicom = _pydicom()
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
@@ -221,10 +221,10 @@ def _pixels(dataset: "Dataset") -> npt.NDArray[Any]:
 
 
 def _first_that_can(plugins: Sequence[str], dataset: "Dataset") -> npt.NDArray[Any]:
-    """What the first of pydicom's plugins gives that decodes this file."""
+    """The pixels from the first plugin that decodes this file; raises the last one's error."""
     decoded: Callable[..., npt.NDArray[Any]] = _pydicom().pixels.pixel_array
     for plugin in plugins[:-1]:
-        # Pillow's, for one, has JPEG of 8 bits and not of 12.
+        # The one for Pillow, for example, decodes JPEG of 8 bits but not of 12.
         with suppress(Exception):
             return decoded(dataset, decoding_plugin=plugin)
     return decoded(dataset, decoding_plugin=plugins[-1])
@@ -237,27 +237,27 @@ def _gray(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         values = 255 - values
     values[padding] = 0
-    # Rounded twice, so that the noise of floating point decides no half.
+    # Rounded to 6 decimals first, so that floating-point noise does not move a half up or down.
     gray: npt.NDArray[np.uint8] = np.floor(np.round(np.clip(values, 0, 255), 6) + 0.5).astype("u1")
     return gray
 
 
 def _padding(stored: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.bool_]:
-    """The pixels that only fill the frame up, by their stored values."""
+    """Mask of the padding, whose stored values PixelPaddingValue and its RangeLimit give."""
     first = _number(dataset.get("PixelPaddingValue"))
     if first is None:
         return np.zeros(stored.shape, dtype=bool)
     last = _number(dataset.get("PixelPaddingRangeLimit"))
     low, high = sorted((first, first if last is None else last))
     padding: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    # Some files name the value of real pixels: an image of padding alone is an image.
+    # Some files give a value of real pixels: where every pixel would be padding, none is.
     return padding & (not padding.all())
 
 
 def _windowed(
     values: npt.NDArray[Any], dataset: "Dataset", *, counts: npt.NDArray[np.bool_]
 ) -> Floats:
-    """The values that are to be seen, from 0 to 255; `counts` says which pixels are no padding."""
+    """Values for display, 0 to 255, by VOI LUT, window or range; `counts` masks out padding."""
     if tables := dataset.get("VOILUTSequence"):
         return _looked_up(values, tables[0])
     center, width = (_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
@@ -270,7 +270,7 @@ def _windowed(
 
 
 def _looked_up(values: npt.NDArray[Any], table: "Dataset") -> Floats:
-    """Through a VOI LUT (PS3.3 C.11.2.1.1), whose full range of bits becomes 0 to 255."""
+    """Apply a VOI LUT (PS3.3 C.11.2.1.1), scaling the full range of its bits to 0 to 255."""
     count, first, bits = (int(number) for number in table.LUTDescriptor)
     given = table.LUTData
     if isinstance(given, bytes):
@@ -284,7 +284,7 @@ def _looked_up(values: npt.NDArray[Any], table: "Dataset") -> Floats:
 
 
 def _window(values: Floats, center: float, width: float, *, function: str) -> Floats:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output range of 0 to 1."""
+    """Apply a window (PS3.3 C.11.2.1.2 and C.11.2.1.3), with an output range of 0 to 1."""
     if function == "SIGMOID":
         seen: Floats = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     elif function == "LINEAR_EXACT":

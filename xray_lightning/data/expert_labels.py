@@ -1,4 +1,4 @@
-"""Reader of expert labels: what others than the data set itself say of the same images."""
+"""Reader of expert labels: published labels of a data set's images that are not part of it."""
 
 import gzip
 import zlib
@@ -24,8 +24,8 @@ from xray_lightning.data.sources.custom_csv import POSITIVE, UNCERTAIN, Header, 
 from xray_lightning.errors import UserError
 from xray_lightning.findings import folded
 
-HEAD_BYTES = 2**16  # of a file that may be such a table
-MOST_FOLDERS = 100  # next to a data set that are looked into
+HEAD_BYTES = 2**16  # bytes read of a CSV to find its header
+MOST_FOLDERS = 100  # sibling folders of a data set that are searched
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExpertLabels:
     Attributes:
         path: the CSV.
         table: one row an image: `image`, and each finding of the map as uint8, 1 where present.
-        not_scored: its other columns that hold nothing but yes and no.
+        not_scored: titles of other columns of labels in the CSV, which the map does not name.
     """
 
     path: Path
@@ -75,17 +75,17 @@ class ExpertLabels:
 
 
 def _present(code: int, own: OwnTable) -> bool:
-    """Whether a cell says yes; what is uncertain or empty is what the map takes it as."""
+    """Whether a label is positive: an uncertain one as the map says, an empty one never."""
     return code == POSITIVE or (code == UNCERTAIN and own.uncertain == "positive")
 
 
 def labels_among(titles: Sequence[str], path: Path, own: OwnTable) -> tuple[str, ...]:
-    """The columns that hold nothing but yes and no, and some of both."""
+    """The columns whose cells are all valid labels, with at least two different values."""
     if not titles:
         return ()
     try:
         cells = read_cells(path, {title: (title,) for title in titles}, required=())
-    except UserError:  # short rows, or a title twice: nothing is made of these columns
+    except UserError:  # short rows, or a title twice: these columns are ignored
         return ()
     return tuple(title for title in titles if _is_label(cells[title], own))
 
@@ -98,7 +98,7 @@ def _is_label(texts: "pd.Series[str]", own: OwnTable) -> bool:
 
 
 def tell_of_expert_labels(root: Path, listing: Listing, faults: Faults) -> None:
-    """Tell of published expert labels of a data set's images that lie in or next to its folder."""
+    """Report CSVs of expert labels of this data set's images, in its folder or a sibling of it."""
     label_map = LabelMap.read(Path(NIH_EXPERT_LABELS))
     if not {ours for names in label_map.findings.values() for ours in names} <= {*listing.findings}:
         return
@@ -106,7 +106,7 @@ def tell_of_expert_labels(root: Path, listing: Listing, faults: Faults) -> None:
         try:
             labels = ExpertLabels.read(path, label_map).table
         except UserError:
-            continue  # another table, or a damaged one: what is asked for there says so
+            continue  # another table, or a damaged one, which `xray evaluate --labels` reports
         both = listing.table.merge(labels, on="image", suffixes=("", "_expert"))
         agreement = {}
         for theirs, ours in label_map.findings.items():
@@ -122,7 +122,7 @@ def tell_of_expert_labels(root: Path, listing: Listing, faults: Faults) -> None:
 
 
 def _beside(root: Path, findings: Sequence[str]) -> Iterator[Path]:
-    """The CSVs in a folder and the folders next to it that have a column of each finding."""
+    """The CSVs with a column for every finding, in a folder and in its sibling folders."""
     wanted = set(map(folded, findings))
     for folder in (root, *islice(_next_to(root), MOST_FOLDERS)):
         for pattern in ("*.csv", "*.csv.gz"):
@@ -142,7 +142,7 @@ def _next_to(root: Path) -> list[Path]:
 
 
 def _first_line(path: Path) -> str:
-    """The first line of a text file, as far as it can be read."""
+    """The first line of a text file, up to `HEAD_BYTES`; "" if it cannot be read."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as stream:

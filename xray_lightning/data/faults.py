@@ -1,6 +1,6 @@
 """Faults of data sets: their kinds, with what to do about each, and the two sinks for them.
 
-Whoever reads a table tells each fault to a sink, and goes on. `xray data check` reads with
+The reader of a table reports each fault to a sink, and goes on. `xray data check` reads with
 `Faults`, which keeps them all as remarks; training with `FirstFault`, which raises the first.
 """
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from xray_lightning.errors import UserError
 
 FIX = "correct the table"
-# What there are so many of, and what to do about it, in the order in which they are told.
+# For each kind, what is counted and the advice, in the order in which remarks are shown.
 Kinds = dict[str, tuple[str, str]]
-# What training refuses, or what would make its result wrong.
+# Faults that training refuses, or that would make its result wrong.
 PROBLEMS: Kinds = {
     # The tables.
     "table_unreadable": ("files that cannot be read as a table", "see what is said there"),
@@ -91,7 +91,7 @@ PROBLEMS: Kinds = {
         "find out which of them is right",
     ),
 }
-# What reading copes with; the text says how.
+# Faults that readers tolerate; the text says how.
 NOTES: Kinds = {
     # The tables.
     "duplicate_row": ("rows that repeat another, which are read once", ""),
@@ -140,14 +140,14 @@ KINDS = PROBLEMS | NOTES
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to say of a data set, with the keys that `xray data check --json` has for it.
+    """Faults of one kind, told together; the attributes are keys in `xray data check --json`.
 
     Attributes:
         kind: a key of `KINDS`.
-        text: what there are so many of.
-        count: of these; that of the names unless told otherwise.
+        text: what is counted, such as "rows without a label".
+        count: how many there are; by default the number of names.
         advice: what to do about it.
-        names: what it is said of, sorted: images mostly; never a patient or a patient's values.
+        names: what has the fault, sorted: mostly images; never a patient or a patient's values.
         details: more about some of these names.
     """
 
@@ -165,13 +165,13 @@ class Remark:
 
 @dataclass
 class Faults:
-    """Sink of the faults of a data set: keeps every one, as `xray data check` tells them.
+    """Sink that keeps every fault of a data set, for `xray data check`.
 
-    A reader calls `refuse` with the first fault of its kind that training does not accept, and
-    then `tell` with all that have it. What reading copes with, it only tells of.
+    For a kind that training does not accept, a reader calls `refuse` with its first fault, and
+    then `tell` with all of them. For a kind that readers tolerate, it calls `tell` alone.
 
     Attributes:
-        remarks: what was told, in that order.
+        remarks: one for each call of `tell` that named something, in order.
         dropped: rows dropped and values changed in reading, by reason.
     """
 
@@ -179,7 +179,7 @@ class Faults:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, error: UserError) -> None:
-        """Leave the error to `tell`, and let the reader go on."""
+        """Ignore the error: the reader goes on, and reports the fault by `tell`."""
 
     def tell(
         self,
@@ -190,13 +190,13 @@ class Faults:
         count: int | None = None,
         text: str = "",
     ) -> None:
-        """Take what has a fault; nothing where there are no names.
+        """Add a remark on what has a fault; none if the count is 0.
 
         Args:
-            kind: a key of `KINDS`; "" for what is only counted.
-            names: images mostly, with details where they are a mapping.
+            kind: a key of `KINDS`; "" to add only to `dropped`.
+            names: mostly images; a mapping gives their details, too.
             dropped: rows dropped and values changed in reading, by reason.
-            count, text: as of `Remark`, where they are other than usual.
+            count, text: of the `Remark`; by default the number of names, and the text of the kind.
         """
         for reason, rows in (dropped or {}).items():
             if rows:
@@ -210,12 +210,12 @@ class Faults:
             self.remarks.append(Remark(kind, text or usual, number, advice, told, details))
 
     def count(self, kind: str) -> int:
-        """How often a kind was told of."""
+        """The sum of the counts of all remarks of a kind."""
         return sum(one.count for one in self.remarks if one.kind == kind)
 
 
 class FirstFault(Faults):
-    """Sink of training: raises the first fault that it does not accept."""
+    """Sink for training, which raises the first fault that is refused."""
 
     def refuse(self, error: UserError) -> None:
         raise error
@@ -227,7 +227,7 @@ class CellFault(ValueError):
     Attributes:
         kind: a key of `KINDS`.
         detail: what the check shows of it; never a person's values.
-        quoted: whether the message begins with the column and the cell.
+        quoted: whether an error made of it quotes the column and the cell before the message.
     """
 
     def __init__(self, kind: str, message: str, *, detail: str = "", quoted: bool = True) -> None:

@@ -18,18 +18,18 @@ NIH_EXPERT_LABELS = "nih_expert_labels"
 _SHIPPED = Path(__file__).with_name(f"{NIH_EXPERT_LABELS}.yaml")
 
 _KEYS = ("columns", "positive", "negative", "uncertain", "empty", "findings")
-_OPTION = "{}: {} in the map"  # as messages name a key of it
+_OPTION = "{}: {} in the map"  # how messages name a key of the map and its value
 _YES, _NO = ("yes",), ("no",)
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What other labels mean.
+    """How findings of other labels correspond to those of a model.
 
     Attributes:
         name: the file, for messages.
         table: how the CSV is read: titles of columns, spellings of yes and no.
-        findings: each finding of the other labels, and those of the model which together mean it.
+        findings: for each finding of the other labels, those of the model that make it up.
     """
 
     name: str
@@ -38,16 +38,16 @@ class LabelMap:
 
     @classmethod
     def read(cls, path: Path) -> "LabelMap":
-        """Read a map: a YAML file, or by its name the one that comes with the project.
+        """Read a map from a YAML file; the one that comes with the project is given by its name.
 
         Its keys: `columns` (titles, as data.columns), `positive` and `negative` (spellings beside
         1, 0, true and false; by default yes and no), `uncertain` and `empty` (as data.uncertain
-        and data.empty), and `findings` (theirs: [ours, ours]).
+        and data.empty), and `findings` (for each of the other labels, those of the model).
 
         Raises:
-            UserError: no such file, or whatever in it is no map.
+            UserError: no such file, or one that is no valid map.
         """
-        name = f"--map {path}"  # of the shipped one its name, not where it is installed
+        name = f"--map {path}"  # for the shipped map its name, not its installed path
         if not path.is_file() and str(path) == NIH_EXPERT_LABELS:
             path = _SHIPPED
         if not path.is_file():
@@ -78,10 +78,10 @@ class LabelMap:
 
     @classmethod
     def of_same_names(cls, root: Path, known: Sequence[str]) -> "LabelMap":
-        """The map of a folder whose findings have the model's own names, as many as it has.
+        """The map of each of the model's findings to itself, for those that a folder's table has.
 
         Raises:
-            UserError: no table is there, or none of the findings.
+            UserError: the folder has no table, or none of the findings.
         """
         source, table = recognised(root), OwnTable(option=_OPTION)
         if source is not None and source.findings is not None:
@@ -101,10 +101,10 @@ class LabelMap:
         return cls("the data set", table, findings)
 
     def in_terms_of(self, known: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Its findings, each with the names that the model has for those which mean it.
+        """`findings`, with those of the model spelled as in `known`.
 
         Raises:
-            UserError: one that the model does not know.
+            UserError: a finding that the model does not have.
         """
         names = {folded(name): name for name in known}
         found = {}
@@ -138,7 +138,7 @@ def _own_table(content: Mapping[str, Any], name: str) -> OwnTable:
 
 
 def _texts(given: Any, key: str, name: str) -> tuple[str, ...]:
-    """A text or a list of texts."""
+    """A text or a list of texts, as a tuple."""
     texts = (given,) if isinstance(given, str) else given
     listed = isinstance(texts, list | tuple) and texts
     if not listed or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -1,9 +1,9 @@
-"""Batches by row of the pixel store: the order of an epoch, each rank's share of it, the loader.
+"""Batches of images and labels: the order of an epoch, each rank's share of it, the loader.
 
-One order for the whole world: it depends on the seed and the epoch alone, never on the number of
-ranks, and a global batch is dealt out among them. Every rank makes the same number of steps; where
-a rank would have too few rows, it repeats one and marks it (a negative row), and whoever counts
-leaves it out.
+All ranks share one order: it depends on the seed and the epoch alone, never on the number of ranks,
+and each global batch is divided among them. Every rank makes the same number of steps; a rank that
+would have too few rows gets a repeat, encoded as the negative number `~row`, which losses and
+metrics must leave out.
 """
 
 import logging
@@ -27,11 +27,11 @@ class Batch(NamedTuple):
     """One rank's part of one global batch of G images."""
 
     images: Tensor  # (B, 1, S, S) uint8
-    targets: Tensor  # (B, 14) float32
+    targets: Tensor  # (B, findings) float32
     rows: Tensor  # (B,) int64: row of the side's table; ~row (negative) where it is a repeat
-    draws: Tensor  # (B,) int64: number of the draw in the run, which augmentation is seeded with
-    scale: float  # ranks / G: the sum of this rank's losses times it, averaged over the ranks,
-    # is the mean loss of the global batch
+    draws: Tensor  # (B,) int64: index of each image among all drawn in the run; seeds augmentation
+    scale: float  # ranks / G: `scale` times the sum of this rank's losses, averaged over the
+    # ranks, is the mean loss of the global batch
 
 
 @dataclass
@@ -83,10 +83,10 @@ class EpochOrder:
 
 
 def balanced_weights(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Sampling weights that bring rare findings up: one over the count of the image's rarest one.
+    """Sampling weights that favour rare findings: 1 / positives of the image's rarest finding.
 
     Args:
-        labels: multi-hot, uint8 (N, 14). Images without a finding form a class of their own.
+        labels: multi-hot, uint8 (N, findings). Images without a finding form their own class.
 
     Returns:
         float64 (N,), not normalised.
@@ -107,7 +107,7 @@ class Share(NamedTuple):
 
 
 class Feed(Protocol):
-    """Turns shares into batches; each knows where the pixels lie, and how to get them."""
+    """Turns shares into batches; implementations differ in where the pixels are kept."""
 
     def batches(self, shares: Iterable[Share]) -> Iterator[Batch]: ...
 
@@ -117,8 +117,8 @@ class HostFeed:
 
     Args:
         store: the pixels of all sides.
-        store_rows: where the store has each row of this side: (N,).
-        targets: this side's labels: float32 (N, 14).
+        store_rows: the store's row for each row of this side's table: (N,).
+        targets: this side's labels: float32 (N, findings).
     """
 
     def __init__(self, store: PixelStore, *, store_rows: Rows, targets: Tensor) -> None:
@@ -141,15 +141,15 @@ class HostFeed:
 
 
 def unmarked(rows: Rows) -> Rows:
-    """Rows of the table, repeats too: (B,) without negative numbers."""
+    """Rows of the table, with the `~row` of a repeat turned back into `row`: (B,)."""
     return np.where(rows < 0, ~rows, rows)
 
 
 class BatchLoader:
     """An iterable over one side's batches that Lightning takes as a data loader.
 
-    The position within an epoch can be saved and loaded, so that a run resumed in mid-epoch sees
-    exactly the images that it has not yet seen, at any number of ranks.
+    The position within an epoch can be saved and loaded, so that a run resumed in mid-epoch gets
+    exactly the batches that were left, at any number of ranks.
     """
 
     def __init__(self, feed: Feed, order: EpochOrder) -> None:
@@ -159,7 +159,7 @@ class BatchLoader:
         self._done = 0  # batches of this epoch that were handed out
         self._resume_at = 0  # the batch that the next iteration starts with
 
-    batch_sampler = None  # Lightning asks a loader that has a sampler for this one too
+    batch_sampler = None  # Lightning reads it, too, from a loader that has a `sampler`
 
     @property
     def sampler(self) -> "BatchLoader":
@@ -198,7 +198,7 @@ class BatchLoader:
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next one made by a thread while this one is used."""
+    """The same items, where a thread already makes the next while the caller uses the current."""
     queue: Queue[tuple[T] | BaseException | None] = Queue(maxsize=1)
     stopped = False
 
@@ -258,9 +258,9 @@ def upload(
 
 
 class ResidentFeed:
-    """Batches cut from images on the device.
+    """Batches gathered from images that are all on the device.
 
-    An epoch's order is copied there once; a step then costs two gathers, and waits for nothing.
+    An epoch's row numbers are copied there once; a step is then two gathers, without a transfer.
 
     Args:
         images: all sides' images, as `upload` gives them.
@@ -305,7 +305,7 @@ class StreamedFeed:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(copied)
             for part in batch[:-1]:
-                part.record_stream(current)  # its memory is the other stream's
+                part.record_stream(current)  # it was allocated on the copying stream
             yield batch
 
     def _copied(

@@ -14,7 +14,7 @@ from xray_lightning.errors import UserError
 from xray_lightning.findings import FINDINGS
 
 FACTS = ("image", "path", "patient_id", "follow_up", "age", "sex", "view")
-COLUMNS = (*FACTS, *FINDINGS)  # of NIH's table and its kin
+COLUMNS = (*FACTS, *FINDINGS)  # of the manifest of a data set with NIH's 14 findings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Manifest:
             unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), then the findings as
             uint8, 1 where present, and as text the further columns that were asked for.
         dialect: "nih" (Data_Entry*.csv), "ai4m" (the AI-for-Medicine one-hot CSVs), "csv" (a
-            custom CSV), or as its module in `sources` says.
+            custom CSV), or the `dialect` of another source in `sources`.
         root: the folder of the CSVs.
         dropped: rows dropped and values nulled, by reason.
         given: the splits that the files themselves state, as image names: `train_val` and `test`
@@ -62,8 +62,8 @@ def read_manifest(
         root: folder that holds Data_Entry*.csv, or the AI-for-Medicine CSVs, or a custom CSV.
         images: folder of the image files; `root` when None.
         findings: those to read, in this order; None for all that are known.
-        own: how to read a custom CSV; None for the data sets that are known.
-        further: titles of columns to form subgroups by.
+        own: how to read a custom CSV; None to recognise a known data set.
+        further: titles of columns to keep as text, to form subgroups by.
 
     Raises:
         UserError: a missing folder or CSV, or the first fault of a CSV with its file and line.

@@ -1,8 +1,8 @@
 """Mixing of each training image with another one of its batch, on the batch's device.
 
-What is drawn depends on the seed and the draw's number alone, as in `data.transforms.Augment`; the
-other image is the one before it in the rank's batch, as in torchvision's MixUp and CutMix, and so
-depends on the number of ranks too.
+The random numbers depend on the seed and the draw's number alone, as in `data.transforms.Augment`.
+An image is mixed with the one before it in the rank's batch, as in torchvision's MixUp and CutMix;
+which one that is depends on the number of ranks, too.
 """
 
 from abc import ABC, abstractmethod
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from xray_lightning.data.transforms import mixed, uniforms
 from xray_lightning.errors import UserError, check_whole
 
-QUANTILES = 1025  # of the Beta distribution; linear between them
+QUANTILES = 1025  # tabulated of the Beta distribution, with linear interpolation between them
 MOST_ALPHA = 100.0
 
 
 def beta_quantiles(alpha: float, count: int = QUANTILES) -> Tensor:
-    """Quantiles of Beta(alpha, alpha) at `count` (odd) even steps from 0 to 1: float32 (count,).
+    """Quantiles of Beta(alpha, alpha) at `count` (odd) even levels from 0 to 1: float32 (count,).
 
     The lower half is integrated over s = x ** alpha, in which its density has no pole at 0; the
     upper half is its mirror image.
@@ -33,7 +33,7 @@ def beta_quantiles(alpha: float, count: int = QUANTILES) -> Tensor:
 
 
 class Mixing(ABC, nn.Module):
-    """Mixes images (B, 1, S, S) with those before them.
+    """Mixes each image of a batch (B, 1, S, S) with the one before it.
 
     Args:
         alpha: the share that an image keeps is drawn from Beta(alpha, alpha).
@@ -53,7 +53,7 @@ class Mixing(ABC, nn.Module):
             raise UserError(
                 f"mixing.alpha={alpha} must be a number above 0 and at most {MOST_ALPHA:.0f}"
             )
-        self._seed = mixed(seed)  # other numbers than augmentation draws
+        self._seed = mixed(seed)  # so that the numbers differ from those of augmentation
         self.register_buffer("quantiles", beta_quantiles(alpha), persistent=False)
 
     @torch.no_grad()
@@ -62,11 +62,11 @@ class Mixing(ABC, nn.Module):
 
         Args:
             images: uint8, or float in [0, 1], (B, 1, S, S).
-            draws: the images' numbers, int64 (B,).
+            draws: the draws' numbers, int64 (B,), see `Batch`.
 
         Returns:
-            Float images in [0, 1] (B, 1, S, S), and the share of each that is its own (B,); the
-            rest is that of the image before it, of the first one that of the last.
+            Float images in [0, 1] (B, 1, S, S), and the share that each image keeps (B,); the rest
+            comes from the image before it, for the first image from the last.
         """
         pixels = images / 255 if images.dtype == torch.uint8 else images.float()
         drawn = uniforms(draws, seed=self._seed, places=3)
@@ -79,7 +79,7 @@ class Mixing(ABC, nn.Module):
     def mix(
         self, images: Tensor, others: Tensor, own: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The mixed images and their own shares; `places` are (B, 2) in [0, 1)."""
+        """The mixed images and the shares kept; `places` are random numbers in [0, 1), (B, 2)."""
 
 
 class MixUp(Mixing):
@@ -96,8 +96,8 @@ class CutMix(Mixing):
     """Images with a box of another one (Yun et al., "CutMix: Regularization Strategy to Train
     Strong Classifiers with Localizable Features", ICCV 2019, arXiv:1905.04899).
 
-    The box has the image's shape and its centre anywhere in the image; what lies outside is cut
-    off, and the share counts what is left.
+    The box has the image's aspect ratio, and its centre is uniform over the image. It is clipped
+    to the image, and the share that the image keeps is computed from the clipped box.
     """
 
     def mix(

@@ -1,4 +1,4 @@
-"""The chunks of a PNG: checked, and its pixels inflated faster than Pillow does it."""
+"""Chunks of a PNG: their checksums verified, and the pixels inflated faster than by Pillow."""
 
 import struct
 import zlib
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 try:
     inflate: Any = import_module("isal.isal_zlib")  # its stubs make `error` no exception type
-except ImportError:  # no wheel for this platform; the same with zlib takes longer
+except ImportError:  # no wheel for this platform; zlib gives the same result, more slowly
     inflate = zlib
 
 START = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type (PNG specification, section 11.2.1)
-MOST = 64 * 2**20  # bytes inflated ahead of Pillow: three times a large radiograph's 4,300 x 4,300
-DENSEST = 1032  # bytes that one of deflate's may stand for (zlib's technical details)
+MOST = 64 * 2**20  # bytes; more are left to Pillow: three times a radiograph of 4,300 x 4,300
+DENSEST = 1032  # most bytes that one byte of deflate may inflate to (zlib's technical details)
 PASSES = (  # of Adam7: first column, first row, steps between them (section 8.2)
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
@@ -26,14 +26,14 @@ FEWER = "it holds fewer pixels than it states"
 
 class Chunk(NamedTuple):
     name: bytes
-    start: int  # of its length, in the file
-    end: int
+    start: int  # offset in the file of its first field, the length
+    end: int  # offset after its last field, the checksum
 
 
 def checked_chunks(data: bytes) -> list[Chunk]:
     """The chunks of a PNG before IEND, each checked against its CRC-32.
 
-    Decoders stop at the last pixel, and Pillow's skips the checksums of the pixels.
+    Decoding does not verify them: decoders stop at the last pixel, and Pillow ignores IDAT's CRCs.
 
     Raises:
         ValueError: a checksum is wrong, or the file ends too soon.
@@ -57,22 +57,23 @@ def checked_chunks(data: bytes) -> list[Chunk]:
 
 
 def inflated(data: bytes, chunks: list[Chunk]) -> bytes:
-    """The same PNG with its pixels stored instead of deflated, where that is quickly done.
+    """The same PNG with its pixels stored instead of deflated, unless it is out of the ordinary.
 
     Intel's ISA-L inflates a radiograph in a third of the time that Pillow takes with zlib, row by
-    row; Pillow is left to undo the filters. Its pixels stay the same: no difference on any of
-    2,338 NIH images. Of those at 1024 x 1024, resized to 224, it is 1.2 times as many a second in
-    one thread and 1.1 times in two (`benchmarks/decoders.json`, beside other decoders).
+    row; Pillow still undoes the filters. The pixels stay the same: no difference on any of 2,338
+    NIH images. Decoding those at 1024 x 1024 and resizing them to 224 is 1.2 times as fast in one
+    thread and 1.1 times in two (`benchmarks/decoders.json`, which compares other decoders, too).
 
     Args:
-        data: a file that `checked_chunks` has passed, and whose size has been looked at.
+        data: a file whose chunks `checked_chunks` has verified, and whose width and height are
+            within the decoder's limits.
 
     Returns:
-        The new file, or the one given for all that is out of the ordinary (interlaced, animated,
-        huge, damaged), of which Pillow is the judge.
+        The new file; or `data` itself if it is interlaced, animated, huge or damaged, which is
+        left to Pillow.
 
     Raises:
-        ValueError: it holds fewer pixels than it states, which Pillow would leave black.
+        ValueError: it holds fewer pixels than it states; Pillow would leave the rest black.
     """
     pixels = [chunk for chunk in chunks if chunk.name == b"IDAT"]
     names = {chunk.name for chunk in chunks}
@@ -107,14 +108,14 @@ def inflated(data: bytes, chunks: list[Chunk]) -> bytes:
             view[: pixels[0].start],
             struct.pack(">I", len(body) - 4),
             body,
-            bytes(4),  # Pillow does not look at this checksum; the pixels' own one follows them
+            bytes(4),  # the chunk's CRC, which Pillow ignores; the zlib stream has its own checksum
             view[pixels[-1].end :],
         ]
     )
 
 
 def _size(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """Bytes of an image's rows, a filter byte to each."""
+    """Bytes of an image's inflated rows, each with its filter byte."""
     size = 0
     for left, top, across, down in PASSES if interlaced else [(0, 0, 1, 1)]:
         columns, rows = -((left - width) // across), -((top - height) // down)
@@ -124,7 +125,7 @@ def _size(width: int, height: int, bits: int, *, interlaced: bool) -> int:
 
 
 def _check_length(packed: bytes, size: int) -> None:
-    """Refuse a whole stream of fewer bytes than `size`, without holding them."""
+    """Refuse a complete stream that inflates to fewer than `size` bytes, in constant memory."""
     inflater = zlib.decompressobj()
     held = 0
     try:
@@ -133,7 +134,7 @@ def _check_length(packed: bytes, size: int) -> None:
             packed = inflater.unconsumed_tail
             held += len(part)
             if not part and not packed:
-                return  # cut short, as Pillow will say
+                return  # truncated, which Pillow reports
     except zlib.error:
         return
     if held < size:
@@ -141,7 +142,7 @@ def _check_length(packed: bytes, size: int) -> None:
 
 
 def _stored(raw: bytes) -> bytes:
-    """A zlib stream of stored blocks; zlib's own level 0 copies and sums at half the speed."""
+    """A zlib stream of stored blocks, made twice as fast as by zlib's level 0."""
     view = memoryview(raw)
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for start in range(0, len(raw), BLOCK):

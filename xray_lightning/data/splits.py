@@ -40,10 +40,10 @@ Sides = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Split:
-    """Which images train, validate and test.
+    """The images of each side: train, val and test.
 
     Attributes:
-        name: what `make_split` was asked for.
+        name: the name or path that `make_split` was given.
         sides: `train`, `val`, `test` -> image names, sorted.
         unassigned: rows of the manifest that are on no side.
         without_row: images that the split's lists name and the manifest does not have.
@@ -56,12 +56,12 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """Digest of the sorted "side<TAB>image" lines: who is where, in whatever order."""
+        """Digest of the sorted "side<TAB>image" lines; the order of images has no effect."""
         lines = sorted(f"{side}\t{name}\n" for side, names in self.sides.items() for name in names)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write a CSV (image, split) that `make_split` reads; the old file or the new, never half.
+        """Atomically write a CSV (image, split) that `make_split` reads.
 
         Raises:
             OSError: the file cannot be written.
@@ -99,14 +99,15 @@ def make_split(
             a column of one's own table says; val drawn from train where it has none), or the path
             of a CSV with the columns image and split (train, val or test).
         seed: of the order that patients are drawn in.
-        val_fraction: share of the patients that validate (of train_val's patients in `official`).
+        val_fraction: share of the patients that validate: in `official` of those in
+            train_val_list.txt, in `column` of those in train.
         test_fraction: share of the patients that test, in `patient_random`.
-        fold: train and val are put together and cut into `folds` anew, of which this one
-            validates (see `stratified_folds`) and the others train; None leaves them as they are.
+        fold: train and val are pooled and divided into `folds` folds (see `stratified_folds`); this
+            one validates and the others train. None leaves train and val as they are.
 
     Raises:
-        UserError: an unknown name, a missing list, a fault in a split file, a fold that there is
-            not, an empty side.
+        UserError: an unknown name, a missing list, a fault in a split file, a fold out of range,
+            an empty side.
     """
     if fold is not None:
         check_fold(fold, folds)
@@ -147,7 +148,7 @@ WHOLE = "whole"
 
 
 def whole_split(manifest: Manifest) -> Split:
-    """Every image on the test side: of a data set that nothing was trained on."""
+    """A split with every image on the test side, for a data set that is only evaluated on."""
     images = tuple(sorted(manifest.table["image"]))
     return Split(WHOLE, {"train": (), "val": (), "test": images})
 
@@ -174,7 +175,7 @@ def _official(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
 def _carve(
     manifest: Manifest, images: Iterable[str], *, shares: dict[str, float], seed: int
 ) -> Sides:
-    """Draw each side's share of the patients; the rest trains. The order of rows is no matter."""
+    """Draw each side's share of the patients; the rest train. The order of rows has no effect."""
     patient_of = patients_by_image(manifest)
     images = sorted(images)
     patients = np.array(sorted({patient_of[image] for image in images}), dtype=object)
@@ -216,7 +217,7 @@ def _of_column(manifest: Manifest, *, seed: int, val_fraction: float) -> Sides:
 
 
 def sides_of_column(given: Given, faults: Faults) -> Sides:
-    """The images of each side, by what a column `split` of a custom CSV says."""
+    """The images of each side, given those of each text in a custom CSV's column `split`."""
     sides: Sides = {}
     for text, images in given.items():
         known = (side for side, spellings in SPELLINGS.items() if text.lower() in spellings)
@@ -279,10 +280,10 @@ def _from_file(manifest: Manifest, name: str) -> Sides:
 
 
 def check_sides_filled(split: Split, cause: str, *, sides: Iterable[str] = SIDES) -> None:
-    """Refuse a split with an empty side among these.
+    """Refuse a split if any of `sides` is empty.
 
     Raises:
-        UserError: names the empty sides, and this cause.
+        UserError: with the empty sides, and `cause`.
     """
     empty = [side for side in sides if not split.sides[side]]
     if empty:
@@ -303,7 +304,7 @@ def counted(names: Collection[str], what: str) -> str:
 
 
 class Overlap(NamedTuple):
-    """What two sides share: patients, and the images that are on both sides themselves."""
+    """The patients that two sides share, and the images that are on both of them."""
 
     patients: set[str]
     images: set[str]
@@ -315,7 +316,7 @@ Overlaps = dict[tuple[str, str], Overlap]
 def overlaps(sides: Given, patient_of: Mapping[str, str]) -> Overlaps:
     """What each pair of sides shares, for the pairs that share anything.
 
-    An image without a patient has no row in the table.
+    Images that are not in `patient_of`, for want of a row in the table, add no patient.
     """
     images = {side: set(names) for side, names in sides.items()}
     patients = {
@@ -339,11 +340,11 @@ def overlap_counts(shared: Overlaps) -> dict[str, dict[str, int]]:
 
 @dataclass(frozen=True)
 class UsableSplit:
-    """A split of which every row has a file, and whose leaks, if any, the caller allowed.
+    """A split whose images all have a file, and whose patient overlap, if any, was allowed.
 
     Attributes:
         split: the rows to use.
-        skipped: rows left out for want of a file, by side.
+        skipped: number of rows left out because they have no file, by side.
         patient_overlap: as `overlap_counts`.
     """
 
@@ -357,8 +358,8 @@ def usable_split(
 ) -> UsableSplit:
     """Leave out or refuse rows without a file, and refuse or note patients on two sides.
 
-    The overlap is that of the rows which would be used: with `missing="skip"`, a patient whose
-    images have no file leaks nothing.
+    Only rows that would be used count as overlap: with `missing="skip"`, images without a file put
+    no patient on a second side.
 
     Args:
         manifest: where the files were found.

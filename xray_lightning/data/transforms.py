@@ -14,7 +14,7 @@ from xray_lightning.errors import UserError, check_whole
 # all three.
 IMAGENET_MEAN = (0.485 + 0.456 + 0.406) / 3
 IMAGENET_STD = (0.229 + 0.224 + 0.225) / 3
-EPSILON = 1e-6  # a constant image has no spread: it becomes all zeros
+EPSILON = 1e-6  # avoids a division by 0: a constant image becomes all zeros
 
 NORMALIZATIONS = ("per_image", "dataset", "imagenet", "symmetric")
 
@@ -61,7 +61,7 @@ class Normalize(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-PLACES = 16  # numbers set aside for each draw
+PLACES = 16  # random numbers reserved for each draw
 
 # splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
 # 2014), with the constants of Vigna's reference implementation, prng.di.unimi.it/splitmix64.c:
@@ -71,15 +71,15 @@ ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def uniforms(draws: Tensor, *, seed: int, places: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the seed, the draw's number and their place alone.
+    """Numbers in [0, 1) that depend on the seed, the draw's number and the place in its row alone.
 
-    Draw d gets the outputs from number 16 d on of a splitmix64 generator that starts from the
-    mixed seed (so that neighbouring seeds are far apart), of each output the upper 24 bits. No
-    state, no synchronisation: the same on every device, and in a CUDA graph.
+    Draw d gets the upper 24 bits of outputs 16 d + 1, 16 d + 2, ... of a splitmix64 generator that
+    starts from the mixed seed (so that neighbouring seeds are far apart). Without a state and
+    without synchronisation, they are the same on every device, and in a CUDA graph.
 
     Args:
         draws: int64 (B,).
-        places: how many for each draw, at most 16.
+        places: numbers for each draw, at most 16.
 
     Returns:
         float32 (B, places), on the device of `draws`.
@@ -147,21 +147,21 @@ class Augment(nn.Module):
     Names, ranges and directions are torchvision's. In this order: crop, flip, rotation with shift
     and scale, brightness, contrast. The geometric ones are folded into one affine map and one
     bilinear `grid_sample`; a flip alone is exact, without interpolation. What lies outside the
-    image becomes black, as in torchvision and as the frames around NIH's slanted scans are. The
-    edge of a crop is no such outside: the map looks past it.
+    image becomes black, as in torchvision and as the frames around NIH's slanted scans are. Beyond
+    the edge of a crop, rotation and shift show the rest of the image, not black.
 
     `normalize=per_image` subtracts each image's mean and divides by its deviation, which undoes
-    brightness and contrast but for what was clamped: they matter to the other normalisations.
+    brightness and contrast except for clamped pixels: they matter to the other normalisations.
 
     Args:
         seed: the parameters depend on it and on the draw's number alone.
         hflip: probability of a flip left to right (RandomHorizontalFlip's `p`).
         degrees: rotation drawn from [-degrees, degrees] (RandomAffine).
-        translate: shift in sides of the image, drawn from [-translate, translate] for each way and
-            not rounded to pixels (RandomAffine).
+        translate: shift as a fraction of the image's side, drawn from [-translate, translate] for
+            each axis and not rounded to pixels (RandomAffine).
         scale: range of the scale (RandomAffine).
         crop_scale: range of the crop's share of the image's area (RandomResizedCrop's `scale`).
-        crop_ratio: range of the crop's width to height, 1 among it (RandomResizedCrop's `ratio`).
+        crop_ratio: range of the crop's width to height, including 1 (RandomResizedCrop's `ratio`).
             torchvision draws again when a crop does not fit; here the range narrows to the ratios
             that fit the area drawn, so that areas stay uniform.
         brightness: factor drawn from [1 - brightness, 1 + brightness] (ColorJitter).
@@ -224,13 +224,13 @@ class Augment(nn.Module):
             share,
         )
         low, high = torch.tensor(ranges, dtype=torch.float64).unbind(1)
-        # On the batch's device; made again from the options, so not saved.
+        # Buffers move to the batch's device; they are made from the options, and so not saved.
         self.register_buffer("low", low.float(), persistent=False)
         self.register_buffer("span", (high - low).float(), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images transformed, each as its draw's number says: int64 (B,)."""
+        """Transform each image with the parameters of its draw; `draws` are numbers, int64 (B,)."""
         drawn = self.draw(draws)
         if self.flips and not self.warps:
             images = torch.where((drawn.flip < 0)[:, None, None, None], images.flip(-1), images)
@@ -251,9 +251,9 @@ class Augment(nn.Module):
         return Drawn(*torch.addcmul(self.low, self.span, shares).unbind(1))
 
     def crop(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Size and centre of the part that is shown, each (B, 2) for x and y in half sides.
+        """Size and centre of the crop, each (B, 2) for x and y, in half sides of the image.
 
-        A negative width shows it flipped.
+        A negative width flips it.
         """
         if self.crops:
             tallest = drawn.area.clamp(min=self.ratio[0]).log()

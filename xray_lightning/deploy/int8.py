@@ -1,4 +1,4 @@
-"""Int8 quantisation of an exported model: smaller and mostly faster, and what that costs."""
+"""Int8 quantisation of an exported model (smaller, mostly faster), and its cost in AUROC."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from xray_lightning.evaluation.evaluation_data import DataChoice, data_for, seen
 from xray_lightning.progress import Display
 from xray_lightning.runs.run_folder import Provenance
 
-CALIBRATION_IMAGES = 200  # of the validation side, whose activations set the ranges
+CALIBRATION_IMAGES = 200  # validation images whose activations set the quantisation ranges
 BATCH = 20
 SIDE = "test"
 
@@ -32,17 +32,17 @@ def quantize(
     data: Path,
     progress: Display,
 ) -> tuple[bytes, list[str]]:
-    """Turn an exported model into int8, and score both on a data set's test side.
+    """Quantise an exported model to int8, and score both versions on a data set's test side.
 
     Weights have a scale for each channel; activations have ranges from validation images.
 
     Args:
         content: the ONNX file in float32 that the checkpoint was exported to.
-        described: what the file says of itself.
+        described: the file's metadata; see `onnx_backend.describe`.
         data: folder of a data set.
 
     Returns:
-        The ONNX file, and what it costs, in lines.
+        The int8 ONNX file, and lines that state the change in AUROC.
 
     Raises:
         UserError: a data set that cannot be used.
@@ -67,13 +67,13 @@ def quantize(
         "auroc_macro_change": change.auroc_macro.to_plain(),
         "calibration_images": min(CALIBRATION_IMAGES, len(images.table("val"))),
     }
-    note = seen_before(member, trained, images, side=SIDE)  # what makes the scores too good
+    note = seen_before(member, trained, images, side=SIDE)  # overlap with the training data
     told = [_cost(change), *([] if note is None else [f"Note: {note}"])]
     return _with_metadata(quantized, {**described, "int8": said}), told
 
 
 def _cost(found: Comparison) -> str:
-    """What int8 costs, for a terminal; float32 is the first of the two compared."""
+    """The change in AUROC by int8, for a terminal; `found.first` is float32."""
     change, before, after = found.auroc_macro, found.first.auroc_macro, found.second.auroc_macro
     if before is None or after is None or change.value is None:
         told = f"no macro AUROC ({change.reason})"
@@ -116,7 +116,7 @@ def _quantized(content: bytes, batches: Iterator[npt.NDArray[np.uint8]]) -> byte
 
 
 def _calibrating(data: XrayDataModule) -> Iterator[npt.NDArray[np.uint8]]:
-    """Validation images, uint8 (B, 1, S, S), some at once."""
+    """Batches of validation images, uint8 (B, 1, S, S)."""
     pixels = (one for batch in data.val_dataloader() for one in batch.images.numpy())
     images = islice(pixels, CALIBRATION_IMAGES)
     while batch := list(islice(images, BATCH)):

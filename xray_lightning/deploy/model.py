@@ -19,16 +19,16 @@ from xray_lightning.evaluation.operating_points import OperatingPoints
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answers to one image. Arrays follow the order of the model's `findings`.
+    """A model's prediction for one image. Arrays follow the order of the model's `findings`.
 
     Attributes:
         image: its path, or `array 0` and so on.
-        reason: why the image cannot be read; None where it can. Then all that follows is empty.
-        flags: rules of `deploy.unusual_inputs` that find it unlike a training image.
-        probabilities: as the model gives them, float32 (F,).
-        calibrated: the same, calibrated, float64 (F,); None of a model without calibration.
-        decisions: whether a finding's probability reaches its operating point, bool (F,); None of
-            a model without operating points.
+        reason: why the image cannot be read, with all fields below empty; None if it can be read.
+        flags: rules of `deploy.unusual_inputs` that flag the image.
+        probabilities: raw, as the model gives them, float32 (F,).
+        calibrated: calibrated probabilities, float64 (F,); None if the model has no calibration.
+        decisions: whether a finding's raw probability reaches its operating point, bool (F,); None
+            if the model has no operating points.
     """
 
     image: str
@@ -41,14 +41,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answers to N images, for F findings.
+    """A model's predictions for N images and F findings.
 
     Attributes:
-        findings: the F findings, in the order of all columns.
+        findings: the F findings, in the order of the columns of all arrays.
         images, flags: of each image, as in `Prediction`.
         probabilities, calibrated, decisions: as in `Prediction`, (N, F).
-        operating_points: by finding, from which raw probability on it is called present; None of
-            a model without.
+        operating_points: for each finding, the raw probability from which it is called present;
+            None if the model has no operating points.
     """
 
     findings: tuple[str, ...]
@@ -70,28 +70,28 @@ EXPORTED = ".onnx"  # any other file is taken for a checkpoint
 
 
 class Network(Protocol):
-    """What turns pixels into probabilities: of one file, or of several averaged."""
+    """Interface of a backend: computes the probabilities of one model, or of several averaged."""
 
     @property
     def members(self) -> Sequence[Described]: ...
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Of images (B, 1, S, S): float32 (B, F)."""
+        """Probabilities, float32 (B, F), of images (B, 1, S, S)."""
 
     def prepare(self) -> None:
-        """Set the switches of the whole process that make it fast, where there are any."""
+        """Set process-wide options that speed up inference, if the backend has any."""
 
 
 class Model:
     """One trained model, or several averaged, ready to predict; `load_model` makes it.
 
     Attributes:
-        findings: what it tells of, in the order of every answer.
+        findings: the model's findings, in the order of every prediction's columns.
         image_size: side of the images inside the model, in pixels.
-        operating_points: by finding, from which raw probability on it is called present. None of
-            a checkpoint that has none, and of several: averaged answers need points of their own.
-        why_undecided: why there are no operating points, in one line; None where there are.
-        network: what computes.
+        operating_points: for each finding, the raw probability from which it is called present.
+            None if the checkpoint has none or has them for another `tta`, or several are averaged.
+        why_undecided: why there are no operating points, in one line; None if there are.
+        network: the backend that computes the probabilities.
     """
 
     def __init__(self, network: Network, *, batch_size: int = BATCH, strict: bool = False) -> None:
@@ -129,19 +129,19 @@ class Model:
         return self._calibration is not None
 
     def predict(self, images: Image | Iterable[Image]) -> Predictions:
-        """Answer to images.
+        """Predict images.
 
         Args:
             images: a path (PNG or JPEG) or a uint8 array (H, W), gray, bright where X-rays were
-                stopped; or any number of them, such as an array (N, H, W).
+                stopped; or an iterable of them, such as an array (N, H, W).
 
         Raises:
-            UnreadableImageError: a file that cannot be read; `predict_each` goes on after it.
+            UnreadableImageError: a file that cannot be read; `predict_each` continues after it.
             UserError: an array of another shape or type, or no image at all.
         """
         alone = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 2
         several: Iterable[Image] = [images] if alone else images  # type: ignore[list-item,assignment]
-        each: list[Any] = []  # each of them with numbers
+        each: list[Any] = []  # predictions of readable images only
         for batch in self.decoded(several):
             if unread := next((one.error for one in batch if one.error is not None), None):
                 raise unread
@@ -160,19 +160,19 @@ class Model:
         )
 
     def predict_each(self, images: Iterable[Image]) -> Iterator[Prediction]:
-        """Answer to any number of images in order, in memory that does not grow with them.
+        """Predict any number of images, in order, in memory that does not grow with their number.
 
-        Files are read ahead while the model works. One that cannot be read has its reason.
+        Files are read ahead while the model works. An unreadable file's prediction has a `reason`.
 
         Raises:
             UserError: an array of another shape or type.
-            RunFailedError: an answer that is no number.
+            RunFailedError: the model gives NaN or infinite logits.
         """
         for batch in self.decoded(images):
             yield from self.answer(batch)
 
     def decoded(self, images: Iterable[Image]) -> Iterator[list[Decoded[tuple[str, Image]]]]:
-        """The images as the model takes them, a batch at a time, each with its name.
+        """Decode and resize images for the model, a batch at a time, each with its name.
 
         Raises:
             UserError: an array of another shape or type.
@@ -186,23 +186,23 @@ class Model:
         return self._read.array(image)
 
     def answer(self, batch: Sequence[Decoded[tuple[str, Image]]]) -> Iterator[Prediction]:
-        """Answer to each image of a batch of `decoded`, to those that cannot be read with why.
+        """Predict each image of a batch from `decoded`; unreadable ones get a `reason`.
 
         Raises:
-            RunFailedError: an answer that is no number.
+            RunFailedError: the model gives NaN or infinite logits.
         """
         pixels = [one.picture.pixels for one in batch if one.picture is not None]
         numbers = iter(self._numbers(np.stack(pixels)) if pixels else ())
         for one in batch:
             name, _ = one.source
-            if one.picture is None:  # the cause, without the name that stands beside it
+            if one.picture is None:  # the cause without the file's name, which `image` holds
                 reason = str(one.error).removeprefix(f"{Path(name)}: ")
                 yield Prediction(name, reason=reason)
             else:
                 yield Prediction(name, None, one.flags, *next(numbers))
 
     def _numbers(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[Any, Any, Any]]:
-        """Of each image of (N, S, S): probabilities, calibrated ones and decisions, or None."""
+        """Probabilities, calibrated ones or None, decisions or None, of each image of (N, S, S)."""
         probabilities = self.network.probabilities(pixels[:, None])
         raw = probabilities.astype(np.float64)
         calibrated: Any = [None] * len(raw)
@@ -231,7 +231,7 @@ def load_model(
         found.probabilities[0, found.findings.index("Effusion")]
 
     Args:
-        checkpoint: a .ckpt file, or an .onnx file that `xray export` has written, which needs
+        checkpoint: a .ckpt or .safetensors file, or an .onnx file from `xray export`, which needs
             onnxruntime and no torch; or several of one kind that are averaged.
         device: `auto`, `cpu` or `cuda`.
         precision: `32-true`, `bf16-mixed` or `16-mixed` (on a CPU, as bf16-mixed). An .onnx file
@@ -240,8 +240,8 @@ def load_model(
         tta: `flip` averages the logits of each image and its mirror image, `none` does not; None
             for what the operating points were fitted to.
         batch_size: images at once.
-        strict: whether a DICOM file that says that it shows anything but a frontal chest radiograph
-            is refused, not flagged.
+        strict: whether to refuse, instead of flag, a DICOM file whose header names anything but a
+            frontal chest radiograph.
 
     Raises:
         UserError: a file that cannot be read, several that were not trained alike or are of both
@@ -281,7 +281,7 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
 def fitted_in(
     described: Mapping[str, Any], *, path: Path
 ) -> tuple[OperatingPoints | None, Calibration | None]:
-    """What was fitted on validation, as `fitted_of` reads it; an error names the model's file."""
+    """Operating points and calibration, as `fitted_of` reads them; errors name the model's file."""
     try:
         return fitted_of(described)
     except UserError as error:

@@ -24,7 +24,7 @@ from xray_lightning.workers import threads
 SCHEMA_VERSION = 1
 IMAGES, PROBABILITIES, LOGITS = "images", "probabilities", "logits"  # names in the graph
 
-# What is text as it is; every other value of an ONNX file's metadata is JSON.
+# Keys of an ONNX file's metadata whose values are plain text; all other values are JSON.
 TEXTS = ("notice", "preparation", "decoder_version", "checkpoint_sha256", "precision")
 
 
@@ -71,17 +71,17 @@ def preparation(image_size: int) -> str:
 
 
 def add_metadata(proto: Any, described: Mapping[str, Any]) -> None:
-    """Write the description into an ONNX model, which holds nothing but texts."""
+    """Write the description into an ONNX model's metadata, whose values must be text."""
     for key, value in described.items():
         text = str(value) if key in TEXTS else json.dumps(value, allow_nan=False)
         proto.metadata_props.add(key=key, value=text)
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """What `add_metadata` wrote, checked as far as every use needs it.
+    """Parse what `add_metadata` wrote; the schema, findings and image size are checked.
 
     Raises:
-        UserError: it is another's, of another schema, or damaged.
+        UserError: not written by `xray export`, of another schema, or damaged.
     """
     if "schema_version" not in texts or "checkpoint_sha256" not in texts:
         raise UserError("it was not written by xray export: it does not say its findings")
@@ -103,7 +103,7 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's own log lines and warnings to itself: parity is what is judged."""
+    """Silence the log lines and warnings of exporters, whose results are compared afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -118,8 +118,8 @@ Array = npt.NDArray[np.float32]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
-ERRORS_ALONE = 3  # onnxruntime's severity; its warnings would stand among a command's lines
-LONGEST = 200  # characters of onnxruntime's own words
+ERRORS_ALONE = 3  # onnxruntime's log level; its warnings would mix with a command's output
+LONGEST = 200  # characters quoted of an onnxruntime message
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class OnnxMember:
     sha256: str  # of the checkpoint that it was exported from
     described: dict[str, Any]  # see `describe`
     session: Any  # onnxruntime's
-    tta: str | None = None  # `flip`: answers are averaged with those to the mirror image
+    tta: str | None = None  # `flip`: logits are averaged with those of the mirror image
 
     @classmethod
     def read(cls, path: Path, *, device: str = "cpu", tta: str | None = None) -> "OnnxMember":
@@ -139,7 +139,8 @@ class OnnxMember:
         The file must hold everything itself: weights in files beside it are not read.
 
         Raises:
-            UserError: it is missing, damaged or another's, or onnxruntime is.
+            UserError: the file is missing, damaged or not from `xray export`, or onnxruntime is not
+                installed.
         """
         onnxruntime()
         if not path.is_file():
@@ -155,7 +156,7 @@ class OnnxMember:
     def of(
         cls, content: bytes, *, path: Path, device: str = "cpu", tta: str | None = None
     ) -> "OnnxMember":
-        """Take what such a file holds; `path` is for messages.
+        """Load a model from the bytes of such a file; `path` names it in messages.
 
         Raises:
             UserError: as `read`.
@@ -170,10 +171,10 @@ class OnnxMember:
                 content,
                 options,
                 providers=[provider],
-                enable_fallback=int(provider != PROVIDERS["cpu"]),  # it prints to stdout
+                enable_fallback=int(provider != PROVIDERS["cpu"]),  # a fallback prints to stdout
             )
             texts = session.get_modelmeta().custom_metadata_map
-        # onnxruntime's errors have no base of their own; texts may be no UTF-8.
+        # onnxruntime's errors have no common base class; the metadata may be invalid UTF-8.
         except Exception as error:
             raise UserError(
                 f"{path} is no ONNX model that onnxruntime can run ({one_line(error)[:LONGEST]}); "
@@ -191,7 +192,7 @@ class OnnxMember:
         """Probabilities and logits (B, F) of images (B, 1, S, S).
 
         Raises:
-            RunFailedError: an answer that is no number, or none.
+            RunFailedError: the model cannot be run, or gives NaN or infinite logits.
         """
         probabilities, logits = self._answers(pixels)
         if self.tta is None:
@@ -248,13 +249,13 @@ class OnnxNetwork:
         return cls(members, average)
 
     def prepare(self) -> None:
-        """Nothing: onnxruntime has its own threads."""
+        """Do nothing: each onnxruntime session sets its own threads."""
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> Array:
-        """Of images (B, 1, S, S): float32 (B, F), averaged as `evaluation.ensemble.average` does.
+        """Probabilities, float32 (B, F), of images (B, 1, S, S); see `evaluation.ensemble.average`.
 
         Raises:
-            RunFailedError: an answer that is no number.
+            RunFailedError: the model gives NaN or infinite logits.
         """
         each = [member.answers(pixels) for member in self.members]
         if len(each) == 1:
@@ -268,7 +269,7 @@ class OnnxNetwork:
 
 
 def onnxruntime() -> Any:
-    """The package, or one line on how to get it."""
+    """Import onnxruntime; a UserError says how to install it."""
     try:
         return import_module("onnxruntime")
     except ImportError as error:
@@ -294,7 +295,7 @@ def _check_graph(session: Any, *, size: int) -> None:
     try:
         inputs = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
         outputs = {one.name for one in session.get_outputs()}
-    except UnicodeDecodeError:  # of a name
+    except UnicodeDecodeError:  # a name is not UTF-8
         inputs, outputs = [], set()
     expected = [(IMAGES, "tensor(uint8)", [1, size, size])]
     if inputs != expected or not {PROBABILITIES, LOGITS} <= outputs:

@@ -1,4 +1,4 @@
-"""Prediction of files (`xray predict`): inputs found, answered, and written row by row."""
+"""Prediction of files (`xray predict`): find the inputs, predict them, write row by row."""
 
 import csv
 import glob
@@ -30,12 +30,12 @@ JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (*CSV, *JSON_LINES, *PARQUET)
 ROW_GROUP = 4096  # rows of a parquet file that are held until they are written
 
-# What makes a spreadsheet read a cell as a formula.
+# First characters that make a spreadsheet read a cell as a formula.
 FORMULA = ("=", "+", "-", "@")
 
 
 def check_out(out: Path, arguments: Sequence[str]) -> None:
-    """Refuse, before the work, a --out FILE that could not be written, or that is to be read.
+    """Refuse, before predicting, an --out FILE that could not be written or is an input.
 
     Raises:
         UserError: as `files.check_file`, an unknown ending, parquet without pyarrow, or an input.
@@ -58,10 +58,10 @@ def check_out(out: Path, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def written(out: Path | None, model: Model) -> Iterator[Write]:
-    """A function that writes one row, to a file that is whole at the end or not there at all.
+    """Yield a function that writes one row; the file is put in place atomically at the end.
 
     Args:
-        out: as `check_out` has passed it; None for a CSV on stdout.
+        out: a file that `check_out` has accepted; None for a CSV on stdout.
 
     Raises:
         OSError: it cannot be written.
@@ -90,7 +90,7 @@ def flat(prediction: Prediction, model: Model) -> dict[str, Any]:
     """A prediction as one row of a table; None where there is no value."""
     path = printable(prediction.image)
     row: dict[str, Any] = {
-        # No formula: `./=1+1.png` names the same file as `=1+1.png`.
+        # A prefix "./" keeps spreadsheets from running the cell as a formula.
         "path": f"./{path}" if path.startswith(FORMULA) else path,
         "status": "ok" if prediction.reason is None else "unreadable",
         "reason": None if prediction.reason is None else printable(prediction.reason),
@@ -111,7 +111,7 @@ def flat(prediction: Prediction, model: Model) -> dict[str, Any]:
 
 
 def nested(prediction: Prediction, model: Model) -> dict[str, Any]:
-    """A prediction as JSON holds it: the flags a list, the numbers under their finding."""
+    """A prediction as nested JSON: flags as a list, numbers grouped by finding."""
     row = flat(prediction, model)
     kinds = {"probability": "prob"} | {k: k for k in ("calibrated", "threshold", "decision")}
     return {
@@ -136,7 +136,7 @@ def _csv(stream: TextIO, model: Model) -> Write:
 
 
 def cell(value: Any) -> str:
-    """A value as a CSV has it, none of them a formula: nothing for None, 1 and 0 for a decision."""
+    """A CSV cell: empty for None, 1 or 0 for a decision; "'" before text like a formula."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -179,15 +179,16 @@ def _parquet(stream: BinaryIO, model: Model) -> Iterator[Write]:
 
 
 TABLE = ".csv"
-# By which a CSV names its images, the first one found: NIH's table, AI for Medicine's and our own.
+# Columns by which a CSV names its images, the first of these that it has: in tables of this
+# project, of AI for Medicine, and of NIH.
 TITLES = ("path", "image", "imageindex")
 
 
 class Inputs(NamedTuple):
-    """The files that arguments name, each once as the caller spells it; how many were repeated."""
+    """The files that arguments name, without duplicates, as the caller spells them."""
 
-    paths: list[str]  # some may not be there
-    repeated: int
+    paths: list[str]  # some may not exist
+    repeated: int  # number of duplicates left out
 
 
 def find_inputs(
@@ -197,14 +198,14 @@ def find_inputs(
 
     A folder stands for every regular file below it, sorted; a pattern (`*`, `?`, `[`, `**`) for
     what it matches, sorted; a .csv for the images in its column `path`, `image` or `Image Index`.
-    What is not there stays in the list, so that it can be told of.
+    Missing files stay in the list, so that they are reported.
 
     Args:
         images: folder of a CSV's images; None for the CSV's own.
-        leave_out: a file that is no input: the output of an earlier call.
+        leave_out: a file to skip, such as the output of an earlier call.
 
     Raises:
-        UserError: a folder or CSV that cannot be read, or nothing that is there.
+        UserError: a folder or CSV that cannot be read, or none of the files exists.
     """
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images} is not a folder; give the folder of the CSV's images")
@@ -236,7 +237,7 @@ def _all(arguments: Iterable[str], images: Path | None) -> Iterator[str]:
             yield from _listed(Path(argument), images)
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))
-            if "**" in argument:  # which has found what is in the folders, too
+            if "**" in argument:  # its matches already include the files in these folders
                 matches = [match for match in matches if not os.path.isdir(match)]
             for match in matches or [argument]:
                 yield from _below(match) if os.path.isdir(match) else [match]
@@ -245,7 +246,7 @@ def _all(arguments: Iterable[str], images: Path | None) -> Iterator[str]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Every regular file below a folder, or link to one or to nothing; each folder visited once."""
+    """Regular files below a folder, links to files, and broken links; visits each folder once."""
     visited: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -264,7 +265,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _listed(table: Path, images: Path | None) -> list[str]:
-    """The paths of a CSV's images: in the folder of the images, or by their names below it."""
+    """Paths of a CSV's images: in the images' folder, or found by bare name in folders below it."""
     root = table.parent if images is None else images
     names = _names(table)
     paths = [os.path.join(root, name) for name in names]
@@ -328,7 +329,7 @@ def predict(
     Raises:
         UserError: nothing to predict, a model that cannot be read, or a place that cannot be
             written to.
-        RunFailedError: an answer that is no number, or a full disk; no file is left.
+        RunFailedError: NaN or infinite logits, or a full disk; no file is left.
     """
     checkpoints = [name for name in arguments if name.lower().endswith(MODELS)]
     named = [name for name in arguments if not name.lower().endswith(MODELS)]

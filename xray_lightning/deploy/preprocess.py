@@ -1,10 +1,10 @@
-"""Preprocessing: the one way from an image file to what a model takes, set by the checkpoint.
+"""Preprocessing: the only path from an image file to a model's input, set by the checkpoint.
 
 A file is decoded to gray (`data.decode_resize.decode_gray`), resized to the checkpoint's
 `image_size` (`data.decode_resize.resize_gray`), and normalised inside the model
-(`models.checkpoint.RestoredModel`, whose `Normalize` is loaded with the weights). Training's cache
-holds the same pixels: `read_gray` is these two steps to the bit. Whatever else reads images for a
-model comes through here.
+(`models.checkpoint.RestoredModel`, whose `Normalize` is loaded with the weights). The training
+cache holds bit-identical pixels: its `read_gray` is the first two steps. All other code of the
+package that reads images for a model uses this module.
 """
 
 import io
@@ -37,13 +37,13 @@ SAID_BY = {
     "lateral": "a lateral view",
 }
 THUMBNAIL = 64  # pixels: enough to tell a colour photograph
-# The byte of a PNG that holds its colour type, and the types of gray, without and with alpha.
+# Offset of a PNG's colour type byte, and the colour types of gray, without and with alpha.
 PNG_COLOUR, PNG_GRAY = 25, (0, 4)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images to pixels of one size."""
+    """Reads images and resizes them to one size."""
 
     image_size: int  # side of the squares that the model takes, in pixels
     strict: bool = False  # whether a DICOM file of anything but a frontal chest is refused
@@ -52,8 +52,8 @@ class Preprocessing:
         """Read an image file.
 
         Raises:
-            UnreadableImageError: as `decode_gray`, naming the file and the cause; or, where strict,
-                a DICOM file that says that it shows something else.
+            UnreadableImageError: as `decode_gray`, naming the file and the cause; or, if strict, a
+                DICOM file whose header names anything but a frontal chest radiograph.
         """
         gray = decode_gray(path)
         unlike = _unlike_chest(Path(path))
@@ -65,7 +65,7 @@ class Preprocessing:
         return Picture(pixels, gray.shape[0], gray.shape[1], colour, unlike)
 
     def array(self, image: npt.NDArray[np.uint8]) -> Picture:
-        """Take an image that is decoded already, bright where the X-rays were stopped.
+        """Resize an image that is already decoded, bright where the X-rays were stopped.
 
         Args:
             image: uint8 (H, W).
@@ -87,7 +87,7 @@ class Preprocessing:
 
 
 def _unlike_chest(path: Path) -> tuple[str, ...]:
-    """What `dicom.unlike_chest` says of a file that `decode_gray` has passed."""
+    """Result of `dicom.unlike_chest` for a file that `decode_gray` has read; () if not DICOM."""
     try:
         with path.open("rb") as stream:
             start = stream.read(dicom.START + len(dicom.MAGIC))
@@ -97,9 +97,9 @@ def _unlike_chest(path: Path) -> tuple[str, ...]:
 
 
 def _colour(path: Path) -> float:
-    """How colourful a PNG or JPEG is that `decode_gray` has passed; 0 for any other file.
+    """`Picture.colour` of a PNG or JPEG that `decode_gray` has read; 0 for any other file.
 
-    Only a file whose header says colour is decoded again, and a JPEG then at an eighth.
+    Only a file whose header says colour is decoded again, a JPEG at a scale down to 1/8.
     """
     try:
         with path.open("rb") as stream:
@@ -130,7 +130,7 @@ Source = TypeVar("Source")
 
 @dataclass(frozen=True)
 class Decoded(Generic[Source]):
-    """One input: its picture and the rules that speak of it, or why it cannot be read."""
+    """One input: its picture and the rules that flag it, or the error of reading it."""
 
     source: Source
     picture: Picture | None
@@ -141,12 +141,12 @@ class Decoded(Generic[Source]):
 def decoded_batches(
     sources: Iterable[Source], read: Callable[[Source], Picture], *, size: int
 ) -> Iterator[list[Decoded[Source]]]:
-    """Every input in order, `size` at a time, while two more batches are being decoded.
+    """Yield the inputs in order, `size` at a time, while two more batches are being decoded.
 
     Args:
-        sources: taken as needed, so that any number of them needs the same memory.
+        sources: consumed lazily, so that memory does not grow with their number.
         read: called in threads.
-        size: inputs of a batch, those that cannot be read among them.
+        size: inputs per batch, unreadable ones included.
     """
 
     def decode(source: Source) -> Decoded[Source]:

@@ -44,17 +44,17 @@ class TorchNetwork:
         return cls(read_members(paths, tta=tta), accelerator, chosen, average)
 
     def prepare(self) -> None:
-        """Set torch's threads and switches for long work."""
+        """Set torch's threads and process-wide options that speed up inference."""
         Speed().prepare(accelerator=self.device, local_ranks=1)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Of images (B, 1, S, S): float32 (B, F).
+        """Probabilities, float32 (B, F), of images (B, 1, S, S).
 
         Raises:
-            RunFailedError: an answer that is no number.
+            RunFailedError: the model gives NaN or infinite logits.
         """
         rows = torch.arange(len(pixels))
-        unknown = torch.empty(len(pixels), 0)  # what is really there
+        unknown = torch.empty(len(pixels), 0)  # in place of labels, which are not used
         logits = member_logits(
             self.members,
             [Batch(torch.from_numpy(pixels), unknown, rows, rows, 1.0)],

@@ -1,23 +1,23 @@
-"""Inputs unlike the images that a model was trained on, flagged.
+"""Flags for inputs unlike the images that a model was trained on.
 
-Fixed rules, each with one threshold. They flag and never refuse, and an image that none of them
-speaks of may still be no chest X-ray. Three more are of what a DICOM file says of itself: a
-`modality` that is no radiograph's, another `body_part` than the chest, a `lateral` view; these are
-refused by `xray predict --strict`.
+Fixed rules, each with one threshold. They flag an image but never refuse it, and an image without a
+flag may still be no chest X-ray. Three more rules read a DICOM file's header: a `modality` other
+than radiography, a `body_part` other than the chest, a `lateral` view. `xray predict --strict`
+refuses such files.
 
-| rule     | speaks of an image                                | NIH 256 | NIH 1024 | phantoms |
+| rule     | flags an image                                    | NIH 256 | NIH 1024 | phantoms |
 |----------|---------------------------------------------------|---------|----------|----------|
-| tiny     | smaller than 32 pixels, or half of the model's    |       0 |        0 |        0 |
-| aspect   | more than 1.5 times as long as wide, or the other |       0 |        0 |        0 |
+| tiny     | with a side below 32 px, or half of the model's   |       0 |        0 |        0 |
+| aspect   | with one side over 1.5 times as long as the other |       0 |        0 |        0 |
 | colour   | in colour                                         |       0 |        0 |        0 |
-| blank    | all of nearly one brightness                      |       0 |        0 |        0 |
+| blank    | of nearly uniform brightness                      |       0 |        0 |        0 |
 | inverted | bright where a chest is dark                      |  0.09 % |        0 |        0 |
 | layout   | bright and dark unlike a chest                    |  0.18 % |   0.62 % |        0 |
 
-The figures are of 2,178 and 160 frontal chest X-rays of NIH ChestX-ray14 (0.09 % is two images,
-0.62 % is one) and of 300 phantoms, for a model of 224 pixels. With black and white exchanged,
-`inverted` speaks of 99.72, 99.38 and 100 % of them; upside down, `inverted` or `layout` of 95.8,
-94.4 and 98.3 %; on their side, of 55, 62 and 76 %.
+The figures are shares flagged of 2,178 and 160 frontal chest X-rays of NIH ChestX-ray14 (0.09 % is
+two images, 0.62 % is one) and of 300 phantoms, for a model of 224 pixels. With black and white
+exchanged, `inverted` flags 99.72, 99.38 and 100 % of them. Upside down, `inverted` or `layout`
+flags 95.8, 94.4 and 98.3 %; rotated by 90 degrees, 55, 62 and 76 %.
 """
 
 from dataclasses import dataclass
@@ -31,21 +31,21 @@ from xray_lightning.data.decode_resize import Gray, resize_gray
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a model takes it, and what resizing and gray hide of the file."""
+    """An image resized for a model, and properties of its file that resizing and gray hide."""
 
     pixels: Gray  # (S, S)
     height: int  # of the file's image, in pixels
     width: int
-    # Mean difference of the largest and the smallest of red, green and blue, 0 to 255.
+    # Mean over the pixels of max(R, G, B) - min(R, G, B), 0 to 255.
     colour: float = 0.0
-    unlike_chest: tuple[str, ...] = ()  # what a DICOM file says of itself, by the rules' names
+    unlike_chest: tuple[str, ...] = ()  # names of the rules that flag a DICOM file's header
 
 
-LEAST_SIDE = 32  # pixels; and never less than half of the model's own
+LEAST_SIDE = 32  # pixels; half of the model's image size if that is more
 MOST_ASPECT = 1.5  # radiographs are taken on 35 x 43 cm, 1.23, or cropped to a square
 MOST_COLOUR = 10.0  # of 255; NIH's RGBA files have 0.0, and JPEG rounds gray by about 1
 LEAST_SPREAD = 10.0  # standard deviation of 0..255; the least of 2,338 NIH images is 26
-# Correlation of 8 x 8 brightnesses with those of the mean chest X-ray.
+# Least correlation of an image, at 8 x 8 pixels, with the mean chest X-ray.
 LEAST_LIKENESS = 0.15
 
 # Mean of 2,178 NIH images at 8 x 8, each of mean 0 and deviation 1, in tenths: dark air above the
@@ -66,7 +66,7 @@ MEAN_CHEST = np.array(
 
 
 class Rule(StrEnum):
-    """What a rule says of an image."""
+    """Name of a rule that flags an image."""
 
     TINY = "tiny"
     ASPECT = "aspect"
@@ -80,7 +80,7 @@ class Rule(StrEnum):
 
 
 def flags(picture: Picture) -> tuple[Rule, ...]:
-    """The rules that speak of this image, in the order of `Rule`; none for a usual one."""
+    """The rules that flag this image, in the order of `Rule`; empty for a usual image."""
     size = picture.pixels.shape[0]
     short, long = sorted([picture.height, picture.width])
     found = []

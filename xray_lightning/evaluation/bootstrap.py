@@ -33,21 +33,21 @@ FEW_WITH = "needs at least ten patients with the finding"
 FEW_WITHOUT = "needs at least ten patients without the finding"
 FEW_OF_ALL = "needs a finding that at least two patients have and two lack"
 ONE_PATIENT = "needs at least two patients"
-# An interval of no width would claim certainty just where there is too little to err in.
+# If all resamples agree, an interval of zero width would claim certainty from too little data.
 NO_SPREAD = "every resample gives the same, which does not tell how sure that is"
 NO_RESAMPLES = "no resamples were asked for"
 NO_PREVALENCES = "no prevalences of the training images were given"
 
 Numbers = TypeVar("Numbers", Integers, Floats)
 
-# Of how often each patient counts, shape (patients,).
+# Takes how often each patient counts, shape (patients,); returns named arrays.
 Statistic = Callable[[Integers], Mapping[str, Floats]]
 
 
 def patient_draws(patients: int, *, resamples: int, seed: int) -> Iterator[Integers]:
     """Draw as many patients as there are, with replacement, again and again.
 
-    The same numbers give the same draws, so that two tables of the same patients can be compared
+    The same arguments give the same draws, so that two tables of the same patients can be compared
     draw by draw.
 
     Args:
@@ -56,8 +56,8 @@ def patient_draws(patients: int, *, resamples: int, seed: int) -> Iterator[Integ
         seed: of the draws.
 
     Yields:
-        How often each patient was drawn, shape (patients,), which sums to `patients`. Indexed by
-        the number of each image's patient it gives the images' weights.
+        How often each patient was drawn, shape (patients,), which sums to `patients`. Indexing it
+        with the number of each image's patient gives the weights of the images.
     """
     random = np.random.default_rng(seed)
     equal = np.full(patients, 1 / patients)
@@ -75,8 +75,8 @@ def resampled(
         patients, resamples, seed: see `patient_draws`.
 
     Returns:
-        What it gives where every patient counts once; and of each draw, each array with a first
-        axis of length `resamples`. Of all names row i is of the same draw.
+        The arrays with every patient counted once; and those of all draws, with a first axis of
+        length `resamples`. Row i of each array, whatever its name, belongs to the same draw.
     """
     plain = dict(statistic(np.ones(patients, dtype=np.int64)))
     draws: dict[str, Floats] = {
@@ -97,11 +97,11 @@ class RankScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """The order of one finding's scores, from which its scores follow for any weights of images.
+    """One finding's sorted scores, from which AUROC and AP follow for any weights of the images.
 
     Attributes:
-        positives: the image of each score with the finding, by rising score, shape (P,).
-        negatives: the image of each score without it, by rising score, shape (M,).
+        positives: the image index of each score with the finding, by rising score, shape (P,).
+        negatives: the image index of each score without it, by rising score, shape (M,).
         below: how many negatives score lower than each positive, shape (P,).
         not_above: how many negatives score lower or the same, shape (P,).
         first: place of the first positive with the same score as each positive, shape (P,).
@@ -120,9 +120,9 @@ class Ranking:
         Args:
             scores: shape (S,), no NaN.
             labels: whether each has the finding, shape (S,).
-            images: the image of each score, which says whose weight it takes, shape (S,); None
-                where score i is of image i. A part of the images, or several findings in one
-                ranking (a micro average), are ranked this way.
+            images: the index of the image whose weight each score takes, shape (S,); None if
+                score i belongs to image i. Needed to rank a part of the images, or several
+                findings in one ranking (micro average).
         """
         if images is None:
             images = np.arange(len(scores))
@@ -161,7 +161,7 @@ class Ranking:
         # Weight of the positives and of all images that score at least as high as each positive.
         hits = positive.sum() - sums_before(positive)[self.first]
         called = hits + (before[-1] - before[self.below])
-        # Where nothing has weight so high, the positive itself has none: any divisor will do.
+        # If `called` is 0, the weight of the positive itself is 0, too: any divisor will do.
         precision = hits / np.where(called > 0, called, 1)
         return RankScores(auroc, float((positive * precision).sum() / positive.sum()))
 
@@ -169,18 +169,18 @@ class Ranking:
         pairs = float(positive.sum()) * float(before[-1])
         if not pairs > 0:
             return NAN
-        wins = before[self.below] + before[self.not_above]  # twice, so that ties stay whole
+        wins = before[self.below] + before[self.not_above]  # twice the wins: no halves for ties
         # Not by the inner product, whose rounding changes with the number of threads.
         return float((positive * wins).sum()) / 2 / pairs
 
 
 def sums_before(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The sum of the weights (M,) before each place, and of all, shape (M + 1,)."""
-    import torch  # whoever reads the thresholds of an exported model should not wait for it
+    """Cumulative sums of the weights (M,), from 0 to the sum of all, shape (M + 1,)."""
+    import torch  # late: reading an exported model's thresholds should not wait for it
 
     sums = np.empty(len(weights) + 1, dtype=weights.dtype)
     sums[0] = 0
-    # Most of the time goes here. Of 25,000 whole numbers on a Xeon core: 8 us, and NumPy's 55 us.
+    # Most of the time is spent here. 25,000 integers on a Xeon core: 8 us; NumPy's cumsum 55 us.
     torch.cumsum(torch.from_numpy(weights), 0, out=torch.from_numpy(sums[1:]))
     return sums
 
@@ -188,7 +188,7 @@ def sums_before(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def interval95(values: npt.NDArray[Any]) -> list[float] | None:
     """The central 95 % of the resampled values (R,) that are not NaN, or None without any.
 
-    None, too, where they are all the same: an interval of no width would claim certainty.
+    None, too, if both ends are equal: an interval of zero width would claim certainty.
 
     The percentile interval [low, high] of Efron & Tibshirani, "An Introduction to the Bootstrap",
     1993, chapter 13.
@@ -201,14 +201,14 @@ def interval95(values: npt.NDArray[Any]) -> list[float] | None:
 
 
 def share(part: Numbers, whole: Numbers) -> Floats:
-    """Part over whole; NaN where the whole is nothing."""
+    """Part divided by whole, elementwise; NaN where the whole is 0."""
     shares: Floats = np.full(part.shape, np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
 
 
 def mean_of_defined(values: Floats) -> Floats:
-    """Mean over the last axis (R, F) of what is not NaN, shape (R,); NaN where nothing is."""
+    """Mean over the last axis of (R, F) without NaN, shape (R,); NaN where all values are NaN."""
     held = ~np.isnan(values)
     count = held.sum(axis=-1)
     means: Floats = np.full(count.shape, np.nan)
@@ -282,7 +282,7 @@ class Estimate:
         return {name: self.value, f"{name}_ci95": None if self.ci95 is None else list(self.ci95)}
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON, with what it says of zero: the difference of two scores."""
+        """For JSON, for a difference of two scores: with whether the interval excludes zero."""
         return {
             "value": self.value,
             "ci95": None if self.ci95 is None else list(self.ci95),

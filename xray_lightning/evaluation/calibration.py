@@ -1,7 +1,7 @@
-"""Calibration: probabilities that mean what they say, by a rising function of the model's own.
+"""Calibration: an increasing function that maps the model's probabilities to observed frequencies.
 
-It is fitted on the validation images alone and stored in the checkpoint, and is never applied
-silently: predictions, AUROC and operating points are of the raw probabilities.
+It is fitted on the validation images alone and stored in the checkpoint. It is never applied
+silently: predictions, AUROC and operating points use the raw probabilities.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class
 
 METHODS = ("platt", "temperature")
 
-# A probability of 0 or 1 has no finite logit. It is read as the one half way to the smallest
-# float32 above 0, and the largest float64 below 1.
+# A probability of 0 or 1 has no finite logit. 0 is replaced by half the smallest float32 above 0,
+# and 1 by the largest float64 below 1.
 LOWEST, HIGHEST = 2.0**-150, 1 - 2.0**-53
-# Logits are fitted within the range in which float32 tells a probability from 1: further out, few
-# hundred or thousand labels say nothing of the odds, and one label could outweigh all others.
+# For the fit, logits are clipped to the range in which float32 tells a probability from 1. Further
+# out, some thousand labels do not determine the odds, and one label could outweigh all others.
 FARTHEST = 17.0
-SAME_LOGIT = 1e-5  # a spread below what seven significant digits of a probability hold
+SAME_LOGIT = 1e-5  # a smaller range of logits is lost in probabilities of seven significant digits
 
 FALLING = "the scores do not rise with the finding, and turning them round is no calibration"
 SEPARATED = "every score lies on its label's side of 0.5: no finite temperature is the best"
@@ -34,8 +34,8 @@ SEPARATED = "every score lies on its label's side of 0.5: no finite temperature 
 class Calibration:
     """p becomes sigmoid(slope * logit(p) + intercept), finding by finding.
 
-    The slopes are positive, so that no image changes its rank. (Two that both come within 1e-16 of
-    1, which float64 does not tell apart, become equal.)
+    The slopes are positive, so that no image changes its rank. (Only results within 1e-16 of 1,
+    which float64 does not tell apart, become equal.)
 
     Attributes:
         method: `platt` or `temperature`.
@@ -53,11 +53,11 @@ class Calibration:
     def apply(self, probabilities: Floats, *, findings: Sequence[str] | None = None) -> Floats:
         """Calibrate raw probabilities (N, findings), as float64.
 
-        What is left as it is stays exact.
+        Findings with slope 1 and intercept 0 keep their exact values.
 
         Args:
-            probabilities: by finding.
-            findings: the order of their columns; None for that of the slopes.
+            probabilities: one column per finding.
+            findings: the order of the columns; None for the order of `slope`.
         """
         order = tuple(self.slope) if findings is None else findings
         raw = np.asarray(probabilities, dtype=np.float64)
@@ -73,10 +73,10 @@ class Calibration:
 
     @classmethod
     def from_plain(cls, plain: object, *, findings: Sequence[str] = FINDINGS) -> "Calibration":
-        """What `to_plain` gave of these findings.
+        """Restore what `to_plain` returned, checked against these findings.
 
         Raises:
-            UserError: one line, where it is anything else.
+            UserError: one line, if `plain` is anything else.
         """
         where = "the checkpoint's calibration values"
         fitted = FittedValues(plain, findings, where)
@@ -95,14 +95,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Fits a calibration by the smallest log loss on validation.
+    """Fits a calibration by minimising the log loss on validation.
 
     Args:
-        method: `platt`, a slope and an intercept for each finding (Platt 1999, "Probabilistic
-            outputs for support vector machines"), here of the logit. His targets in place of
-            1 and 0, (P + 1) / (P + 2) and 1 / (M + 2) with P positives and M negatives, keep few
-            positives from being taken for certain. `temperature`, one slope for all findings and
-            no intercept (Guo et al., "On calibration of modern neural networks", ICML 2017).
+        method: `platt`, a slope and an intercept of the logit for each finding (Platt 1999,
+            "Probabilistic outputs for support vector machines"). As in his paper, the targets 1
+            and 0 are replaced by (P + 1) / (P + 2) and 1 / (M + 2), with P positives and M
+            negatives, against overconfidence from few positives. `temperature`, one slope for all
+            findings, no intercept (Guo et al., "On calibration of modern neural networks", ICML
+            2017).
 
     Raises:
         UserError: another method.
@@ -169,7 +170,7 @@ def platt(logits: Floats, labels: Bools) -> tuple[float, float] | str:
 def temperature(logits: Floats, labels: Bools) -> float | str:
     """One slope, 1 / temperature, for all logits and labels (N, F), or why there is none."""
     inputs, targets = logits.ravel(), labels.ravel().astype(np.float64)
-    # The slope of the log loss at slope 0: only where it falls is the least at a positive slope.
+    # The derivative of the log loss at slope 0: unless negative, the best slope is not positive.
     if inputs @ (0.5 - targets) >= 0:
         return FALLING
     if (inputs * (targets - 0.5) >= 0).all():
@@ -178,10 +179,10 @@ def temperature(logits: Floats, labels: Bools) -> float | str:
 
 
 def _least_log_loss(inputs: Floats, targets: Floats) -> list[float]:
-    """Weights (K,) of inputs (N, K) whose sigmoid has the least log loss to targets (N,) in 0..1.
+    """Weights (K,) that minimise the log loss of sigmoid(inputs @ weights) to targets in 0..1.
 
-    Newton's method with halved steps (Lin, Lin & Weng, Machine Learning 2007). The loss is
-    convex, and the callers see to it that its least is at finite weights.
+    Inputs are of shape (N, K), targets (N,). Newton's method with step halving (Lin, Lin & Weng,
+    Machine Learning 2007). The loss is convex, and the callers ensure a minimum at finite weights.
     """
     weights = np.zeros(inputs.shape[1])
     scores = inputs @ weights
@@ -191,7 +192,7 @@ def _least_log_loss(inputs: Floats, targets: Floats) -> list[float]:
         gradient = inputs.T @ (guess - targets)
         curved = (inputs * (guess * (1 - guess))[:, None]).T @ inputs
         step = np.linalg.solve(curved + 1e-12 * np.eye(len(weights)), gradient)
-        if gradient @ step <= 1e-15 * len(targets):  # twice of what is left to gain
+        if gradient @ step <= 1e-15 * len(targets):  # twice the remaining gain
             break
         size = 1.0
         while size > 1e-10:

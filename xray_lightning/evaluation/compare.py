@@ -1,8 +1,8 @@
-"""Predictions of the same images set side by side: two runs, or an ensemble and its members.
+"""Paired comparison of predictions of the same images: two runs, or an ensemble and its members.
 
-Both sets are scored in the same resamples of the patients, and the difference is taken within each
-resample: what makes a resample hard is hard for both, so that the interval of the difference is far
-narrower than those of the two scores.
+Both sets are scored on the same resamples of the patients, and the difference is taken within each
+resample. A resample that is hard for one set is hard for the other, so that the interval of the
+difference is usually far narrower than those of the two scores.
 """
 
 import json
@@ -27,7 +27,7 @@ from xray_lightning.runs.run_folder import DamagedResultsError, Run, read_run
 
 @dataclass(frozen=True)
 class Comparison:
-    """Second minus first, over the same images; `findings` are those that the macros are over."""
+    """Second minus first, over the same images; `findings` are those in the macro averages."""
 
     images: int
     patients: int
@@ -62,7 +62,7 @@ def compare(
         seed: of the resamples.
 
     Raises:
-        UserError: other images, or other labels or patients of an image, or an image twice.
+        UserError: the tables differ in images, findings, labels or patients, or repeat an image.
     """
     tables = aligned([first, second])
     before, after = (Resampled.of(table, resamples=resamples, seed=seed) for table in tables)
@@ -75,7 +75,7 @@ def gain(
     """What the ensemble's predictions gain over its members', paired as in `compare`.
 
     Returns:
-        Its macro AUROC minus the mean of theirs, and itself against each of them.
+        The ensemble's macro AUROC minus the members' mean, and its comparison with each member.
 
     Raises:
         UserError: as `compare`.
@@ -96,7 +96,7 @@ def comparable(first: Run, second: Run) -> None:
     """Refuse runs that were not tested on the same images.
 
     Raises:
-        UserError: another split, or none recorded, or another number of test images.
+        UserError: the splits differ or are not recorded, or the numbers of test images differ.
     """
     if first.split_sha256 is None or first.split_sha256 != second.split_sha256:
         one, other = (
@@ -115,7 +115,7 @@ def comparable(first: Run, second: Run) -> None:
 
 
 def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Predictions of the same images in the same order, that of the images' names.
+    """The tables, checked to hold the same images, and each sorted by the images' names.
 
     Raises:
         UserError: tables that are not of the same images, labels and patients.
@@ -246,9 +246,9 @@ def _run(folder: Path) -> Run:
     return run
 
 
-# What may differ between runs of one recipe: what it is called, its draws of random numbers, and
-# where it runs. A resumed run may change its Trainer and callbacks, too; but the epochs, the
-# precision and early stopping are part of a recipe.
+# Settings that may differ between runs of one recipe: names, seeds, and where a run takes place.
+# `FREE_KEYS`, which a resumed run may change, include the Trainer and callbacks; these belong to a
+# recipe, as they set the epochs, the precision and early stopping.
 RECIPE_ANYWAY = ("callbacks", "trainer")
 FREE = (
     *(key for key in FREE_KEYS if key not in RECIPE_ANYWAY),
@@ -259,7 +259,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class Spread:
-    """A score over several runs; `spread` is the sample standard deviation, None of one run."""
+    """A score over several runs; `spread` is the sample standard deviation, None for one run."""
 
     mean: float
     spread: float | None
@@ -285,7 +285,7 @@ class SeedSummary:
 
 
 def of_one_recipe(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of runs of one recipe on one split, in the order of the first of each.
+    """Runs grouped by recipe and split; the groups are in the order of their first runs.
 
     Runs that are not finished, that have no test, or that only tested another run's checkpoint are
     left out. A group may hold a single run.
@@ -312,7 +312,7 @@ def summarise_seeds(runs: Sequence[Run]) -> list[SeedSummary]:
 
 
 def _recipe(run: Run) -> str:
-    """The same text for runs of the same recipe on the same split."""
+    """A key that is equal for runs of the same recipe on the same split."""
     kept = leaving_out(run.settings, FREE)
     return json.dumps([run.split_sha256, kept], sort_keys=True, default=str)
 

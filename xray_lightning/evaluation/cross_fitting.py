@@ -28,12 +28,12 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Site:
-    """Images of a site, as a model answers them.
+    """Images of a site with a model's predictions.
 
     Attributes:
         images: predictions of the site's findings, with its labels.
         single: probabilities of the model's own findings, shape (N, model's findings).
-        mapped: which of them mean each of the site's.
+        mapped: which of the model's findings make up each of the site's.
         table: the predictions as they are written.
     """
 
@@ -54,15 +54,15 @@ class Site:
         precision: str = "32-true",
         progress: Display = unseen,
     ) -> "Site":
-        """Ask a model for its answers.
+        """Run a model on a site's images.
 
         Args:
             data: as `mapped_data_for` gives them.
-            findings: the site's, in terms of the model's.
+            findings: of each finding of the site, the model's findings that make it up.
 
         Raises:
-            UserError: whatever is wrong with the data.
-            RunFailedError: an answer that is no number.
+            UserError: the data cannot be used.
+            RunFailedError: a NaN or infinite logit.
         """
         accelerator = choose_accelerator(accelerator)
         precision = choose_precision(precision, accelerator=accelerator)
@@ -95,7 +95,7 @@ def fit_both(
     *,
     rows: Bools | None = None,
 ) -> tuple[OperatingPoints, Calibration]:
-    """Fit both to the findings named, on the images that `rows` keeps."""
+    """Fit operating points and calibration of the findings `names` on the images in `rows`."""
     kept = np.ones(len(images.labels), dtype=bool) if rows is None else rows
     columns: dict[str, Any] = {"split": ["val"] * int(kept.sum())}
     for name in names:
@@ -107,7 +107,7 @@ def fit_both(
 
 
 def why_not(name: str, points: OperatingPoints, calibration: Calibration) -> str | None:
-    """Why a finding could not be fitted, in words that hold of any images."""
+    """Why a finding could not be fitted, without the word "validation"; None if it could."""
     why = points.undefined.get(name) or calibration.undefined.get(name)
     if why is None:
         return None
@@ -158,7 +158,7 @@ class CrossFitted:
 
 
 def _folds(patients: int, seed: int) -> Integers:
-    """The fold of each patient, shape (patients,): as many in each, whatever their labels."""
+    """The fold of each patient, shape (patients,): random, of equal size, not stratified."""
     order = np.random.default_rng(seed).permutation(patients)
     folds: Integers = order % FOLDS
     return folds

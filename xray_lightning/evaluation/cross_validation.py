@@ -40,8 +40,8 @@ class OutOfFold:
         """Read a file of predictions for each fold.
 
         Raises:
-            UserError: a file that cannot be read, or that has an image or a patient of another
-                one, or other findings.
+            UserError: a file that cannot be read, shares a patient with another file, or has
+                other findings.
         """
         tables = [read_predictions(file) for file in files]
         findings = findings_of(tables[0].columns, what=str(files[0]))
@@ -62,7 +62,7 @@ class OutOfFold:
 
     @property
     def spread(self) -> str:
-        """One line on what each fold reaches alone."""
+        """One line with the macro AUROC within each fold."""
         macro: list[float | None] = []
         for number in range(int(self.fold.max()) + 1):
             images = ScoredImages.of(self.table[self.fold == number])
@@ -92,7 +92,7 @@ class OutOfFoldMetadata(MetadataModel):
 
     @classmethod
     def of(cls, predictions: OutOfFold) -> "OutOfFoldMetadata":
-        """Fit them: what trained a fold's model is what the other folds' files list."""
+        """Fit each fold's baseline on the rows of the other folds, its model's training images."""
         table, fold = predictions.table, predictions.fold
         findings = findings_of(table.columns, what="predictions")
         labelled = table.rename(columns={f"{LABEL}{name}": name for name in findings})
@@ -105,7 +105,7 @@ class OutOfFoldMetadata(MetadataModel):
         return cls(len(table), {}, undefined, models, fold_of)
 
     def log_odds(self, table: pd.DataFrame) -> dict[str, Floats]:
-        """Of each finding that has a regression in every fold, in each image, shape (N,)."""
+        """Out-of-fold log odds (N,) of each finding that has a regression in every fold."""
         own = table["image"].map(self.fold_of).to_numpy(), np.arange(len(table))
         odds = [model.log_odds(table) for model in self.by_fold]
         known = [name for name in odds[0] if name not in self.undefined]

@@ -1,12 +1,12 @@
-"""Decision curves: what acting on the probabilities is worth, beside acting on all or on none.
+"""Decision curves: net benefit of acting on the probabilities, against acting on all or on none.
 
-Who acts from a probability pt on takes one needless action to be worth pt / (1 - pt) of a finding
-that is acted on in time. The net benefit of acting so is TP/n - FP/n x pt / (1 - pt); acting on all
-images has one too, and acting on none has 0 (Vickers & Elkin, Medical Decision Making 2006; 26).
-A model is worth acting on where it beats both. Intervals are of the same resamples of patients as
-all others, and the gain over the better of both is taken within each of them. Where no patient
-below pt has the finding, no resample shows a miss, however few they are: there must be patients
-enough for a binomial test, too.
+Acting at a threshold probability pt weighs one needless action as pt / (1 - pt) of a finding acted
+on in time. The net benefit is TP/n - FP/n x pt / (1 - pt). That of acting on all images is computed
+alike; that of acting on none is 0 (Vickers & Elkin, Medical Decision Making 2006; 26). A model is
+useful where it beats both. Intervals are from the same resamples of patients as all others, and the
+gain over the better of the two is taken within each resample. If no patient below pt has the
+finding, no resample shows a miss, however few these patients are: a binomial test must exclude
+chance, too (`borne_out`).
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ from xray_lightning.runs.predictions import Bools, Floats, ScoredImages, one_cla
 
 # 25 thresholds, about evenly spaced in their logarithm and denser below 10 %: prevalences lie
 # between 0.2 % (hernia) and 30 %, and a curve says most around the prevalence. Fixed, so that
-# runs compare; above 80 % nobody waits.
+# runs can be compared; nobody requires more than 80 % before acting.
 THRESHOLDS = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06),
     *(0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
 )
 DIGITS = 6
-_DRAWS = 100  # of the patients at once
+_DRAWS = 100  # resamples per matrix product
 NOWHERE = "at no threshold does the interval of the gain over acting on all and on none exclude 0"
 
 
@@ -43,8 +43,8 @@ class DecisionCurves:
     """Counts behind the decision curves, by patient.
 
     Attributes:
-        counts: of each patient, one after the other, its images, the images with each finding, and
-            the images at or above each threshold with and without each finding, shape
+        counts: a row per patient with the numbers of images, of images with each finding, and of
+            images at or above each threshold with and then without each finding, shape
             (patients, 1 + F + 2 x F x T). Whole numbers, whose sums float64 holds exactly in any
             order, so that a matrix product gives the same at any number of threads.
         odds: pt / (1 - pt) of each threshold, shape (T,).
@@ -56,21 +56,21 @@ class DecisionCurves:
 
     @classmethod
     def of(cls, images: ScoredImages, probabilities: Floats) -> "DecisionCurves":
-        """Count them.
+        """Count images by patient, finding and threshold.
 
         Args:
             images: the predictions.
             probabilities: to act on, shape (N, findings).
         """
         patients, findings, steps = images.count, len(images.findings), len(THRESHOLDS)
-        # How many thresholds each probability reaches; its counts are those of all of them.
+        # How many thresholds each probability reaches; its image counts at each of these.
         reached = np.searchsorted(THRESHOLDS, probabilities, side="right")
         cells = np.zeros((2, patients, findings, steps + 1))
         column = np.broadcast_to(np.arange(findings), reached.shape)
         patient = np.broadcast_to(images.patients[:, None], reached.shape)
         side = np.where(images.labels, 0, 1)
         np.add.at(cells, (side, patient, column, reached), 1.0)
-        acted = cells[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # from each threshold on
+        acted = cells[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # at or above each threshold
         per_image = np.column_stack([np.ones(len(images.labels)), images.labels])
         totals = sums_by_patient(images, per_image)
         true, false = (kind.reshape(patients, -1) for kind in acted)
@@ -78,7 +78,7 @@ class DecisionCurves:
         return cls(images, np.column_stack([totals, true, false]), odds)
 
     def net_benefit(self, drawn: Floats) -> tuple[Floats, Floats]:
-        """Of the model and of acting on all, each of shape (R, findings, T).
+        """Net benefit of the model and of acting on all, each of shape (R, findings, T).
 
         Args:
             drawn: how often each patient counts in each of R draws, shape (R, patients).
@@ -96,7 +96,7 @@ class DecisionCurves:
 
         Args:
             resamples, seed: see `patient_draws`.
-            calibrated: whether each finding's probabilities are, shape (findings,).
+            calibrated: whether each finding's probabilities are calibrated, shape (findings,).
         """
         once = np.ones((1, self.images.count))
         (plain,), (treat_all,) = self.net_benefit(once)
@@ -122,12 +122,12 @@ class DecisionCurves:
         return rows
 
     def borne_out(self) -> Bools:
-        """Where the patients are enough to tell the model from acting on all and on none, (F, T).
+        """Where a binomial test tells the model from acting on all and on none, shape (F, T).
 
-        Acting on all is better where the finding's share among the images left is above pt, acting
-        on none where its share among those acted on is below pt. Both are refused at 2.5 % by a
-        binomial test (Clopper & Pearson, Biometrika 1934) of as many trials as there are patients
-        left, or acted on, as if all images of a patient were one, and of the share of the images.
+        Acting on all is better if the finding's share among the images below pt is above pt, acting
+        on none if its share among those at or above pt is below pt. Both must be rejected at 2.5 %
+        by a binomial test (Clopper & Pearson, Biometrika 1934). As images of one patient are
+        dependent, the trials are the patients on that side of pt, with the images' share of errors.
         """
         shape = (self.images.count, len(self.images.findings), len(self.odds))
         images, positives, acted = np.split(self.counts, [1, 1 + shape[1]], axis=1)
@@ -147,7 +147,7 @@ class DecisionCurves:
         return found
 
     def _blocks(self, resamples: int, seed: int) -> Iterator[tuple[slice, Floats]]:
-        """The draws of the patients, many at once: their places, and shape (R, patients)."""
+        """The draws in blocks: the slice of their numbers, and the draws, (R, patients)."""
         draws = patient_draws(self.images.count, resamples=resamples, seed=seed)
         for start in range(0, resamples, _DRAWS):
             block = np.array(list(islice(draws, _DRAWS)), dtype=np.float64)
@@ -159,11 +159,11 @@ def _rounded(values: Floats) -> list[float]:
 
 
 def _intervals(drawn: Floats, gains: Floats, borne_out: Bools, why: str | None) -> dict[str, Any]:
-    """The intervals of net benefit and where its gain excludes 0, from draws (R, T).
+    """Intervals of net benefit, and the thresholds where the gain excludes 0, from draws (R, T).
 
     Args:
-        borne_out: where the patients are enough, shape (T,).
-        why: there are none; None where there are.
+        borne_out: where `DecisionCurves.borne_out` allows it, shape (T,).
+        why: the reason for no intervals; None to compute them.
     """
     names = ("net_benefit_ci95", "useful_from", "useful_to")
     if why is not None:

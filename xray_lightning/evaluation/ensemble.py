@@ -1,4 +1,4 @@
-"""Ensembles of checkpoints: their predictions averaged, and what that gains."""
+"""Ensembles of checkpoints: members restored, run over images, and their predictions averaged."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -27,23 +27,23 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint: its file, what it says of itself, and its model."""
+    """One checkpoint: its file, its `xray` entry (`described`), and its model."""
 
     path: Path
     sha256: str
     described: dict[str, Any]
     model: RestoredModel
-    tta: str | None = None  # `flip`: answers are averaged with those to the mirror image
+    tta: str | None = None  # `flip`: logits are averaged with the mirror image's
 
     @classmethod
     def read(cls, path: Path, *, tta: str | None = None) -> "Member":
         """Read and restore a checkpoint.
 
         Args:
-            tta: `flip` or `none`; None for what its operating points were fitted to.
+            tta: `flip` or `none`; None for the one that its operating points were fitted with.
 
         Raises:
-            UserError: it cannot be read, or its weights are not its recipe's.
+            UserError: it cannot be read, or its weights do not fit its recipe.
         """
         checkpoint = read_checkpoint(path)
         model = restore(checkpoint, source=path)
@@ -74,19 +74,19 @@ def member_logits(
     precision: str,
     advance: Advance,
 ) -> Array:
-    """What each member answers to each image, in one pass over the images.
+    """Logits of each member for each image, in one pass over the images.
 
     Args:
         batches: of one side, in whatever order.
         images: how many the side has, N.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        advance: told of each batch's images.
+        advance: called with each batch's number of images.
 
     Returns:
         Logits, float32 (members, N, findings), in the order of the side's table.
 
     Raises:
-        RunFailedError: an answer that is no number.
+        RunFailedError: a NaN or infinite logit.
     """
     logits = torch.full((len(members), images, len(members[0].described["findings"])), torch.nan)
     models = [member.model.to(device) for member in members]
@@ -107,7 +107,7 @@ def member_logits(
 
 
 def probabilities_of(logits: Array) -> Array:
-    """The sigmoid as the classifier takes it: float32, the same bits."""
+    """The sigmoid in float32, bit for bit as the classifier computes it."""
     return torch.from_numpy(logits).sigmoid().numpy()
 
 
@@ -129,7 +129,7 @@ def average(logits: Array, *, of: str) -> Array:
 
 @dataclass(frozen=True)
 class Answers:
-    """Asks every member for its answers, a side at a time; keeps the ensemble's in `given`."""
+    """Runs all members on one side at a time; keeps the ensemble's predictions in `given`."""
 
     members: Sequence[Member]
     data: XrayDataModule
@@ -160,17 +160,17 @@ class Answers:
 
 
 def labelled(data: XrayDataModule, probabilities: Array, *, side: str) -> pd.DataFrame:
-    """Probabilities (N, findings) of a side's images with their labels, as `Evaluator` takes them.
+    """A table of predictions for `Evaluator`: a side's probabilities (N, findings) and its labels.
 
     Args:
-        data: set up; the rows are in the order of its table of the side.
+        data: after `setup`; the probabilities are in the order of its table of the side.
     """
     table = data.table(side)
     outputs = Outputs(
         rows=torch.arange(len(table)),
         probabilities=torch.from_numpy(probabilities),
-        targets=torch.empty(0),  # the table has them
-        losses=torch.empty(0),  # which loss it was trained with is not in a checkpoint
+        targets=torch.empty(0),  # not used: the labels are in the table
+        losses=torch.empty(0),  # not used: a checkpoint does not name its loss
     )
     return prediction_table(
         table, outputs, side=side, findings=data.findings, further=data.further_columns

@@ -34,7 +34,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What the caller wants otherwise than the first checkpoint's run had it; None for the same."""
+    """Changes to the data options of the first checkpoint's run; None keeps the run's option."""
 
     root: Path | None = None
     images: Path | None = None
@@ -47,7 +47,7 @@ class DataChoice:
 def data_for(
     member: Member, trained: Provenance, choice: DataChoice, *, progress: Display
 ) -> XrayDataModule:
-    """The data to score on: that of the run unless chosen otherwise, as the model wants its images.
+    """The data to score on: the run's unless changed by `choice`, at the model's image size.
 
     Raises:
         UserError: no data is named, or its options are out of range.
@@ -58,7 +58,7 @@ def data_for(
         if value is not None
     }
     given, phantom = _kept(trained), trained.data.get("phantom")
-    if choice.root is not None:  # other files: what was said of the run's own does not hold there
+    if choice.root is not None:  # other files: most of the run's options do not apply
         given, phantom = _elsewhere(choice.root, given), None
     elif not given:
         raise UserError(
@@ -73,7 +73,7 @@ def data_for(
         **({"cache_dir": "data/cache"} | given | chosen | findings),
         image_size=member.described["image_size"],
         normalize=member.described["normalize"],
-        allow_patient_overlap=True,  # of training sides; `seen_before` says what that means
+        allow_patient_overlap=True,  # `seen_before` reports overlap with training
         phantom=spec,
         # Other data need not have the further columns of the run's own.
         further_columns=further_columns(trained.subgroups or ()) if choice.root is None else (),
@@ -105,7 +105,7 @@ def mapped_data_for(
     *,
     progress: Display,
 ) -> MappedData:
-    """The data of another site, as the model wants its images and as a map reads its labels.
+    """The data of another site, at the model's image size and with labels read by a map.
 
     Raises:
         UserError: no folder is named, or it does not exist.
@@ -136,7 +136,7 @@ def mapped_data_for(
 
 
 def labels_not_named(data: MappedData) -> list[str]:
-    """What a data set's table says further of its images: findings that its map does not name."""
+    """The findings in a data set's table that its map does not name."""
     if data.own is None:
         return [name for name in FINDINGS if name not in data.findings]
     path = data.own.find(data.root)
@@ -148,10 +148,10 @@ def labels_not_named(data: MappedData) -> list[str]:
 
 
 def _elsewhere(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds of a folder that is not the run's."""
+    """Data options for a folder other than the run's, from the run's options `given`."""
     kept = {key: given[key] for key in ("split_seed", "val_fraction") if key in given}
     kept["name"] = root.absolute().name
-    if not holds_known_table(root):  # one's own, as the run's was if it had one
+    if not holds_known_table(root):  # a custom table; read like the run's, if that was one
         kept |= {"columns": {}, "split": "patient_random"}
         kept |= {key: given[key] for key in ("columns", "uncertain", "empty") if key in given}
     return kept
@@ -160,7 +160,7 @@ def _elsewhere(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 def seen_before(
     member: Member, trained: Provenance, data: XrayDataModule, *, side: str
 ) -> str | None:
-    """One line on what the model has been trained on of this side; None where it saw none of it."""
+    """One line on training patients in this side; None if the split is its own and has none."""
     split, own = data.usable.split.sha256, member.described.get("split_sha256")
     if side == "train" and split == own:
         return "these are the images that it was trained on: the scores say nothing of new ones"
@@ -201,6 +201,6 @@ def _data_before(trained: Provenance, split_sha256: str | None) -> XrayDataModul
 
 
 def _kept(trained: Provenance) -> dict[str, Any]:
-    """The options of a run's data that `KEPT` names; none where it does not say which data."""
+    """The run's data options that `KEPT` names; empty if its name or root is not recorded."""
     given = {key: value for key, value in trained.data.items() if key in KEPT}
     return given if {"name", "root"} <= given.keys() else {}

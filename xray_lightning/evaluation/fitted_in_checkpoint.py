@@ -23,17 +23,17 @@ def describe_best(
 ) -> None:
     """Write what was fitted on validation into a saved checkpoint's `xray` entry.
 
-    `thresholds`, which was 0.5 for each finding, becomes the cuts. All else stays as it is, and a
-    kill leaves the old file or the new.
+    `thresholds`, 0.5 for each finding before, is set to the cuts; all else is kept. The write is
+    atomic: a killed process leaves the old file or the new one.
 
     Args:
         tta: `flip` where it was fitted to outputs averaged over each image and its mirror image.
 
     Raises:
-        UserError: no checkpoint of this project.
+        UserError: the file is no checkpoint of this project.
         RunFailedError: it cannot be written; the old one is untouched.
     """
-    # What reads the fitted values of an exported model imports neither torch nor Lightning.
+    # Late: reading the fitted values of an exported model must not import torch or Lightning.
     from xray_lightning.models.checkpoint import read_checkpoint, write_checkpoint
 
     checkpoint = read_checkpoint(path)
@@ -48,7 +48,7 @@ def describe_best(
 def fitted_entry(
     points: OperatingPoints, calibration: Calibration | None, abstention: Abstention | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint's `xray` entry says of them; thresholds of abstention go with the rest."""
+    """The keys of a checkpoint's `xray` entry for these values; None overwrites an older one."""
     plain = points.to_plain()
     return {
         "thresholds": dict(plain["cuts"]),
@@ -59,13 +59,13 @@ def fitted_entry(
 
 
 def fitted_of(described: Mapping[str, Any]) -> tuple[OperatingPoints | None, Calibration | None]:
-    """Operating points and calibration of a checkpoint's `xray` entry.
+    """Operating points and calibration from a checkpoint's `xray` entry.
 
     Returns:
-        None for what was never fitted: a run that has not come to its test, or an older one.
+        None for each that was never fitted: the run has not reached its test, or is an older one.
 
     Raises:
-        UserError: one line, where what is there is not what `describe_best` has written.
+        UserError: one line, if the entry is not as `describe_best` writes it.
     """
     points, calibration = described.get("operating_points"), described.get("calibration")
     findings = described.get("findings", FINDINGS)
@@ -83,7 +83,7 @@ def abstention_of(described: Mapping[str, Any]) -> Abstention | None:
     """The lower thresholds of a checkpoint's `xray` entry; None where it has none.
 
     Raises:
-        UserError: one line, where what is there is not what `describe_best` has written.
+        UserError: one line, if the entry is not as `describe_best` writes it.
     """
     plain, findings = described.get("abstention"), described.get("findings", FINDINGS)
     if plain is None:
@@ -111,10 +111,10 @@ def check_tta(value: object, *, key: str) -> None:
 
 
 def tta_of(described: Mapping[str, Any]) -> str | None:
-    """The test-time augmentation whose outputs a checkpoint's fitted values are for.
+    """The test-time augmentation that a checkpoint's values were fitted with.
 
     Raises:
-        UserError: one that there is not.
+        UserError: the entry names an unknown one.
     """
     own = described.get("tta")
     if own not in (None, FLIP):
@@ -126,7 +126,7 @@ def chosen_tta(asked: str | None, described: Mapping[str, Any]) -> str | None:
     """The test-time augmentation that is asked for; by default the checkpoint's own.
 
     Raises:
-        UserError: one that there is not.
+        UserError: an unknown one.
     """
     if asked not in (None, FLIP, NONE):
         raise UserError(f"--tta {asked} is unknown; choose one of {FLIP}, {NONE}")
@@ -135,12 +135,12 @@ def chosen_tta(asked: str | None, described: Mapping[str, Any]) -> str | None:
 
 
 AVERAGES = ("probabilities", "logits")
-# What members must have been trained with alike.
+# Keys whose values all members of an ensemble must share.
 AGREED = ("findings", "split_sha256", "image_size", "normalize")
 
 
 class Described(Protocol):
-    """A model's file, its digest, and what it says of itself."""
+    """A model file: its path, digest, `xray` entry, and the test-time augmentation in use."""
 
     @property
     def path(self) -> Path: ...
@@ -153,16 +153,16 @@ class Described(Protocol):
 
 
 def fits(member: Described) -> bool:
-    """Whether a model's fitted values are for the outputs that it gives."""
+    """Whether a model's values were fitted with the test-time augmentation in use."""
     return member.tta == tta_of(member.described)
 
 
 def check_alike(members: Sequence[Described]) -> None:
-    """Refuse to average what is there twice or was not trained alike.
+    """Refuse to average models that are given twice or do not match.
 
     Raises:
-        UserError: one is there twice, or was trained with other findings, another split, image
-            size or normalisation than the first.
+        UserError: a model is given twice, or differs from the first in test-time augmentation,
+            findings, split, image size or normalisation.
     """
     first = members[0]
     seen = {first.sha256: first.path}
@@ -186,7 +186,7 @@ def check_alike(members: Sequence[Described]) -> None:
                 )
 
 
-RECALIBRATED = "recalibrated"  # what was recalibrated, in a checkpoint's `xray` entry
+RECALIBRATED = "recalibrated"  # the key of `Recalibrated` in a checkpoint's `xray` entry
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,9 @@ class Recalibrated:
         data: the name of the data set.
         images, patients: how many they were.
         positives: images with each finding that was refitted.
-        kept: the findings that keep the checkpoint's own, and why.
-        checkpoint_sha256: of the file whose weights these are.
-        split_sha256: of the images, as of a split that has them all on its test side.
+        kept: the findings that keep the checkpoint's own values, and why.
+        checkpoint_sha256: of the checkpoint that was recalibrated; its weights are unchanged.
+        split_sha256: hash of the split with all of these images on its test side.
     """
 
     data: str
@@ -216,10 +216,10 @@ class Recalibrated:
 
     @classmethod
     def in_entry(cls, described: Mapping[str, Any]) -> "Recalibrated | None":
-        """What an `xray` entry says; None of a checkpoint that never was recalibrated.
+        """Read from an `xray` entry; None for a checkpoint that was never recalibrated.
 
         Raises:
-            UserError: one line, where it is anything else than `to_plain` gave.
+            UserError: one line, if the entry is not as `to_plain` returns it.
         """
         if (plain := described.get(RECALIBRATED)) is None:
             return None

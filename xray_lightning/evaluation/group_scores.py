@@ -15,16 +15,16 @@ from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImage
 
 @dataclass(frozen=True)
 class GroupRanking:
-    """The order of one finding's scores within each group, for AUROC of groups and of the rest.
+    """One finding's scores sorted within each group, for AUROC of each group and of the rest.
 
     Attributes:
         positives: the images with the finding, group by group, shape (P,).
         negatives: those without, group by group and by rising score, shape (M,).
         positive_ends: where each group begins among the positives, and the end, shape (G + 1,).
         negative_ends: the same of the negatives, shape (G + 1,).
-        below: place among the negatives of group g from which on they score as high as positive
-            p or higher, shape (G, P).
-        not_above: place from which on they score higher, shape (G, P).
+        below: index in `negatives` of the first of group g that scores as high as positive p or
+            higher, shape (G, P).
+        not_above: index of the first of group g that scores higher, shape (G, P).
     """
 
     positives: Integers
@@ -109,12 +109,11 @@ class GroupRates:
     """Sensitivity and specificity of each group, from counts of each patient's images.
 
     Attributes:
-        counts: of each patient, in each group of each attribute, the images with each finding
-            that are called, those with it, those without it that are not called, and those
-            without it, shape (patients, all groups x 4 x findings). Whole numbers, whose sums are
-            so small that they are exact in any order.
-        groups: how many groups each attribute has.
-        findings: how many there are.
+        counts: per patient, group of each attribute and finding, the numbers of true positive,
+            positive, true negative and negative images, shape (patients, all groups x 4 x
+            findings). Whole numbers, whose sums are so small that they are exact in any order.
+        groups: number of groups of each attribute.
+        findings: number of findings.
     """
 
     counts: npt.NDArray[Any]
@@ -135,13 +134,13 @@ class GroupRates:
             places = (images.patients[kept], start + attribute.codes[kept])
             np.add.at(counts, places, cells[kept])
             start += len(attribute.groups)
-        # No draw sums to more; float32 holds whole numbers up to 2^24.
+        # Upper bound of the sums of a draw; float32 holds whole numbers up to 2^24.
         most = images.count * int(np.bincount(images.patients).max())
         exact = np.float32 if most < 2**24 else np.float64
         return cls(counts.reshape(images.count, -1).astype(exact), groups, labels.shape[1])
 
     def __call__(self, drawn: Integers) -> Iterator[Floats]:
-        """Of each attribute both rates of each group and of its rest, shape (2, findings, G, 2)."""
+        """Per attribute, both rates of each group and of its rest, shape (2, findings, G, 2)."""
         sums = (drawn.astype(self.counts.dtype) @ self.counts).astype(np.float64)
         by_group = sums.reshape(-1, 2, 2, self.findings)  # group, rate, part or whole, finding
         start = 0

@@ -1,7 +1,7 @@
 """Grouping of images by the columns of their table: sex, age, view, visit, and any further one.
 
-Text gives a group a value, numbers of many values give bands. The bands of a further column are
-cut at the quartiles of the images that are scored; labels and scores have no say in them.
+Text columns give a group per value, numeric columns with many values give bands. The bands of a
+further column are cut at the quartiles of the scored images, independently of labels and scores.
 """
 
 import logging
@@ -25,9 +25,9 @@ _VISITS = ("first image", "follow-up")
 _COLUMN = {"sex": "sex", "age": "age", "view": "view", "visit": "follow_up"}
 SUBGROUPS = tuple(_COLUMN)  # those that are looked for by default
 
-MOST_GROUPS = 6  # values of a column that are groups of their own; with more, the rest is one
+MOST_GROUPS = 6  # of a column; with more values, the rarest share one
 _LONGEST = 40  # characters of a group's name
-# Columns of a table that say which image, patient, split or label it is.
+# Columns that identify the image, patient, split or labels: never groups.
 _TAKEN = {
     *("image", "patientid", "patient", "path", "file", "line", "split", "labels", "followup"),
 }
@@ -50,10 +50,10 @@ class Attribute:
 
 
 def check_subgroups(names: object, *, what: str = "evaluation.subgroups") -> tuple[str, ...]:
-    """A list of columns as a tuple, once it is sure to be one; empty for no subgroups.
+    """Check a list of column titles and return it as a tuple; empty for no subgroups.
 
     Raises:
-        UserError: no list of texts, one of them twice, or one that cannot be grouped by.
+        UserError: not a list of titles, a title given twice, or a column that cannot be grouped by.
     """
     if not isinstance(names, Sequence) or isinstance(names, str):
         raise UserError(f"{what}={names} must be a list of columns, as [sex,age,view,visit]")
@@ -71,12 +71,12 @@ def check_subgroups(names: object, *, what: str = "evaluation.subgroups") -> tup
 
 
 def further_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Those that a data set's table has beside what every table may have."""
+    """The names that are none of `SUBGROUPS`: a data set's own columns."""
     return tuple(name for name in names if name not in _COLUMN)
 
 
 def subgroups_in(table: pd.DataFrame) -> tuple[str, ...]:
-    """Those of any table, then the further columns of this one that can be grouped by."""
+    """`SUBGROUPS`, then the further columns of this table that can be grouped by."""
     known = {*map(folded, (*_COLUMN, *_COLUMN.values())), *_TAKEN}
     further = [
         str(name)
@@ -87,13 +87,13 @@ def subgroups_in(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def attributes_of(table: pd.DataFrame, names: Sequence[str] = SUBGROUPS) -> list[Attribute]:
-    """How the images of a table can be grouped, by each of the names.
+    """The groups of a table's images, by each of the names.
 
-    Of `sex`, `age`, `view` and `visit` (column `follow_up`) one that is not there is left out, and
-    said in the log.
+    If the column of `sex`, `age`, `view` or `visit` (`follow_up`) is missing, that name is left out
+    with a log message.
 
     Raises:
-        UserError: another column that is not there.
+        UserError: a further column is missing.
     """
     columns = {name: _COLUMN.get(name, name) for name in names}
     missing = [column for column in columns.values() if column not in table]
@@ -124,7 +124,7 @@ def _attribute(by: str, column: pd.Series) -> Attribute:
 
 
 def _of_further(by: str, column: pd.Series) -> Attribute:
-    """Groups of any column: a value each, or quartiles where there are many numbers."""
+    """Groups of any column: one per value, or quartiles of more than `MOST_GROUPS` numbers."""
     texts = column.astype(object).where(column.notna(), "").astype(str).str.strip()
     texts = texts.where(~texts.str.lower().isin(("unknown", "nan", "<na>")), "")
     known = (texts != "").to_numpy(dtype=bool)
@@ -157,7 +157,7 @@ def _quartiles(by: str, numbers: Floats, *, known: Bools) -> Attribute:
     values = numbers[known]
     cuts = np.unique(np.quantile(values, [0.25, 0.5, 0.75], method="lower"))
     cuts = cuts[cuts < values.max()]
-    if not len(cuts):  # more than three quarters are the largest
+    if not len(cuts):  # over three quarters of the values equal the largest
         cuts = np.array([values[values < values.max()].max()])
     codes = np.where(known, np.searchsorted(cuts, numbers, side="left"), -1)
     ends = [f"{cut:.6g}" for cut in cuts]

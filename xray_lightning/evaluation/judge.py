@@ -31,7 +31,7 @@ def training_prevalences(data: XrayDataModule) -> dict[str, float]:
     """The share of the training images with each finding.
 
     Args:
-        data: set up.
+        data: after `setup`.
     """
     shares = data.labels("train").mean(axis=0)
     return dict(zip(data.findings, shares.tolist(), strict=True))
@@ -48,12 +48,12 @@ class Judge:
         calibration: how probabilities are calibrated, beside the raw ones; None for not at all.
         abstention: how the thresholds are chosen below which the model says no; None for none.
         shuffled: whether the run trains its recipe again, on shuffled labels.
-        prevalence: of the findings where the model is to be used; see `StatedPrevalence.of`.
-        tta: `flip`: what is validated and tested after the fit is the mean of the logits of each
-            image and its mirror image; None for the image alone.
+        prevalence: of the findings at the place of use; see `StatedPrevalence.of`.
+        tta: `flip`: validation and test after the fit use the mean logits of each image and its
+            mirror image; None for the image alone.
 
     Raises:
-        UserError: an option out of range, or no rule.
+        UserError: an option out of range, or no rule for operating points.
     """
 
     def __init__(
@@ -118,14 +118,15 @@ class Judge:
 
         Args:
             val, test: predictions of the checkpoint; see `Evaluator`.
-            checkpoint: the file. What is fitted is stored in it where `fit` is true; else what it
-                holds is used, and only what it lacks is fitted, for these figures alone.
+            checkpoint: the file. If `fit`, the fitted values are stored in it. Else its own values
+                are used; those it lacks are fitted for these metrics and not stored.
             fit: whether the checkpoint is the run's own.
             prevalences: share of training images with each finding.
             metadata: the baseline that sees no image, fitted on training images.
 
         Raises:
-            XrayError: what cannot be scored, or a checkpoint that cannot be read or written.
+            XrayError: predictions that cannot be scored, or a checkpoint that cannot be read or
+                written.
         """
         points, calibration, abstention = None, None, None
         if not fit:
@@ -162,7 +163,7 @@ class Judge:
     def _tell_what_differs(
         self, checkpoint: Path, points: OperatingPoints | None, calibration: Calibration | None
     ) -> None:
-        """Say where a checkpoint was fitted by another rule or method than this run names."""
+        """Warn if a checkpoint was fitted by another rule or method than this run configures."""
         rule, wanted = self.operating_point, self.calibration
         if points is not None and (points.rule, points.target) != (rule.rule, rule.target):
             own, named = (f"rule {one.rule}, target {one.target}" for one in (points, rule))

@@ -1,7 +1,7 @@
-"""Expert labels beside a data set's own: what those are worth, and how a model does on both.
+"""Expert labels against a data set's own: agreement of the two, and a model's scores on both.
 
-All is over the images that have both, and in the same resamples of their patients, so that the
-difference between the two has an interval of its own.
+All scores are over the images that have both labels, on the same resamples of their patients, so
+that the difference between the two has an interval of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,13 +50,13 @@ def cohens_kappa(counts: Integers) -> Floats:
     """Cohen's kappa (Educational and Psychological Measurement 1960) of counts (4, findings).
 
     Args:
-        counts: images that both say have it, the first alone, the second alone, and neither; NaN
-            where both say the same of all images.
+        counts: images positive by both raters, by the first alone, by the second alone, and by
+            neither. Kappa is NaN where both raters put all images in one and the same class.
     """
     both, first, second, neither = counts.astype(np.float64)
     images = both + first + second + neither
     chance = (both + first) * (both + second) + (neither + first) * (neither + second)
-    # (observed - expected) / (1 - expected) of shares, times the number of images squared.
+    # (observed - expected) / (1 - expected), both parts multiplied by the images squared.
     return share((both + neither) * images - chance, images * images - chance)
 
 
@@ -66,7 +66,7 @@ class ExpertOptions:
 
     labels: ExpertLabels
     label_map: LabelMap
-    findings: Mapping[str, tuple[str, ...]]  # the map's, in terms of the model's
+    findings: Mapping[str, tuple[str, ...]]  # the model's findings in each of the map's
 
     @classmethod
     def of(
@@ -102,7 +102,7 @@ class ExpertOptions:
         """The `expert_labels` part of evaluation.json.
 
         Args:
-            predictions: as of `Evaluator`; those of images without expert labels are left out.
+            predictions: as for `Evaluator`; images without expert labels are left out.
             operating_points: at which findings are called; None for 0.5.
             resamples, seed: of the patients.
 
@@ -137,7 +137,7 @@ class ExpertOptions:
 
 @dataclass(frozen=True)
 class BothLabels:
-    """Calls of a model on a data set's labels and on the experts', and the labels themselves."""
+    """Scores of a model on a data set's and on experts' labels, and of the data set's labels."""
 
     own: CallScores
     expert: CallScores
@@ -220,7 +220,7 @@ _TITLES = {"auroc": "AUROC", "sensitivity": "Sens.", "specificity": "Spec."}
 
 
 def show_expert_labels(content: Mapping[str, Any], console: Console) -> None:
-    """Print how a model does on both labels, and what the data set's are worth."""
+    """Print a model's scores on both labels, and the data set's labels against the experts'."""
     for table in (scores_table(content), worth_table(content)):
         console.print()
         print_table(table, console)
@@ -272,7 +272,7 @@ def _unions(content: Mapping[str, Any]) -> list[str]:
 
 
 def worth_table(content: Mapping[str, Any]) -> Table:
-    """What the data set's labels are worth, with the experts' as the truth."""
+    """Scores of the data set's labels, with the experts' as the truth."""
     rows, lacking = [], []
     for name, row in content["per_finding"].items():
         labels = row["labels"]

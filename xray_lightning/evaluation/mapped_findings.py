@@ -1,11 +1,10 @@
-"""Findings of other labels as a model answers them: each the union of some of the model's own.
+"""Findings of another label set, each of them the union of some of the model's own findings.
 
-Such a finding is labelled where any of its findings is, called where any of them reaches its
-operating point, and its probability is that of any being there, 1 - (1 - p)(1 - q)..., as if its
-findings were independent given the image. They are not quite (an infiltrate often comes with an
-effusion), so that the probability of a union is somewhat too high where they go together. Its
-order of the images is that of the mean of -log(1 - p): unlike the largest p, it rises with every
-finding that the model sees.
+A union is labelled if any of its findings is, and called if any of them reaches its operating
+point. Its probability is 1 - (1 - p)(1 - q)..., as if its findings were independent given the
+image. They are not quite (an infiltrate often comes with an effusion), so that the probability of a
+union is somewhat too high for findings that occur together. It ranks images as the mean of
+-log(1 - p) does: unlike the largest p, it rises with the probability of every finding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +35,11 @@ CALL_SCORES = ("auroc", "sensitivity", "specificity", "ppv")
 
 @dataclass(frozen=True)
 class MappedFindings:
-    """Which of a model's findings together mean each finding of other labels.
+    """Which of a model's findings make up each finding of another label set.
 
     Attributes:
-        findings: those of the other labels.
-        places: of each, the places of the model's findings.
+        findings: those of the other label set.
+        places: of each, the indices of the model's findings in it.
     """
 
     findings: tuple[str, ...]
@@ -55,11 +54,11 @@ class MappedFindings:
         )
 
     def probabilities(self, single: Floats) -> Floats:
-        """Probabilities (N, K) that any is there, of those of the model's findings (N, F)."""
-        with np.errstate(divide="ignore"):  # of a probability of 1: any is there
+        """Probabilities of the unions (N, K) from those of the model's findings (N, F)."""
+        with np.errstate(divide="ignore"):  # log(0) for a probability of 1; the union has 1, too
             absent = np.log1p(-single)
         columns = [
-            # One alone keeps every bit.
+            # A union of one finding has its exact probability.
             single[:, places[0]]
             if len(places) == 1
             else -np.expm1(absent[:, list(places)].sum(axis=1))
@@ -68,12 +67,12 @@ class MappedFindings:
         return np.stack(columns, axis=1)
 
     def any_of(self, single: Bools) -> Bools:
-        """Whether any is labelled, or called: (N, K) of (N, F)."""
+        """Whether any finding of each union is labelled, or called: (N, K) from (N, F)."""
         columns = [single[:, list(places)].any(axis=1) for places in self.places]
         return np.stack(columns, axis=1)
 
     def images(self, single: ScoredImages) -> ScoredImages:
-        """Predictions of the model's findings as predictions of these."""
+        """Turn predictions of the model's findings into predictions of the unions."""
         return replace(
             single,
             findings=self.findings,
@@ -124,7 +123,7 @@ class CallScores:
 
     @property
     def undefined(self) -> dict[str, list[str | None]]:
-        """Why a score would not exist, of each finding."""
+        """By score, the reason for each finding in case the score does not exist."""
         sides = [one_class(labels) for labels in self.images.labels.T]
         return dict.fromkeys(CALL_SCORES[:3], sides) | {"ppv": [NONE_CALLED] * len(sides)}
 

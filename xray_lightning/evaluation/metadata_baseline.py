@@ -1,8 +1,8 @@
 """Metadata baseline: what view, age, sex and follow-up tell of each finding without an image.
 
 Ill patients are X-rayed lying down (AP), come back, and are older, so that a few columns of a table
-rank images better than chance. What a model adds to that is what its images have added: beyond it
-on its own, and where both are used together.
+rank images better than chance. What the images add is measured against this baseline: the gain of
+the model alone, and that of metadata and model together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ FEW_VALIDATION = "needs at least ten validation patients with the finding and te
 STEPS = 50  # of Newton's method, which needs about eight
 TOLERANCE = 1e-10
 
-# Of a text column, the value that is 1; the numbers of the others are used as they are named.
+# Text columns with the values coded as 1 and as 0; then the features of numeric columns.
 _VALUES = {"view": ("AP", "PA"), "sex": ("M", "F")}
 _NUMBERS = ("age", "log_follow_up")
 FEATURES = (
@@ -33,12 +33,12 @@ FEATURES = (
 
 
 def features_of(table: pd.DataFrame) -> Floats:
-    """What the baseline knows of each image, shape (N, 8), in the order of `FEATURES`.
+    """The baseline's features of each image, shape (N, 8), in the order of `FEATURES`.
 
     Args:
         table: with `view`, `sex`, `age` (years) and `follow_up` (0 for a patient's first image),
-            as far as they are there; the follow-up number n is taken as log(1 + n). Where a value
-            is unknown, its feature is 0 and the one after it 1.
+            as far as it has them; the follow-up number n is taken as log(1 + n). For an unknown
+            value, its feature is 0 and the next one, `..._unknown`, is 1.
     """
     columns: list[Any] = []
     for name, (one, other) in _VALUES.items():
@@ -58,8 +58,8 @@ class _Regressions:
 
     Attributes:
         images: how many they were fitted on.
-        weights: of each finding, its log odds where all `features` are 0, then what a unit of each
-            adds to them.
+        weights: of each finding, the intercept in log odds, then the coefficient of each of
+            `features`.
         undefined: findings without a regression, and why.
     """
 
@@ -71,7 +71,7 @@ class _Regressions:
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Self | None:
-        """What `to_plain` gave; None of anything else, such as an older run's record."""
+        """Restore what `to_plain` returned; None for anything else, such as an older record."""
         try:
             weights = {
                 finding: tuple(float(row[name]) for name in ("intercept", *cls.features))
@@ -119,7 +119,7 @@ class MetadataModel(_Regressions):
         return cls(len(table), weights, undefined)
 
     def log_odds(self, table: pd.DataFrame) -> dict[str, Floats]:
-        """Of each finding that has a regression, in each image of a table, shape (N,)."""
+        """Log odds of each image of a table, shape (N,), for each finding with a regression."""
         features = features_of(table).T
         found = {}
         for finding, (intercept, *weights) in self.weights.items():
@@ -156,8 +156,8 @@ def _logistic_regression(features: Floats, labels: Floats) -> tuple[float, ...]:
 class CombinedModel(_Regressions):
     """Logistic regressions on metadata's log odds and the logit of a model's probability.
 
-    What a model adds where metadata is known anyway: a clinic has both. They are fitted on
-    validation images, which neither the model nor the metadata's regressions were fitted on.
+    They show what a model adds where metadata is known anyway, as in a clinic. They are fitted on
+    validation images, on which neither the model nor the metadata's regressions were fitted.
     """
 
     features = ("metadata", "model")
@@ -168,7 +168,7 @@ class CombinedModel(_Regressions):
 
         Args:
             predictions: of the validation images; see `Evaluator` and `features_of`.
-            metadata: what their metadata's log odds are taken from.
+            metadata: the baseline that gives the log odds of their metadata.
         """
         images = ScoredImages.of(predictions)
         enough = np.logical_and(*images.enough())
@@ -186,7 +186,7 @@ class CombinedModel(_Regressions):
         return cls(len(images.labels), weights, undefined)
 
     def log_odds(self, images: ScoredImages, metadata: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Of each finding that has a regression, in each image of a table, shape (N,).
+        """Log odds of each image of a table, shape (N,), for each finding with a regression.
 
         Args:
             images: with the model's probabilities.
@@ -202,7 +202,7 @@ class CombinedModel(_Regressions):
 
 
 def _logits(images: ScoredImages, place: int) -> Floats:
-    """Of the model's probabilities of one finding, within what float32 tells apart, shape (N,)."""
+    """Logits of one finding's probabilities, clipped to +-`FARTHEST`, shape (N,)."""
     return np.clip(logit(images.scores[:, place]), -FARTHEST, FARTHEST)
 
 
@@ -234,7 +234,7 @@ class MetadataScores:
         model = model or MetadataModel(0, {}, dict.fromkeys(images.findings, NO_TRAINING))
         odds = model.log_odds(images.table)
         alone = _ranked(images, odds, model.undefined, lacking=NO_TRAINING)
-        # What lacks of metadata lacks here too.
+        # Without a combined model, findings that the baseline lacks keep its reason.
         combined = combined or CombinedModel(0, {}, model.undefined)
         both = combined.log_odds(images, odds)
         return cls(

@@ -83,9 +83,9 @@ def reliability(probabilities: Floats, labels: Bools) -> dict[str, Any]:
 
 _OF_FINDING = ("auroc", "average_precision", "sensitivity", "specificity")
 
-# Macro averages of what stands beside AUROC, by name; what metadata alone reach, what the images
-# have added to that, what both reach together and that adds, and what is left where the view
-# cannot help.
+# Macro averages beside AUROC, by name: AUROC of metadata alone, the model's gain over it, AUROC of
+# metadata and model combined, its gain over metadata, and AUROC over pairs of images of the same
+# view, in which the view cannot help.
 _MACRO_BESIDE = {
     "metadata_auroc_macro": "metadata_auroc",
     "gain_over_metadata_macro": "gain_over_metadata",
@@ -96,7 +96,7 @@ _MACRO_BESIDE = {
 NO_VIEW = "no two images of the same known view, one with the finding and one without"
 
 Draws = Mapping[str, Floats]  # by score
-Estimates = Mapping[str, Sequence[Estimate]]  # of each finding, or the one over all of them
+Estimates = Mapping[str, Sequence[Estimate]]  # by score: one per finding, or one over all
 Rows = Mapping[str, Mapping[str, Any]]  # by finding
 
 
@@ -135,7 +135,7 @@ def _estimates(
         )
         for name in plain.keys() & few.keys()
     }
-    # In each draw over the findings that have the score in it.
+    # In each draw, the mean over the findings whose score exists in that draw.
     for macro, name in (MACRO | _MACRO_BESIDE).items():
         defined = ~np.isnan(plain[name if name in beside else "auroc"])
         values = plain[name][defined]
@@ -188,7 +188,7 @@ def _overall(
     Args:
         rows: what `_per_finding` gave.
         prevalences: share of the training images with each finding, shape (findings,), or None.
-            Its baseline gives each image these same probabilities.
+            The prevalence baseline gives every image these probabilities.
     """
     labels = images.labels
     accuracy = brier = None
@@ -265,8 +265,8 @@ class Evaluator:
         resamples: patient-level bootstrap resamples behind the 95 % intervals; 0 for none. All
             intervals are of the same resamples.
         seed: of the resamples.
-        prevalence: of the findings where the model is to be used, as `StatedPrevalence.of` takes
-            it, or what that gave.
+        prevalence: of the findings at the place of use; an argument of `StatedPrevalence.of`, or
+            its result.
         subgroups: the columns that images are grouped by; see `attributes_of`.
 
     Raises:
@@ -309,16 +309,15 @@ class Evaluator:
                 also `age` (years), `sex` ("M", "F"), `view` ("PA", "AP") and `follow_up` (0 for
                 the patient's first image), as far as they are there and known, and any further
                 column that `subgroups` names.
-            operating_points: at or above which sensitivity, specificity and the confusion counts
-                call a finding present; None for 0.5. Label accuracy is always at 0.5, as the
-                paper's.
-            calibration: of which the `calibrated` block tells what it would change. Everything
-                else is of the probabilities as they are.
+            operating_points: cuts at or above which a finding is called present, for all metrics
+                of calls; None for 0.5. Label accuracy always uses 0.5, as in the paper.
+            calibration: for the `calibrated` block and the decision curves; everything else uses
+                the raw probabilities. None for no calibration.
             abstention: the thresholds below which the model says no; None for none.
             prevalences: share of the training images with each finding, for the
                 baseline that gives each image the same probabilities; None for no such baseline.
             metadata: the baseline that sees no image, fitted on training images; None for none.
-            combined: metadata and the model together, fitted on validation; None for neither.
+            combined: metadata and the model together, fitted on validation; None for none.
 
         Returns:
             Plain floats, ints, lists and None, ready for JSON. None stands for a number that does
@@ -401,7 +400,7 @@ class Evaluator:
 
 
 def _by_finding(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> Floats:
-    """A number from 0 to 1 of each finding, in their order, shape (findings,)."""
+    """The values in the order of the findings, checked to be in 0..1, shape (findings,)."""
     _refuse_others(values, findings, what=what)
     numbers = np.array([values[finding] for finding in findings], dtype=np.float64)
     for finding, number in zip(findings, numbers, strict=True):
@@ -411,7 +410,7 @@ def _by_finding(values: Mapping[str, float], findings: Sequence[str], *, what: s
 
 
 def _refuse_others(values: Mapping[str, float], findings: Sequence[str], *, what: str) -> None:
-    """Refuse what is not of the findings of the predictions."""
+    """Refuse values whose findings are not exactly those of the predictions."""
     for name in sorted(set(values) ^ set(findings)):
         fault = "missing" if name in findings else "no finding of the predictions"
         raise UserError(f"{what}: {name!r} is {fault}")

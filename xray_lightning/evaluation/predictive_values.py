@@ -1,9 +1,9 @@
-"""Predictive values: what a call is worth among the test images, and at a stated prevalence.
+"""Predictive values of calls, among the test images and at a stated prevalence.
 
 PPV is the share of right calls among the images that are called positive, NPV that among those
-that are called negative. Both move with the prevalence: a test set that holds more ill patients
-than a clinic sees has a PPV that the clinic will not have. Sensitivity, specificity and a stated
-prevalence give those of the clinic (Bayes; Altman & Bland, BMJ 1994; 309:102).
+that are called negative. Both depend on the prevalence: on a test set with more ill patients than a
+clinic sees, PPV is higher than in the clinic. The clinic's values follow from sensitivity,
+specificity and a stated prevalence (Bayes; Altman & Bland, BMJ 1994; 309:102).
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,11 @@ Draws = Mapping[str, Floats]  # by score
 
 @dataclass(frozen=True)
 class StatedPrevalence:
-    """The share of patients with each finding where the model is to be used, as its user states it.
+    """The prevalence of findings at the place of use, as stated by the user.
 
     Attributes:
-        of_all: of every finding that `by_finding` does not name; None where it is not stated.
-        by_finding: of single findings.
+        of_all: prevalence of every finding that `by_finding` does not name; None if not stated.
+        by_finding: prevalence of single findings.
     """
 
     of_all: float | None = None
@@ -45,10 +45,10 @@ class StatedPrevalence:
 
     @classmethod
     def of(cls, given: object, *, key: str = KEY) -> "StatedPrevalence":
-        """None, one number, or a mapping from findings to numbers, each between 0 and 1.
+        """From None, one number, or a mapping from findings to numbers, each between 0 and 1.
 
         Args:
-            key: what states it, for messages.
+            key: the name of the option, for messages.
 
         Raises:
             UserError: anything else.
@@ -62,10 +62,10 @@ class StatedPrevalence:
 
     @classmethod
     def of_options(cls, texts: Sequence[str], *, key: str = "--prevalence") -> "StatedPrevalence":
-        """What options such as "0.02" and "Pneumothorax=0.03" state, each at most once.
+        """From options such as "0.02" and "Pneumothorax=0.03", each stated at most once.
 
         Raises:
-            UserError: one that is neither, or what is stated twice.
+            UserError: an option that is neither, or a finding stated twice.
         """
         stated: dict[str, float] = {}
         for text in texts:
@@ -86,10 +86,10 @@ class StatedPrevalence:
     def chosen(
         cls, asked: "StatedPrevalence | None", of_run: Mapping[str, Any], findings: Sequence[str]
     ) -> "StatedPrevalence":
-        """What --prevalence states, else the run's `evaluation.prevalence`, once it fits.
+        """`asked` (--prevalence), checked against the findings; else the run's configuration.
 
         Raises:
-            UserError: one of another finding.
+            UserError: `asked` names another finding, or the configuration holds no prevalence.
         """
         if asked is None:
             return cls.of(of_run.get("prevalence"))
@@ -97,7 +97,7 @@ class StatedPrevalence:
         return asked
 
     def of_findings(self, findings: Sequence[str], *, key: str = KEY) -> Floats:
-        """What is stated of each finding, shape (findings,); NaN: nothing.
+        """The stated prevalence of each finding, shape (findings,); NaN if none is stated.
 
         Raises:
             UserError: it names a finding that is none of these.
@@ -146,7 +146,7 @@ def predictive_values(
         called: whether each image is called positive, shape (N, findings).
         plain: `ppv`, `npv`, `sensitivity` and `specificity` of the table itself.
         draws: the same of each resample, with a first axis of the resamples.
-        stated: prevalences, shape (findings,); NaN where none is stated, and no figure of it.
+        stated: prevalences, shape (findings,); NaN where none is stated, which adds no figures.
     """
     plain, draws = ({**one, **at_prevalence(one, stated)} for one in (plain, draws))
     enough = np.logical_and(*images.enough())
@@ -177,6 +177,6 @@ def predictive_values(
 
 
 def few_patients(images: ScoredImages, kept: Bools, reason: str) -> str | None:
-    """The reason where too few patients have an image that is kept (N,); None where enough have."""
+    """`reason` if too few patients have an image in the mask `kept` (N,); else None."""
     patients = len(np.unique(images.patients[kept]))
     return None if patients >= ENOUGH_PATIENTS else reason

@@ -1,8 +1,8 @@
-"""Recalibration (`xray recalibrate`): operating points and calibration of a site's own cases.
+"""Recalibration (`xray recalibrate`): operating points and calibration refitted to a site's cases.
 
-Elsewhere a finding is rarer, or films are darker, and a probability means something else. The ranks
-of a model often hold there, and its operating points and calibration do not: those are fitted anew,
-to labelled images of the site, and the weights stay as they are.
+At another site a finding may be rarer, or films darker, and a probability means something else. A
+model's ranking of images often holds there, but its operating points and calibration do not: these
+are refitted to labelled images of the site, and the weights are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,12 +84,12 @@ def recalibrate(
     Args:
         out: the new checkpoint, which must not be there yet.
         choice: the site's folder, and how it is read.
-        map: what its findings mean; None where they have the model's names.
+        map: from the site's findings to the model's; None if they have the same names.
         rule, target: of the operating points; None for the checkpoint's.
 
     Raises:
         UserError: one line on what is wrong, or nothing can be refitted.
-        RunFailedError: an answer that is no number, or the file cannot be written.
+        RunFailedError: a NaN or infinite logit, or the file cannot be written.
     """
     _check_out(out)
     member = Member.read(checkpoint)
@@ -146,7 +146,7 @@ def _label_map(map: Path | None, choice: DataChoice, known: Sequence[str]) -> La
 
 
 def _one_each(findings: Mapping[str, Sequence[str]], name: str) -> dict[str, str | None]:
-    """The model's finding of each of the site's; None of one that is a union."""
+    """The model's finding for each of the site's; None for a union of several."""
     single = {theirs: ours[0] if len(ours) == 1 else None for theirs, ours in findings.items()}
     named = [ours for ours in single.values() if ours is not None]
     if twice := [ours for ours in dict.fromkeys(named) if named.count(ours) > 1]:
@@ -156,7 +156,7 @@ def _one_each(findings: Mapping[str, Sequence[str]], name: str) -> dict[str, str
 
 @dataclass(frozen=True)
 class Refit:
-    """What could be fitted, and in place of what, by the model's names.
+    """The refitted values, and the findings without any, by the model's names.
 
     Attributes:
         points, calibration: fitted to the site's images, by the site's names.
@@ -208,7 +208,7 @@ class Refit:
         )
 
     def merged_points(self, own: OperatingPoints | None, known: Sequence[str]) -> OperatingPoints:
-        """These in the place of the checkpoint's own."""
+        """The checkpoint's operating points `own`, replaced where they were refitted."""
         before = dict.fromkeys(known, THRESHOLD) if own is None else own.cuts
         lacking = dict.fromkeys(known, NO_POINT) if own is None else own.undefined
         return replace(
@@ -218,7 +218,7 @@ class Refit:
         )
 
     def merged_calibration(self, own: Calibration | None, known: Sequence[str]) -> Calibration:
-        """This in the place of the checkpoint's own."""
+        """The checkpoint's calibration `own`, replaced where it was refitted."""
         slope = dict.fromkeys(known, 1.0) if own is None else own.slope
         intercept = dict.fromkeys(known, 0.0) if own is None else own.intercept
         lacking = dict.fromkeys(known, NO_POINT) if own is None else own.undefined
@@ -236,7 +236,7 @@ def _reasons(few: Mapping[str, str], ours: Mapping[str, str | None]) -> str:
 
 
 def show_recalibration(done: Recalibration, console: Console) -> None:
-    """Print what was refitted to what, and what was kept."""
+    """Print the values before and after the refit, and the findings that were kept."""
     record = done.record
     rows = [
         (

@@ -29,7 +29,7 @@ from xray_lightning.runs.predictions import (
     one_class,
 )
 
-# The paper's decision threshold, of label accuracy and of findings without one of their own.
+# The paper's decision threshold: for label accuracy and findings without an operating point.
 THRESHOLD = 0.5
 
 MACRO = {"auroc_macro": "auroc", "average_precision_macro": "average_precision"}
@@ -111,14 +111,14 @@ class Scores:
 
 
 def sums_by_patient(images: ScoredImages, values: Numbers) -> Numbers:
-    """The sum over the images of each patient of values (N, ...), shape (patients, ...)."""
+    """Sums of values (N, ...) over the images of each patient, shape (patients, ...)."""
     sums = np.zeros((images.count, *values.shape[1:]), dtype=values.dtype)
     np.add.at(sums, images.patients, values)
     return sums
 
 
 def confusion_by_patient(images: ScoredImages, called: Bools) -> Integers:
-    """The images of each patient by the names of `COUNTS`, shape (patients, 4, findings).
+    """Each patient's confusion counts of images, as in `COUNTS`, shape (patients, 4, findings).
 
     Args:
         called: whether each finding is called in each image, shape (N, findings).
@@ -164,13 +164,13 @@ def too_few(images: ScoredImages) -> dict[str, list[str | None]]:
 
 
 def unless_enough(enough: Iterable[bool | np.bool_], reason: str) -> list[str | None]:
-    """The reason for each that has not enough; None where there is enough."""
+    """`reason` for each false entry, None for each true one."""
     return [None if one else reason for one in enough]
 
 
 @dataclass(frozen=True)
 class TableScores:
-    """What predictions score; None where it does not exist. `per_finding` is AUROC.
+    """Scores of a table of predictions; None if undefined. `per_finding` is AUROC.
 
     `always_negative` is the label accuracy of answering that no image has any finding.
     """
@@ -188,14 +188,14 @@ class Resampled:
     """The scores of one table, and the same scores in each resample.
 
     The draws depend on the seed and the patients alone: of two tables of the same images, row i is
-    of the same draw. What is said "by score" is by the names of `SCORES`, and by finding for its
-    AUROC.
+    of the same draw. Keys of what is given "by score" are the names of `SCORES` and, for AUROC, of
+    each finding.
 
     Attributes:
         findings: those that the macro averages are over.
         plain: by score; NaN where not defined.
         drawn: shape (R,) by score; NaN where not defined.
-        undefined: by score, why it would not exist.
+        undefined: by score, the reason in case it does not exist.
         few: by score, why there are too few patients for an interval; None where there are enough.
     """
 

@@ -1,11 +1,11 @@
 """Selection of the best of several models by validation: how optimistic its score is.
 
-The best of many is better on the images that it was chosen by than on others, the more so the more
-models there were and the fewer patients. What choosing gains is estimated as in Tsamardinos,
+The best of many models scores higher on the images that it was chosen by than on others, the more
+so the more models and the fewer patients there are. The excess is estimated as in Tsamardinos,
 Greasidou & Borboudakis, "Bootstrapping the out-of-sample predictions for efficient and accurate
 cross-validation", Machine Learning 107, 2018: on each resample of the patients the best model is
-chosen anew, and scored on the patients that were left out. What it gains there over the average
-model is what choosing is worth; what it has gained beyond that on all patients is optimism.
+chosen anew and scored on the patients left out. Its mean gain there over the average model is the
+true gain of choosing; the chosen model's gain on all patients beyond that is optimism.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Optimism:
 
     Attributes:
         auroc_macro: of the best on all validation images.
-        optimism: how much of it comes of the choice; None with the reason.
+        optimism: the part of it that is selection bias; None if unknown, see `reason`.
         chosen: share of the resamples that choose the same model.
     """
 
@@ -51,7 +51,7 @@ class Optimism:
 
     @property
     def corrected(self) -> float | None:
-        """The score without what the choice has added."""
+        """The score minus its optimism; None if either is unknown."""
         if self.auroc_macro is None or self.optimism is None:
             return None
         return self.auroc_macro - self.optimism
@@ -110,5 +110,5 @@ def _rankings(table: pd.DataFrame) -> list[Ranking]:
 
 
 def _aurocs(rankings: Sequence[Sequence[Ranking]], weights: np.ndarray) -> Floats:
-    """Of each model and finding, shape (models, findings)."""
+    """AUROC of each model and finding, shape (models, findings)."""
     return np.array([[ranking.auroc(weights) for ranking in one] for one in rankings])

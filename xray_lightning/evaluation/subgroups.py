@@ -1,10 +1,9 @@
 """AUROC, sensitivity and specificity by who was X-rayed and how, and gaps between groups.
 
-Many gaps are looked at, so that a group is flagged by intervals that hold for all of them together
-(`gap_intervals`): where no group differs, at most one table in twenty has any flag. What was not
-flagged may still be there: beside each gap stands the smallest that a group of this size would
-have shown. Nor is a gap unfairness by itself: groups differ in which findings they have, how ill
-they are and how they were X-rayed.
+As many gaps are tested, groups are flagged by simultaneous intervals (`gap_intervals`): if no group
+differs, at most one table in twenty has any flag. An unflagged gap may still exist: beside each gap
+stands the smallest one that a group of this size would have shown. Nor is a gap unfairness by
+itself: groups differ in which findings they have, how ill they are and how they were X-rayed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,11 +62,11 @@ NO_GAP = "no gap is so large that a group of this size would have shown it"
 
 @dataclass(frozen=True)
 class _Score:
-    """A score of groups: its keys, and the patients that a finding needs on each side.
+    """A score of groups: its keys in the metrics, and the patients that each finding needs.
 
     Attributes:
-        least: how many have to have it, and how many to lack it.
-        too_small, no_others: why the score, or its gap, is not there.
+        least: how many patients must have the finding, and how many must lack it.
+        too_small, no_others: the reason if the score, or its gap, does not exist.
     """
 
     macro: str
@@ -107,10 +106,10 @@ class _Group:
     """One group of images.
 
     Attributes:
-        row: what it is.
+        row: its attribute, name, images and patients.
         figures: its scores and gaps.
-        undefined: why a figure is not there.
-        gaps: those that have an interval, by the names of `SCORES`.
+        undefined: by figure, the reason if it is None.
+        gaps: those that get a simultaneous interval, by the names of `SCORES`.
     """
 
     row: dict[str, Any]
@@ -119,11 +118,11 @@ class _Group:
     gaps: dict[str, Gap]
 
     def described(self, joint: Mapping[str, JointInterval | None], few: str) -> dict[str, Any]:
-        """Its row of `subgroups`.
+        """The group's entry in `subgroups` of the metrics.
 
         Args:
             joint: the simultaneous intervals of its gaps.
-            few: why there are none.
+            few: the reason if one of `gaps` has no interval.
         """
         figures, undefined = dict(self.figures), dict(self.undefined)
         for name, score in SCORES.items():
@@ -165,7 +164,7 @@ class Subgroups:
     def of(
         cls, images: ScoredImages, *, called: Bools, names: Sequence[str] = SUBGROUPS
     ) -> "Subgroups":
-        """Prepare the groups that the table's columns tell of.
+        """Prepare the groups that the table's columns define.
 
         Raises:
             UserError: a name that is no column of the table; see `attributes_of`.
@@ -183,7 +182,7 @@ class Subgroups:
         return cls(images, tuple(attributes), shown, called, rankings, rates)
 
     def __call__(self, drawn: Integers) -> dict[str, Floats]:
-        """The scores of each finding in each group and its rest; AUROC over pairs of one view.
+        """Scores of findings in each group and its rest; AUROC over image pairs of the same view.
 
         Returns:
             By attribute, as `group/sex`, AUROC, sensitivity and specificity, shape
@@ -201,12 +200,13 @@ class Subgroups:
         return found
 
     def rows(self, plain: Draws, resampled: Draws) -> list[dict[str, Any]]:
-        """The `subgroups` of the metrics: each group that has images, then the unknown ones.
+        """The `subgroups` of the metrics: per attribute the groups with images, then the unknown.
 
         Macro AUROC is over the findings that at least two patients of the group have and two lack;
         macro sensitivity over those that ten have, macro specificity over those that ten lack. A
-        gap is it minus that of all other images of known group, over the findings that have as
-        many on both sides; `flagged` where the simultaneous interval of one excludes zero.
+        gap is the group's macro score minus that of all other images of known group, over the
+        findings with enough patients on both sides. `flagged` is true if the simultaneous interval
+        of any gap excludes zero.
 
         Args:
             plain: what `self` gives where every patient counts once.
@@ -244,7 +244,7 @@ class Subgroups:
     def _group(
         self, row: dict[str, Any], sides: tuple[Bools, Bools], plain: Floats, resampled: Floats
     ) -> _Group:
-        """A group with its scores, from those of its findings and of its rest, (3, findings, 2)."""
+        """A group's macro scores and gaps, from scores in it and in its rest, (3, findings, 2)."""
         counts = np.array([self._patients_by_finding(side) for side in sides])
         few = FEW if min(map(self._patients, sides)) < ENOUGH_PATIENTS else None
         figures: dict[str, Any] = {}
@@ -281,7 +281,7 @@ class Subgroups:
     def _parts(
         self, name: str, sides: tuple[Bools, Bools], findings: Integers
     ) -> list[tuple[Part, Part]]:
-        """What a score of each finding, in a group and in its rest, owes to each patient."""
+        """Per finding, the influence of each patient on a score, in a group and in its rest."""
         images, found = self.images, []
         for place in findings:
             labels, called = images.labels[:, place], self.called[:, place]
@@ -300,7 +300,7 @@ class Subgroups:
 
     @cached_property
     def _ranks(self) -> Integers:
-        """The scores of each finding as whole numbers from 0, shape (N, findings)."""
+        """Ranks of each finding's scores from 0, equal scores sharing one, shape (N, findings)."""
         columns = [np.unique(scores, return_inverse=True)[1] for scores in self.images.scores.T]
         return np.stack(columns, axis=1).astype(np.int64)
 

@@ -131,7 +131,7 @@ def show_recomputed(recomputed: Recomputed, console: Console) -> None:
 
 
 def _show_baselines(metrics: Mapping[str, Any], console: Console) -> None:
-    """Print raw beside calibrated, and beside what knows no image."""
+    """Print the Brier score of raw and calibrated probabilities and training prevalences."""
     parts = [f"raw {decimal(metrics['brier_macro'])}"]
     if (calibrated := metrics["calibrated"]) is not None:
         parts.append(f"calibrated by {calibrated['method']} {decimal(calibrated['brier_macro'])}")
@@ -160,7 +160,7 @@ def _show_predictive_values(metrics: Mapping[str, Any], console: Console) -> Non
 
 
 def _show_abstention(metrics: Mapping[str, Any], console: Console) -> None:
-    """Print of how many images the model would say yes or no, where it has thresholds for that."""
+    """Print the share of images answered yes or no, by finding, if abstention was fitted."""
     rows = {finding: row.get("abstention") for finding, row in metrics["per_finding"].items()}
     answered = [
         f"{readable(finding)} {decimal(row['answered'])}"
@@ -199,7 +199,7 @@ def _table(*headings: str) -> Table:
 def _add(
     table: Table, label: str, first: float | None, second: float | None, found: Mapping[str, Any]
 ) -> None:
-    """Add a row; `found` is the plain difference of two scores."""
+    """Add a row; `found` is what `Estimate.to_plain` gives of the difference."""
     excludes = found["excludes_zero"]
     table.add_row(
         Text(label),
@@ -229,7 +229,7 @@ def show_external(content: Mapping[str, Any], console: Console) -> None:
 
 
 def _ranks(external: Mapping[str, Any], *, title: str) -> terminal.Table:
-    """AUROC there, of the run's own test, and the gap."""
+    """AUROC on the site's images, AUROC in the run's own test, and the gap."""
     rows: list[tuple[str | tuple[str, ...], ...]] = []
     lacking: list[tuple[str, str]] = []
     for name, row in external["per_finding"].items():
@@ -256,7 +256,7 @@ def _cells(name: str, here: Any, own: Any, gap: Any) -> tuple[tuple[str, ...], .
 
 
 def _at_points(external: Mapping[str, Any]) -> terminal.Table:
-    """Operating points and calibration of the checkpoint, and those fitted there."""
+    """Scores at the checkpoint's operating points and calibration, and at those refitted."""
     rows: list[tuple[str | tuple[str, ...], ...]] = []
     for name, row in external["per_finding"].items():
         for label, block in (("as it is", row["kept"]), ("refitted", row["recalibrated"])):

@@ -21,7 +21,7 @@ DOTS_PER_INCH = 150
 
 
 def dress(axes: Axes, title: str) -> None:
-    """The look of every plot: title on the left, no box, faint lines across."""
+    """Style of the PNG plots: title on the left, no box, faint horizontal lines."""
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
@@ -38,20 +38,20 @@ def png(figure: Figure) -> bytes:
 def _saved(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks: boxes are good enough, and a page has a font.
+        # Glyphs that matplotlib's font lacks: boxes do in a PNG, and an SVG uses the page's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 
-# Of an SVG, each a mark for a colour of its page: no colour of matplotlib's own, else any would do.
+# Placeholders in an SVG for the page's CSS colours: any that matplotlib does not use would do.
 SVG_INK, MUTED, SVG_GRID, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = tuple(f"#fe02{number:02x}" for number in range(1, 7))
 _VARIABLES = {SVG_INK: "--ink", MUTED: "--muted", SVG_GRID: "--grid", PAPER: "--paper"} | {
     marker: f"--series-{number}" for number, marker in enumerate(SERIES, start=1)
 }
 
-# One unit of a figure's size in inches is 72 of its SVG's, which a page shows as pixels or more.
+# An inch of a figure's size is 72 units of its SVG, each shown as one pixel or more.
 POINTS = 72.0
 FONT_SIZE = 10.0
 
@@ -81,16 +81,16 @@ _FONT_FAMILY = re.compile(r"\s*font-family:[^;]*;?")
 
 
 def drawing() -> AbstractContextManager[None]:
-    """The settings that a figure is drawn under: `with drawing(): ...`."""
+    """Context manager that sets the rcParams of SVG figures: `with drawing(): ...`."""
     return matplotlib.rc_context(_STYLE)
 
 
 def inline(figure: Figure, *, name: str, text: str) -> Markup:
-    """The figure as an `<svg>` element of no size of its own.
+    """The figure as an `<svg>` element without width and height, which the page sets.
 
     Args:
         name: unique within the page; the ids inside begin with it.
-        text: what the figure shows, in words, for who cannot see it.
+        text: what the figure shows, as text for screen readers.
     """
     saved = _saved(figure, format="svg", metadata=_NO_METADATA)
     drawn = ElementTree.fromstring(saved)
@@ -103,7 +103,7 @@ def inline(figure: Figure, *, name: str, text: str) -> Markup:
 
 
 def _themed(element: ElementTree.Element, name: str, used: set[str]) -> ElementTree.Element:
-    """A copy without namespaces, with the page's colours and font, and ids of its own."""
+    """A copy without namespaces, with the page's colours and font, and ids prefixed by `name`."""
     attributes = {}
     for key, value in element.attrib.items():
         key = _NAMESPACE.sub("", key)

@@ -1,4 +1,4 @@
-"""Markdown: text that shows as it is written, lists, tables, and documents from templates."""
+"""Markdown: escaped text, lists, tables, and documents from templates."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ def rendered(template: str, **content: Any) -> str:
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(page.TEMPLATES),
-        autoescape=False,  # which is for HTML; `finalize` is for Markdown
+        autoescape=False,  # that is for HTML; `finalize` escapes for Markdown
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else escaped(str(value)),
         trim_blocks=True,
@@ -57,12 +57,12 @@ def _pipe_row(cells: Iterable[str]) -> str:
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """A list, each sentence as it is."""
+    """A bulleted list of the sentences, escaped."""
     return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
 
 
 def escaped(text: str) -> str:
-    """`text` so that Markdown shows it as it is: no link, emphasis, table cell or HTML."""
+    """`text` escaped so that Markdown shows it literally: no link, emphasis, cell or HTML."""
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", printable(text))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

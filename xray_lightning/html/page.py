@@ -1,4 +1,4 @@
-"""HTML pages from templates: their look, their safety and the notice are the same for all."""
+"""HTML pages from templates, with one style, Content-Security-Policy and notice for all."""
 
 import base64
 import hashlib
@@ -57,7 +57,7 @@ def rendered(template: str, *, script: str | None = None, **content: Any) -> str
         signed=signed_in_print,
         times=lambda value: f"{value:.1f}" if value < 10 else f"{value:,.0f}",
     )
-    # A Content-Security-Policy names a script by it, in base64.
+    # The Content-Security-Policy allows a script by its SHA-256 in base64.
     digest = None if script is None else hashlib.sha256(script.encode()).digest()
     return environment.get_template(template).render(
         notice=NOTICE,
@@ -68,7 +68,7 @@ def rendered(template: str, *, script: str | None = None, **content: Any) -> str
 
 
 def data_uri(content: bytes, *, kind: str) -> str:
-    """A file as an address that a page shows without fetching it; `kind` as in image/png."""
+    """A file's content as a data: URI; `kind` is its media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -78,7 +78,7 @@ def _printable(value: Any) -> Any:
 
 
 def _json(value: Any) -> Markup:
-    """Data for a script, as the text of a <script type="application/json"> may hold it."""
+    """JSON that is safe as the text of a <script type="application/json"> element."""
     text = json.dumps(value, allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -86,11 +86,11 @@ def _json(value: Any) -> Markup:
 
 
 def _interval(value: Sequence[float] | None, form: str = "decimal") -> str:
-    """An interval as "0.812 to 0.850", as percentages or with signs; nothing for none."""
+    """An interval as "0.812 to 0.850", as percentages or with signs; "" for None."""
     number = {"decimal": decimal, "percent": percent, "signed": signed_in_print}[form]
     return "" if value is None else interval(value, number, joint=" to ")
 
 
 def signed_in_print(value: float | None) -> str:
-    """-0.0126 with the minus sign of print, not a hyphen."""
+    """A signed number with the typographic minus sign (U+2212) instead of a hyphen."""
     return NONE if value is None else signed(value).replace("-", "\N{MINUS SIGN}")

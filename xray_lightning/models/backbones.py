@@ -23,7 +23,7 @@ from xray_lightning.models.weights_file import Weights, first_line, read_weights
 from xray_lightning.models.weights_transfer import TakenOver, take_over
 
 LIBRARIES = ("torchvision", "timm")
-# Arguments that say what a model begins with, and nothing of the model.
+# Arguments that choose the initial weights and do not change the network.
 OF_FIRST_WEIGHTS = ("pretrained", "weights_path", "weights_seen", "allow_seen_test")
 
 # Where a family of torchvision models keeps its first convolution, and its classifier.
@@ -53,9 +53,10 @@ def build_backbone(
     gray image repeated three times, with pretrained and with freshly drawn weights alike.
 
     Args:
-        arch: any torchvision classification model named `resnet*` or `densenet*`, or any of timm's.
+        arch: any torchvision classification model named `resnet*` or `densenet*`, or any of timm's;
+            `A+B` puts two of timm's side by side.
         library: `torchvision` or `timm`.
-        findings: number of logits, or their names, by which rows of a file's head are taken over.
+        findings: number of logits, or their names, by which rows of a file's head are loaded.
         in_channels: 1 (gray) or 3.
         hidden: widths of further fully connected layers between the pooled features and the
             logits, each followed by ReLU and dropout. Cruz Romero et al. say only that their
@@ -63,19 +64,19 @@ def build_backbone(
             narrows 2048 -> 512 -> 128 -> 14 by about four at each step.
         dropout: probability of zeroing an input of the layer after it.
         drop_path: timm's stochastic depth: probability of leaving out a residual block.
-        pool_stages: of a network of timm, pool so many of the last stages, see `StagePooling`.
-        image_size: side of the images; timm's transformers are built for one.
+        pool_stages: pool this many of the last stages of a timm network, see `StagePooling`.
+        image_size: side of the images; timm builds transformers for a fixed size.
         pretrained: start from the library's ImageNet weights, downloaded once. The head is always
             drawn afresh.
         weights_path: a file of weights, see `weights_file.read_weights`, or one for each network of
-            `arch`; what was taken over is the model's `taken_over`.
+            `arch`; the model's attribute `taken_over` records what was loaded.
         weights_seen: data sets, or lists of images, that those weights were trained on; None for
             what the file or its sidecar says.
-        allow_seen_test: of the run, not of the model; see `training.first_weights`.
+        allow_seen_test: not used here; it is for the run, see `training.weights_provenance`.
 
     Raises:
-        UserError: unknown `arch`, an option out of range, or weights that cannot be had or do not
-            fit.
+        UserError: unknown `arch`, an option out of range, or weights that cannot be obtained or do
+            not fit.
     """
     if library not in LIBRARIES:
         raise UserError(f"model.library={library} is unknown; choose one of {', '.join(LIBRARIES)}")
@@ -127,7 +128,7 @@ def build_backbone(
 
 
 def taken_over(model: nn.Module) -> TakenOver | None:
-    """What a backbone has taken over from a file; None of one that began with fresh weights."""
+    """What `take_over` has loaded into a backbone; None if it was not called."""
     taken = getattr(model, "taken_over", None)
     return taken if isinstance(taken, TakenOver) else None
 
@@ -143,7 +144,7 @@ def _torchvision(
     pool_stages: int | None,
     **_: Any,
 ) -> tuple[nn.Module, str]:
-    """A network of torchvision, and the name of its head with a dot."""
+    """A torchvision network, and the prefix of its head's parameters, such as "fc."."""
     known = list_models(module=torchvision.models, include=[f"{name}*" for name in _FAMILIES])
     if arch not in known:
         raise UserError(
@@ -176,7 +177,7 @@ def _timm(
     image_size: int | None,
     pretrained: bool,
 ) -> tuple[nn.Module, str]:
-    """A network of timm, and the name of its head with a dot."""
+    """A timm network, and the prefix of its head's parameters, such as "head."."""
     try:
         timm: Any = import_module("timm")
     except ImportError as error:
@@ -185,7 +186,7 @@ def _timm(
         ) from error
     known = timm.list_models()
     archs = arch.split("+")
-    # Never a name of a hub or folder, `hf-hub:...`, which a checkpoint could make us read.
+    # Only known names: a checkpoint must not make timm read from a hub (`hf-hub:...`) or folder.
     for name in archs:
         if name.partition(".")[0] not in known:
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
@@ -203,7 +204,7 @@ def _timm(
     networks: list[Any] = [_created(timm.create_model, name, options, image_size) for name in archs]
     for part in (part for network in networks for part in network.modules()):
         if not drop_path and type(part).__name__ == "DropPath":
-            part.drop_prob = 0.0  # some of timm's have a share of their own
+            part.drop_prob = 0.0  # some timm models have a default above 0
     if pool_stages is not None:
         pooled = StagePooling(
             *networks, stages=pool_stages, outputs=outputs, hidden=hidden, dropout=dropout
@@ -223,22 +224,22 @@ def _timm(
 
 
 class StagePooling(nn.Module):
-    """Networks of timm whose last stages are pooled to means and deviations, for one head.
+    """timm networks whose last stages are pooled to means and standard deviations, for one head.
 
     Features of several depths separate findings that the last layer's do not (Hariharan et al.,
-    "Hypercolumns", CVPR 2015), and a channel's deviation over the image tells what is small
-    or lies on one side, which its mean dilutes (Snyder et al., "X-Vectors", ICASSP 2018). What of
-    a network follows the last stage is left out. Networks side by side are given the same images.
+    "Hypercolumns", CVPR 2015). A channel's standard deviation over the image responds to small or
+    one-sided findings, which its mean dilutes (Snyder et al., "X-Vectors", ICASSP 2018). Layers
+    after the last stage are removed. All networks get the same images.
 
     Attributes:
-        network: the first network, without what follows its last stage.
-        beside: the others.
-        inner_prefixes: what stands before the names of each network's weights.
-        widths: features of each stage: one mean and one deviation a channel.
+        network: the first network, without the layers after its last stage.
+        beside: the other networks, likewise.
+        inner_prefixes: prefix of each network's parameter names.
+        widths: number of features of each stage: a mean and a standard deviation per channel.
         head: from features (B, sum of `widths`) to logits.
 
     Raises:
-        UserError: a network has no stages, or fewer.
+        UserError: a network has no stages, or fewer than `stages`.
     """
 
     def __init__(
@@ -279,16 +280,17 @@ class StagePooling(nn.Module):
             )
             for stage in maps:  # (B, C, h, w)
                 variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
-                pooled += [mean, (variance + 1e-6).sqrt()]  # a root has no gradient at 0
+                pooled += [mean, (variance + 1e-6).sqrt()]  # the root's gradient is infinite at 0
         logits: Tensor = self.head(torch.cat(pooled, dim=1))
         return logits
 
 
 def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | None) -> Any:
-    """timm's model, told the image size where it is of a kind that is built for one.
+    """Create a timm model, with the image size if the architecture takes one.
 
     Raises:
-        UserError: an option that this architecture does not take, or weights that cannot be had.
+        UserError: an option that this architecture does not take, or weights that cannot be
+            obtained.
     """
     sized = {} if image_size is None else {"img_size": image_size}
     try:
@@ -298,7 +300,7 @@ def _created(create: Any, arch: str, options: dict[str, Any], image_size: int | 
             if "img_size" not in str(error):
                 raise
             return create(arch, **options)
-    # The network's and the hub's errors are of many kinds; the others are assertions.
+    # Downloads fail with many types of error; architectures refuse options by assertions.
     except Exception as error:
         if not options["pretrained"]:
             at = "" if image_size is None else f" at data.image_size={image_size}"

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, restored as a model, written whole."""
+"""Checkpoint files: read without running code, restored as a model, written atomically."""
 
 import json
 import warnings
@@ -17,11 +17,11 @@ from xray_lightning.errors import RunFailedError, UserError, one_line, printable
 from xray_lightning.files import replacing
 from xray_lightning.findings import check_findings, differing
 
-CHECKPOINT_SCHEMA = 1  # of the `xray` entry; the only one that there has been
+CHECKPOINT_SCHEMA = 1  # of the `xray` entry; the only version so far
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 SAFETENSORS = ".safetensors"
-# What a safetensors file says of a checkpoint beside its weights, each as JSON in its header.
+# Entries of a checkpoint that a safetensors header holds beside the weights, each as JSON.
 DESCRIBED = ("xray", "epoch", "global_step", "pytorch-lightning_version")
 CHUNK = 1 << 20  # bytes
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path, *, findings: Sequence[str] | None = None) -> dic
     try:
         _check_sums(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange pickles: the errors below say it
+            warnings.simplefilter("ignore")  # about unusual pickles; the error below says it
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file fails in as many ways as pickle and zip know.
     except Exception as error:
@@ -75,7 +75,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Save into a file beside the final one, synced and renamed.
+    """Write a checkpoint atomically: to a temporary file, which is synced and renamed.
 
     Raises:
         RunFailedError: it cannot be written; the file that was there is untouched.
@@ -92,13 +92,13 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def read_safetensors(path: Path, *, where: str) -> dict[str, Any]:
-    """The tensors of a safetensors file as `state_dict`, and what it says of them.
+    """The tensors of a safetensors file as `state_dict`, and the `DESCRIBED` entries it has.
 
     Args:
         where: what the file is, for messages.
 
     Raises:
-        UserError: the package is not installed, or the file is another one or damaged.
+        UserError: the package is not installed, or the file is damaged or of another format.
     """
     safetensors = _package("safetensors", where=where)
     try:
@@ -112,7 +112,7 @@ def read_safetensors(path: Path, *, where: str) -> dict[str, Any]:
 
 
 def as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
-    """A checkpoint's weights and what it says of them as a safetensors file, without pickle.
+    """A checkpoint's weights and `DESCRIBED` entries as a safetensors file, without pickle.
 
     What only training needs is left out: the optimizer, the loss, the loops.
 
@@ -140,8 +140,8 @@ def _check_sums(path: Path) -> None:
     """Compare every record with the CRC-32 that torch.save wrote beside it; torch.load does not.
 
     Raises:
-        zipfile.BadZipFile: one differs, or is compressed: torch.save compresses nothing, and
-            torch.load would unpack it without end.
+        zipfile.BadZipFile: a record differs, or is compressed: torch.save compresses nothing, and
+            torch.load would unpack even a zip bomb.
     """
     if not zipfile.is_zipfile(path):
         return  # torch.load says what it is
@@ -182,13 +182,13 @@ def check_checkpoint(
         raise UserError(f"the checkpoint's findings, {differing(own, findings)}")
 
 
-# What a recipe may say of the backbone: nothing that would read or download other weights.
+# Backbone arguments that a recipe may set: none that would read or download other weights.
 MODEL_KEYS = frozenset(
     {"arch", "hidden", "dropout", "library", "drop_path", "pool_stages", "image_size"}
 )
 # Parts of the classifier that only training needs.
 OF_TRAINING = ("loss.", "augment.", "mixing.")
-LONGEST = 300  # characters of torch's own list of what does not fit
+LONGEST = 300  # characters quoted from a library's error
 
 
 class RestoredModel(nn.Module):
@@ -230,10 +230,10 @@ def restore(
         channels_last: memory layout of convolutions, as the classifier's.
 
     Returns:
-        The model on the CPU, in eval mode, in float32, with nothing to train.
+        The model on the CPU, in eval mode, in float32, with all parameters frozen.
 
     Raises:
-        UserError: a recipe that is incomplete, or weights that are not this recipe's.
+        UserError: a recipe that is incomplete, or weights that do not fit it.
     """
     with _naming(source):
         recipe = checkpoint["xray"]
@@ -254,10 +254,10 @@ def restore(
 
 
 def _weightless(recipe: Any, *, findings: int) -> nn.Module:
-    """The backbone without memory for its weights: the checkpoint's take their place.
+    """The backbone on the meta device: the checkpoint's tensors will replace its own.
 
-    One of timm may hold tensors that no checkpoint has, such as a transformer's table of relative
-    positions; it is built with memory.
+    A timm network may hold tensors that no checkpoint has, such as a transformer's table of
+    relative positions; it is built in memory.
     """
     # Reading a checkpoint does without torchvision, which takes a second to import.
     from xray_lightning.models.backbones import build_backbone
@@ -267,7 +267,7 @@ def _weightless(recipe: Any, *, findings: int) -> nn.Module:
         raise UserError(f"the checkpoint's model is not described by {known}")
     try:
         if recipe.get("library", "torchvision") != "torchvision":
-            with torch.random.fork_rng(devices=[]):  # the caller's numbers stay as they were
+            with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
                 return build_backbone(**recipe, findings=findings)
         with torch.device("meta"):
             return build_backbone(**recipe, findings=findings)

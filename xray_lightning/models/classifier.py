@@ -58,8 +58,8 @@ class Classifier(LightningModule):
             constant rate.
         rate_scaling: makes the rate grow with the global batch; None leaves it.
         augment: uint8 images and their draws' numbers to float images, in training alone.
-        mixing: mixes each of these with another one, and the losses of their targets likewise.
-        growth: side of the training images by epoch; None for their own.
+        mixing: mixes each training image with another of its batch, and their losses likewise.
+        growth: side of the training images by epoch; None for full size.
         recipe: plain values from which the same model can be built again; saved in checkpoints.
         channels_last: memory layout of convolutions; the faster one on CPUs and on tensor cores.
         fine_tuning: rates and weight decay by layer; None for the same everywhere.
@@ -94,10 +94,10 @@ class Classifier(LightningModule):
         self._growth = growth
         self.recipe = {"normalize": self.normalize.mode, **(recipe or {})}
         self.outputs: Outputs | None = None  # of the last evaluation
-        self.tta: str | None = None  # `flip`: of all evaluation outside a fit
-        self.weights_seen: tuple[str, ...] = ()  # the data sets that its first weights have seen
+        self.tta: str | None = None  # test-time augmentation outside a fit: `flip`
+        self.weights_seen: tuple[str, ...] = ()  # data that its initial weights saw
         self._trained_on: str | None = None  # the name of the data set
-        # Averaged weights, where there are some: what a checkpoint without optimizer holds.
+        # State dict of the averaged weights, if there are any: weights-only checkpoints hold it.
         self.averaged_state: Callable[[], dict[str, Tensor]] | None = None
         self._frozen_of: tuple[int | None, dict[str, nn.Parameter]] = (None, {})  # of an epoch
         self._make_optimizer = optimizer
@@ -106,7 +106,7 @@ class Classifier(LightningModule):
         self._rate: ScaledRate | None = None  # of the fit
         self.cuda_graph = False  # replay the step as one CUDA graph
         self._graph: StepGraph | None = None
-        # Losses of this epoch so far, and how many. No buffer: DDP would copy rank 0's to all.
+        # Sum and count of this epoch's losses. No buffer: DDP would broadcast rank 0's to all.
         self._train_sums = torch.zeros(2, dtype=torch.float64)
         self._gathered: list[tuple[Tensor, ...]] = []
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -118,7 +118,7 @@ class Classifier(LightningModule):
         return logits
 
     def inputs(self, images: Tensor) -> Tensor:
-        """What the backbone gets of uint8 images (B, 1, S, S)."""
+        """The backbone's input for uint8 images (B, 1, S, S)."""
         pixels: Tensor = self.normalize(images)
         return pixels.contiguous(memory_format=self._layout)
 
@@ -144,7 +144,7 @@ class Classifier(LightningModule):
         return self._loss(batch) if self._graph is None else self._graph(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The loss () whose gradient is this rank's share; the epoch's mean counts it."""
+        """This rank's loss (), averaged over ranks the global batch's; adds to `_train_sums`."""
         images = batch.images
         if self.augment is not None:
             images = self.augment(images, batch.draws)
@@ -157,13 +157,13 @@ class Classifier(LightningModule):
             losses = torch.lerp(self.loss(logits, batch.targets.roll(1, 0)), losses, own)
         counted = batch.rows >= 0
         with torch.no_grad():
-            known = counted & losses.isfinite()  # FiniteLoss tells of the others
+            known = counted & losses.isfinite()  # the callback FiniteLoss reports others
             self._train_sums[0] += losses.where(known, 0).sum()
             self._train_sums[1] += known.sum()
         return (losses * counted).sum() * batch.scale
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Logits (B, findings) whose gradient leaves out what is frozen."""
+        """Logits (B, findings) that give frozen parameters a zero gradient."""
         frozen = self._frozen()
         try:
             logits: Tensor = without_gradient(self, frozen, images) if frozen else self(images)
@@ -185,12 +185,12 @@ class Classifier(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter in self._frozen().values():
-            parameter.grad = None  # nor weight decay, nor momentum
+            parameter.grad = None  # no weight decay and no momentum either
 
     def on_fit_start(self) -> None:
         self._train_sums = self._train_sums.to(self.device)
         self._frozen_of = (None, {})  # of an earlier fit
-        self._frozen()  # says now whether it can be
+        self._frozen()  # raises now if the backbone cannot be frozen
         if self._growth is not None:
             self._growth.check(self, full=self.trainer.datamodule.image_size)  # type: ignore[attr-defined]
         if self.cuda_graph:
@@ -281,14 +281,14 @@ class Classifier(LightningModule):
             scheduler = factory(optimizer, **steps)
         check_rates(optimizer, scheduler)
         if isinstance(scheduler, ReduceLROnPlateau) and config.get("interval") == "epoch":
-            # The same moment by another name: after each epoch's last step and its validation.
-            # By its own, Lightning 2.6 leaves out the first epoch's end after a resume.
+            # An interval of one epoch in steps: also after its last step and its validation.
+            # With "epoch", Lightning 2.6 leaves out the first epoch's end after a resume.
             config |= {"interval": "step", "frequency": self.steps_an_epoch()}
         lr_scheduler: Any = {"scheduler": scheduler, **config}
         return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
     def steps_an_epoch(self) -> int:
-        """Training batches an epoch, as far as `Trainer.limit_train_batches` lets them be."""
+        """Training batches per epoch, within `Trainer.limit_train_batches`."""
         steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
         return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
@@ -296,8 +296,8 @@ class Classifier(LightningModule):
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run.
 
-        Trainer.estimated_stepping_batches would set the loaders up before a checkpoint's state
-        is loaded, and they would then never get theirs (Lightning 2.6).
+        Not by Trainer.estimated_stepping_batches: it sets up the data loaders before a checkpoint
+        is loaded, and their state would then never be restored (Lightning 2.6).
         """
         steps = -(-self.steps_an_epoch() // self.trainer.accumulate_grad_batches)
         return steps * (self.trainer.max_epochs or 1)
@@ -371,7 +371,7 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, findings=self.findings)
         self._train_sums.zero_()
-        if self.global_rank == 0:  # of all ranks, however many there are now
+        if self.global_rank == 0:  # the sum over all ranks; their number may differ
             self._train_sums += torch.tensor(checkpoint.get(LOSS_SO_FAR, [0.0, 0.0]))
 
     @classmethod
@@ -407,7 +407,7 @@ class Classifier(LightningModule):
             recipe={key: described[key] for key in RECIPE_KEYS if key in described},
             **parts,
         )
-        prefix = "loss."  # a loss of the same kind takes up its weights
+        prefix = "loss."  # a loss of the same class gets its saved state
         state = content["state_dict"].items()
         loss = {key.removeprefix(prefix): value for key, value in state if key.startswith(prefix)}
         with _blaming("loss"):
@@ -417,7 +417,7 @@ class Classifier(LightningModule):
 
 @contextmanager
 def _blaming(key: str) -> Iterator[None]:
-    """Turn what torch refuses into an error that names the group of the configuration."""
+    """Turn an error of torch into a UserError that names the configuration group."""
     try:
         yield
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:

@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 WARMUP_STEPS = 3  # before a capture: lazy allocations, cuDNN's search (PyTorch's "CUDA graphs")
 
-# A batch to what backward() starts from and to the loss that is reported; the first is the
-# second scaled, under fp16.
+# Maps a batch to the tensor that backward() starts from and to the loss that is reported; under
+# fp16 the first is the second times the loss scale.
 Step = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -38,9 +38,9 @@ class StepGraph:
     `zero_grad(); forward; backward`. The tail batch of an epoch has a graph of its own.
 
     Args:
-        module: whose parameters get the gradients, and whose buffers (running statistics) the
-            warm-up before a capture shall leave as they were.
-        step: what is captured. It may not look at a value on the device.
+        module: its parameters get the gradients; its buffers (running statistics) are restored
+            after the warm-up steps of a capture.
+        step: the function to capture. It must not read a value from the device.
         state: further tensors that the step writes to.
     """
 
@@ -78,7 +78,7 @@ class StepGraph:
         return _Captured(replay, inputs, scale, loss, gradients)
 
     def _record(self, inputs: Batch) -> tuple[Callable[[], None], Tensor]:
-        """What replays the graph of a step on these inputs, and the loss that it writes."""
+        """Capture a step on these inputs: the graph's replay function, and the loss it writes."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -86,14 +86,14 @@ class StepGraph:
                 self._run(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Another thread may be copying the next batch: its calls are no business of the capture.
+        # Another thread may be copying the next batch: its calls must not fail the capture.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = self._run(inputs)
         self._pool = self._pool or graph.pool()
         return graph.replay, loss
 
     def _run(self, inputs: Batch) -> Tensor:
-        for parameter in self._parameters:  # so that backward makes new gradients, each its own
+        for parameter in self._parameters:  # so that backward allocates new gradients
             parameter.grad = None
         start, loss = self._step(inputs)
         with torch.autocast(start.device.type, enabled=False):

@@ -13,30 +13,30 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from xray_lightning.errors import UserError, check_whole
 
-# `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`: what a parameter's depth is told by.
+# The block in a parameter's name: `layer2.0`, `blocks.3`, `stages.1` or `features.denseblock2`.
 _BLOCK = re.compile(r"^(?:features\.)?[^.]*?(?:\d+|(?:\.\d+)+)(?=\.)")
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a backbone with first weights is trained; None everywhere trains all of it alike.
+    """How a backbone with loaded weights is fine-tuned; all None trains every layer alike.
 
     Attributes:
-        layer_decay: from the last block to the first, each block's rate is this share of the
-            next one's (Clark et al., "ELECTRA", ICLR 2020; Bao et al., "BEiT", ICLR 2022).
+        layer_decay: each block's learning rate is this share of the rate of the block after it
+            (Clark et al., "ELECTRA", ICLR 2020; Bao et al., "BEiT", ICLR 2022).
         decay_all: false for no weight decay on biases and on weights of one dimension, those of
             norms (He et al., "Bag of Tricks", CVPR 2019).
-        freeze_epochs: for so many epochs the head alone is trained, on a backbone that stands
-            still (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022). Its
-            batch norms gather their statistics all the same.
-        freeze_blocks: so many of the first blocks (of each network, where there are several) are
-            never trained, nor what lies before them; their activations need no gradient. Batch
-            norms go on as in `freeze_epochs`.
+        freeze_epochs: in this many first epochs only the head is trained and the backbone is
+            frozen (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022); its
+            batch norms still update their running statistics.
+        freeze_blocks: this many first blocks (of each network, if there are several) and the
+            layers before them are never trained; their activations need no gradient. Batch norms
+            as in `freeze_epochs`.
         probe: true to begin with a head that is a logistic regression on the features of the
-            first weights: see `training.linear_probe`.
-        freeze_norm: true for batch norms that keep the means and variances of the first weights,
+            loaded weights: see `training.linear_probe`.
+        freeze_norm: true for batch norms that keep the means and variances of the loaded weights,
             as detectors are trained (He et al., "Deep Residual Learning", CVPR 2016, appendix A).
-            By default where there is a probe, as its head was fitted to features of these.
+            None is true if `probe` is, as its head was fitted to features computed with these.
     """
 
     layer_decay: float | None = None
@@ -60,7 +60,7 @@ class FineTuning:
                 check_whole(f"fine_tuning.{key}", number, least=0)
 
     def parameters(self, module: nn.Module) -> Iterable[Any]:
-        """What an optimizer is made of: all parameters alike, or groups of them."""
+        """The optimizer's parameters, ungrouped, or in groups with their own rate and decay."""
         if self.layer_decay is None and self.decay_all is not False:
             return module.parameters()
         return list(self._groups(module))
@@ -85,7 +85,7 @@ class FineTuning:
     def _first_blocks(self, backbone: nn.Module) -> dict[str, nn.Parameter]:
         depths = _depths(backbone)
         frozen = self.freeze_blocks or 0
-        # Of networks side by side the one with the fewest blocks.
+        # With several networks, the one with the fewest blocks limits `freeze_blocks`.
         last = min((depth + away for depth, away in depths.values()), default=0)
         if frozen >= last:
             blocks = max(0, last - 1)
@@ -96,7 +96,7 @@ class FineTuning:
         return {name: parameter for name, parameter in named if depths[name][0] <= frozen}
 
     def fix_norms(self, module: nn.Module) -> None:
-        """Set the batch norms of a module in training to their statistics, where that is asked."""
+        """Put batch norms into eval mode if `freeze_norm`, or by default `probe`, is true."""
         if self.probe if self.freeze_norm is None else self.freeze_norm:
             for layer in module.modules():
                 if isinstance(layer, _BatchNorm):
@@ -113,7 +113,7 @@ class FineTuning:
         for name, parameter in module.named_parameters():
             spared = self.decay_all is False and (parameter.ndim <= 1 or name.endswith(".bias"))
             kinds.setdefault((depths[name][1], spared), []).append(parameter)
-        # The last block first: the rate that is shown is that of the first group.
+        # The group nearest the head first, since the first group's rate is the one displayed.
         for away, spared in sorted(kinds):
             share = (self.layer_decay or 1.0) ** away
             group: dict[str, Any] = {"params": kinds[away, spared], "lr_share": share}
@@ -123,10 +123,10 @@ class FineTuning:
 def without_gradient(
     classifier: nn.Module, frozen: Mapping[str, nn.Parameter], images: Tensor
 ) -> Tensor:
-    """Logits (B, findings) whose gradient leaves out these parameters of the backbone."""
+    """Logits (B, findings) that give these parameters of the backbone a zero gradient."""
     fixed = {f"backbone.{name}": parameter.detach() for name, parameter in frozen.items()}
     logits: Tensor = functional_call(classifier, fixed, images)
-    # DDP waits for a gradient of every parameter: these get 0, which no optimizer sees.
+    # DDP waits for a gradient of every parameter; this 0 is removed before the optimizer's step.
     return logits + 0 * sum(parameter.sum() for parameter in frozen.values())
 
 
@@ -136,7 +136,7 @@ def check_rates(optimizer: Optimizer, scheduler: object) -> None:
     Raises:
         UserError: it is OneCycleLR, and the groups have rates of their own.
     """
-    # It has set them by now: what tells of them is the share that each group keeps.
+    # OneCycleLR has overwritten the rates by now; `lr_share` still shows that they differed.
     shares = {group.get("lr_share", 1.0) for group in optimizer.param_groups}
     if isinstance(scheduler, OneCycleLR) and len(shares) > 1:
         raise UserError(
@@ -146,10 +146,10 @@ def check_rates(optimizer: Optimizer, scheduler: object) -> None:
 
 
 def _depths(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """How deep each parameter lies in its network, and how far from the head.
+    """Each parameter's depth in its network, and its distance from the head, in blocks.
 
-    Depth is 0 before the first block, and one more for each block. What follows the last block,
-    the head among it, is one deeper than that, and 0 from the head.
+    Depth is 0 before the first block, 1 in it, and so on. Layers after the last block, including
+    the head, are one deeper than that block, at distance 0.
     """
     prefixes = getattr(getattr(module, "backbone", module), "inner_prefixes", ())
     places: dict[str, tuple[str, int]] = {}

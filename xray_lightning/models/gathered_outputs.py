@@ -1,4 +1,4 @@
-"""Outputs of a network for a side's images: mirrored, gathered from all ranks, scored."""
+"""Outputs of a network for a side's images: averaged with the mirror image's, gathered, scored."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Outputs(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Answers of `Trainer.predict` to one batch; of several ranks, each has those of its images."""
+    """Result of `Trainer.predict` for one batch; each rank has those of its own images."""
 
     images: tuple[str, ...]  # names of (B,) images, empty where the loader is not a datamodule's
     rows: Tensor  # (B,) int64, of the test split's table
@@ -29,20 +29,20 @@ class Predictions(NamedTuple):
 def augmented_logits(model: Callable[[Tensor], Tensor], images: Tensor, tta: str | None) -> Tensor:
     """Logits (B, findings), float32; with `flip` their mean over image and mirror image.
 
-    Logits are averaged, as nnU-Net does: a model whose two answers agree keeps them as they are,
-    and thresholds and calibration act on one scale with and without it.
+    Logits are averaged, as nnU-Net does: if both agree, the mean equals them, and thresholds and
+    calibration act on one scale with and without it.
     """
     logits = model(images).float()
     return logits if tta is None else (logits + model(images.flip(-1)).float()) / 2
 
 
 def in_table_order(batches: Sequence[tuple[Tensor, ...]], *, ranks: int) -> list[Tensor]:
-    """What all ranks have found of a side's images, the same on each: every image once.
+    """Gather tensors of a side's images from all ranks: each image once, in the table's order.
 
     Args:
-        batches: of this rank: rows (B,) of the side's table, below 0 for repeats, and further
+        batches: this rank's: rows (B,) of the side's table, negative for repeats, and further
             tensors (B, ...).
-        ranks: equally many rows have been seen by each, repeats among them: see EpochOrder.
+        ranks: number of ranks; each has equally many rows, counting repeats: see EpochOrder.
     """
     parts = [torch.cat(part) for part in zip(*batches, strict=True)]
     if ranks > 1:
@@ -59,7 +59,7 @@ def finding_auroc(probabilities: Tensor, targets: Tensor) -> Tensor:
     """AUROC of each finding, NaN where the images are all positive or all negative: (findings,).
 
     Args:
-        probabilities: (N, findings), or what ranks images as they do.
+        probabilities: (N, findings), or any scores that rank images alike, such as logits.
         targets: (N, findings) of 0 and 1.
     """
     targets = targets.int()
@@ -82,5 +82,5 @@ def finding_auroc(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def macro(by_finding: Tensor) -> Tensor:
-    """Mean () of the findings that have a value; NaN of none."""
+    """Mean () over the findings whose value is not NaN; NaN if there is none."""
     return by_finding[~by_finding.isnan()].mean()

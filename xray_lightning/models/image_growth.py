@@ -18,13 +18,13 @@ class ImageGrowth:
 
     Args:
         start: side in the first epoch, in pixels.
-        epochs: share of all epochs after which they have their full side.
+        epochs: share of all epochs after which the images have full size.
 
     Raises:
         UserError: a value out of range.
     """
 
-    STRIDE: ClassVar[int] = 32  # of a ResNet, and of most others: smaller steps are padded
+    STRIDE: ClassVar[int] = 32  # of most networks, such as ResNets: smaller steps only pad
 
     start: int
     epochs: float
@@ -35,7 +35,7 @@ class ImageGrowth:
             raise UserError(f"growth.epochs={self.epochs} must be above 0, at most 1")
 
     def side(self, *, epoch: int, of: int, full: int) -> int:
-        """Side of the images of an epoch, from 0, among `of` many, in pixels.
+        """Side in pixels of the images in epoch number `epoch`, counted from 0, of `of` epochs.
 
         Raises:
             UserError: the images are smaller than `start`.
@@ -55,7 +55,7 @@ class ImageGrowth:
 
     @torch.no_grad()
     def check(self, model: nn.Module, *, full: int) -> None:
-        """Try the smallest images.
+        """Run the model once on images of the smallest size.
 
         Raises:
             UserError: the model takes images of one size alone.
@@ -65,7 +65,7 @@ class ImageGrowth:
         model.eval()
         try:
             model(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=device))
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library raises its own type
             raise UserError(
                 f"growth.start={side}: this backbone takes no such images ({one_line(error)}); "
                 "take growth=none"

@@ -20,7 +20,7 @@ class FindingsLoss(nn.Module, ABC):
     """From logits (B, findings) and targets (B, findings) of 0 and 1 to a loss (B,)."""
 
     def size_to(self, findings: int) -> None:
-        """Make room for this many findings; most losses need none."""
+        """Set the number of findings; most losses do not need it."""
 
     def fit_to(self, *, positives: Tensor, images: int) -> None:
         """Learn what the loss needs from the training split; most need nothing.
@@ -60,16 +60,16 @@ class BinaryCrossEntropy(FindingsLoss):
 
 
 class _FittedLoss(FindingsLoss):
-    """A loss with one number of each finding, which the training split gives.
+    """A loss with one constant per finding, computed from the training split.
 
     Args:
-        name: of the buffer (findings,), NaN until `fit_to` or a state dict has filled it.
+        name: name of their buffer (findings,), NaN until `fit_to` or a state dict has filled it.
     """
 
     def __init__(self, name: str, *, findings: int) -> None:
         super().__init__()
         self._name = name
-        self._known = False  # spares a look at the device's memory in every step
+        self._known = False  # avoids a synchronisation with the device in every step
         self.size_to(findings)
 
     def size_to(self, findings: int) -> None:
@@ -87,13 +87,13 @@ class _FittedLoss(FindingsLoss):
 
     @abstractmethod
     def fitted(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """The numbers (findings,), from images with and without each finding, float64."""
+        """The constants (findings,), from counts of images with and without each, float64."""
 
     def buffer(self) -> Tensor:
-        """The numbers (findings,), float32.
+        """The constants (findings,), float32.
 
         Raises:
-            UserError: nothing has been fitted or loaded.
+            UserError: they have been neither fitted nor loaded.
         """
         buffer = self.get_buffer(self._name)
         if not self._known:
@@ -109,7 +109,7 @@ class _FittedLoss(FindingsLoss):
 class WeightedBinaryCrossEntropy(_FittedLoss):
     """Cross-entropy whose positives weigh negatives / positives of the training split.
 
-    A finding that the training split holds never, or in every image, has weight 1.
+    A finding that no training image or every one has gets weight 1.
 
     Args:
         max_weight: cap on a weight, so that a finding with a handful of positives does not
@@ -138,13 +138,13 @@ class WeightedBinaryCrossEntropy(_FittedLoss):
 class LogitAdjusted(_FittedLoss):
     """Cross-entropy of logits to which each finding's log odds in the training split are added.
 
-    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10, of two classes:
-    the model learns logits as if each finding were as frequent as its absence, and its
-    probabilities are to be read so (calibration brings them back). A finding that the training
-    split holds never, or in every image, is not adjusted.
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10, for two
+    classes: the model learns logits for a prevalence of 1/2, and its probabilities must be read
+    so (calibration restores the actual prevalence). A finding that no training image or every one
+    has is not adjusted.
 
     Args:
-        tau: share of the log odds that is added; 1 there, 0 is plain cross-entropy.
+        tau: share of the log odds that is added; 1 in the paper, 0 for plain cross-entropy.
         findings: number of findings.
     """
 
@@ -169,19 +169,19 @@ class LogitAdjusted(_FittedLoss):
 class AucMargin(_FittedLoss):
     """AUC-margin loss (Yuan et al., "Large-scale Robust Deep AUC Maximization", ICCV 2021).
 
-    With s = sigmoid(logit), prevalence p and margin m, equation 7 there of one image and finding:
+    With s = sigmoid(logit), prevalence p and margin m, its equation 7 for one image and finding:
 
         positive: (1 - p) (s - a)^2 - 2 (1 - p) alpha s
         negative:      p  (s - b)^2 + 2      p  alpha s
         both:     2 p (1 - p) m alpha - p (1 - p) alpha^2
 
     minimised over the model, a and b (the mean scores of both classes) and maximised over alpha,
-    which stays at 0 or above. All three are parameters, one of each finding, that the run's
-    optimizer steps; alpha's gradient is turned round. A finding of one class adds nothing. It is
-    meant for a model that cross-entropy has trained before.
+    which stays at 0 or above. All three are parameters, one per finding, that the run's optimizer
+    steps; alpha's gradient is negated. A finding of which the training split has only positives or
+    only negatives adds nothing. Meant for a model already trained with cross-entropy.
 
     Args:
-        margin: by which positives shall score above negatives, above 0.
+        margin: how far positives should score above negatives, above 0.
         findings: number of findings.
     """
 

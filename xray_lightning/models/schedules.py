@@ -19,7 +19,7 @@ def warmup_cosine(
     The cosine is that of Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
 
     Raises:
-        UserError: a warm-up that is no part of the run.
+        UserError: `warmup_fraction` is not in [0, 1).
     """
     if not 0 <= warmup_fraction < 1:
         raise UserError(
@@ -46,8 +46,8 @@ class RateScaling:
     Args:
         exponent: 1 for the linear rule (Goyal et al. 2017, section 2.1), 0.5 for the square root
             (Malladi et al. 2022).
-        reference_batch: images a step that the unscaled rate is meant for.
-        warmup_epochs: length of the warm-up; a batch below the reference has none.
+        reference_batch: global batch size that the unscaled rate is meant for.
+        warmup_epochs: length of the warm-up; there is none unless the factor is above 1.
 
     Raises:
         UserError: a value out of range.
@@ -83,8 +83,8 @@ class RateScaling:
 class ScaledRate:
     """Keeps an optimizer's rates at those of its schedule times a factor that changes by step.
 
-    A schedule may compute its next rate from the present one, and must find its own there. The
-    optimizer's state keeps it beside the scaled one, so that a checkpoint holds both.
+    A schedule may compute its next rate from the current one, so it must see the unscaled rate.
+    Each parameter group keeps that as `unscaled_lr` beside `lr`, so that checkpoints hold both.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
@@ -101,7 +101,7 @@ class ScaledRate:
 
     @contextmanager
     def unscaled(self, *, step: int) -> Iterator[None]:
-        """Let the schedule change its own rates; those of this step follow."""
+        """Show the schedule its unscaled rates within the block, then scale them for this step."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["unscaled_lr"]
         yield

@@ -1,8 +1,8 @@
 """Batch normalisation over the images of all ranks, on the CPU (Gloo) as on CUDA (NCCL).
 
 `torch.nn.SyncBatchNorm` refuses CPU tensors, and `torch.distributed.nn.functional.all_reduce`,
-with which one could write it down directly, is deprecated. So the two all-reduces, one of the
-statistics and one of their gradients, stand here, around PyTorch's own kernels.
+which would allow a direct implementation, is deprecated. So this module makes the two all-reduces
+itself, one of the statistics and one of their gradients, around PyTorch's own kernels.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 def _global_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), biased variance (C,) and count () of input (B, C, H, W) over all ranks."""
     channels = input.shape[1]
-    # The buffers are not wanted; their type makes the kernel answer in float32 for bf16 input.
+    # The running statistics here are dummies; their dtype makes the result float32 for bf16 input.
     kind = torch.promote_types(input.dtype, torch.float32)
     scratch = torch.zeros(channels, dtype=kind, device=input.device)
     mean, var = torch.batch_norm_update_stats(input, scratch, scratch.clone(), 0.0)
@@ -105,20 +105,20 @@ class _Normalise(Function):
         )
         sums = torch.stack([grad_weight, grad_bias])
         dist.all_reduce(sums)
-        # The other two terms are a normalisation too: -(z * scale + shift).
+        # The other two terms are z * scale + shift, which is a batch normalisation of x again.
         factor = -weight * torch.rsqrt(var + ctx.eps) / count
         scale, shift = factor * sums[0], factor * sums[1]
         grad_x += F.batch_norm(x, mean, var, scale, shift, training=False, eps=ctx.eps)
-        # As any other parameter's, these two are this rank's own: DDP averages them.
+        # The gradients of weight and bias stay this rank's, as any parameter's: DDP averages them.
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 class PortableSyncBatchNorm(LayerSync):
-    """Lightning's switch for it: `Trainer(plugins=[PortableSyncBatchNorm()])`.
+    """Lightning plugin for it: `Trainer(plugins=[PortableSyncBatchNorm()])`.
 
-    Every `nn.BatchNorm2d` becomes a `SyncBatchNorm2d` where it stands, with its tensors, names
-    and mode; so does timm's `BatchNormAct2d`. The DDP strategies apply it before a fit and revert
-    it afterwards. `sync_batchnorm=True` must stay off, as it stands for PyTorch's own.
+    Every `nn.BatchNorm2d` becomes a `SyncBatchNorm2d` in place, keeping its tensors, names and
+    mode; so does timm's `BatchNormAct2d`. The DDP strategies apply it before a fit and revert it
+    afterwards. Leave `sync_batchnorm=True` off: it selects PyTorch's own layer.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -142,7 +142,7 @@ def _exchange(
 
 
 class _SyncBatchNormAct2d(SyncBatchNorm2d):
-    """timm's batch norm with an activation in it: put before timm's class among the bases."""
+    """Mixin for timm's batch norm with an activation: precedes timm's class among the bases."""
 
     def _finished(self, output: Tensor) -> Tensor:
         found: Tensor = self.act(self.drop(output))  # type: ignore[operator]  # timm's two parts

@@ -1,4 +1,4 @@
-"""Weights fitted to a model: by name, as timm converts them, or by order and shape."""
+"""Loading a file's weights into a model: by name, by timm's conversion, or by order and shape."""
 
 import re
 from collections import Counter
@@ -12,29 +12,29 @@ from xray_lightning.errors import UserError, printable
 from xray_lightning.models.weights_file import TORCHXRAYVISION, Weights
 from xray_lightning.terminal import counted
 
-LEAST_SHARE = 0.9  # of the backbone's numbers that a file must hold
-MOST_NAMED = 3  # keys that an error line names before it only counts
+LEAST_SHARE = 0.9  # of the backbone's values that a file must provide
+MOST_NAMED = 3  # keys that a message names; it counts the others
 
 # torchvision's DenseNet files still say "norm.1" where its modules say "norm1"
 # (torchvision/models/densenet.py, _load_state_dict).
 _OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 _COUNTER = ".num_batches_tracked"  # of batch norms; files from before PyTorch 0.4.1 have none
-# torchxrayvision's models take pixels from -1024 to 1024: data.normalize=symmetric, times this.
+# torchxrayvision's pixels range from -1024 to 1024: data.normalize=symmetric times this factor.
 TORCHXRAYVISION_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What a model has taken over from a file, in tensors and in numbers.
+    """What was loaded into a model from files, counted in tensors and in values.
 
     Attributes:
-        how: in which way names were matched.
-        fits, left, new: of the model from the file, of the file not used, of the model drawn
-            afresh: (tensors, numbers).
-        left_first, new_first: names of the first of those.
-        findings: whose rows of the last layer were taken over.
-        seen: as of `Weights`.
-        trained_on: data set and SHA-256 of the split of each checkpoint of this project.
+        how: how names were matched.
+        fits, left, new: (tensors, values) that were loaded; that the files have and were not used;
+            that the model has and were not loaded.
+        left_first, new_first: the first few names of `left` and `new`.
+        findings: those whose rows of the last layer were loaded.
+        seen: as in `Weights`.
+        trained_on: data set and split's SHA-256 of each file that is a checkpoint of this project.
         normalize: the only `data.normalize` that suits the weights; None for any.
     """
 
@@ -62,19 +62,19 @@ def take_over(
     head: str,
     findings: Sequence[str] | None = None,
 ) -> TakenOver:
-    """Load what fits of files' weights into a model.
+    """Load the weights of files into a model, as far as they fit.
 
-    Names are matched as they stand, without the prefix of a wrapper, as timm converts other
-    projects' files, or else by order: the same kinds and shapes of tensors one after another. A
-    model that wraps networks says in `inner_prefixes` what stands before each one's own names.
+    Tensors are matched by name (a wrapper's prefix is ignored), by name after timm's conversion of
+    other projects' files, or by order if their kinds and shapes agree one by one; the way that
+    matches most is taken. A model that wraps networks has `inner_prefixes`: each one's prefix.
 
     Args:
-        files: one of the whole model, or one for each of its networks.
-        head: name of the last part of the model, whose outputs are the findings.
-        findings: their names, to take over rows of a head that has others, too.
+        files: one for the whole model, or one for each of its networks.
+        head: prefix of the last part of the model, whose outputs are the findings.
+        findings: the model's, to load their rows from a head that has other findings, too.
 
     Raises:
-        UserError: a file holds less than `LEAST_SHARE` of the numbers below the head, or there
+        UserError: a file holds less than `LEAST_SHARE` of the values below the head, or there
             are not as many files as networks.
     """
     own = model.state_dict()
@@ -153,9 +153,9 @@ def _check_share(
 def _matched(
     model: nn.Module, own: Found, trunk: Found, given: Found, prefixes: Sequence[str]
 ) -> tuple[Found, str, dict[str, str]]:
-    """The file's tensors by the model's names, the way that fits best, and each one's name there.
+    """The file's tensors by the model's names, how they were matched, and their names in the file.
 
-    The names are empty where a conversion has changed them.
+    A tensor whose name a conversion has changed is not among the names in the file.
     """
     ways: list[tuple[Found, str, dict[str, str]]] = []
     for inner in dict.fromkeys(prefixes):
@@ -175,7 +175,7 @@ def _matched(
 
 
 def _lone_head(own: Found, trunk: Found, given: Found, prefix: str) -> dict[str, str]:
-    """The last layer of a head with dropout, `fc.1.weight`, is `fc.weight` in one without."""
+    """Match `fc.1.weight`, the last layer of a head with dropout, to `fc.weight` without it."""
     heads = [key for key in own if key not in trunk]
     lone = {key: prefix + re.sub(r"\.\d+\.(\w+)$", r".\1", key) for key in heads}
     same = len(heads) == 2 and all(name in given for name in lone.values())
@@ -202,7 +202,7 @@ def _prefix(names: Iterable[str], own: Container[str]) -> str:
 def _converted(
     model: nn.Module, own: Found, given: Found, *, prefix: str, inner: str
 ) -> Iterator[tuple[Found, str, dict[str, str]]]:
-    """As the network's own module in timm converts other projects' files and other image sizes."""
+    """Match after timm's conversion of other projects' files and image sizes to this network."""
     network = model.get_submodule(inner.rstrip("."))
     convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
     if convert is None:
@@ -210,7 +210,7 @@ def _converted(
     bare = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
     try:
         made = convert(bare, network)
-    except Exception:  # noqa: BLE001 - it takes the file for what it is not
+    except Exception:  # noqa: BLE001 - the file is of no kind that it knows
         return
     found = {inner + key: value for key, value in made.items() if inner + key in own}
     kept = {key: prefix + key.removeprefix(inner) for key in found}
@@ -220,7 +220,7 @@ def _converted(
 def _in_order(
     own: Found, trunk: Found, given: Found
 ) -> Iterator[tuple[Found, str, dict[str, str]]]:
-    """One after another, where kinds and shapes agree all through below the head."""
+    """Match by order, if the kinds and shapes of all tensors below the head agree one by one."""
     wanted = [key for key in trunk if not key.endswith(_COUNTER)]
     there = [key for key in given if not key.endswith(_COUNTER)]
     pairs = list(zip(wanted, there, strict=False))
@@ -242,7 +242,7 @@ def _fits(given: Tensor, own: Tensor) -> bool:
 
 
 def _as_stem(given: Tensor, own: Tensor) -> Tensor:
-    """Weights of a first convolution for the model's number of channels, gray being all three."""
+    """Weights of a first convolution, summed from RGB to gray or spread from gray to RGB."""
     if given.ndim != 4 or own.ndim != 4 or given.shape[1] == own.shape[1]:
         return given
     if given.shape[1] == 3 and own.shape[1] == 1:
@@ -260,7 +260,7 @@ def _rows(
     theirs: Sequence[str] | None,
     ours: Sequence[str] | None,
 ) -> tuple[Found, tuple[str, ...]]:
-    """What the head takes over, and of which findings: all, rows of the same names, or nothing."""
+    """The head's tensors to load, and their findings: all, the rows of shared ones, or none."""
     of_head = {key: value for key, value in found.items() if key.startswith(head)}
     keys = [key for key in own if key.startswith(head)]
     whole = bool(keys) and all(
@@ -297,7 +297,7 @@ def _count(some: Collection[Tensor]) -> tuple[int, int]:
 
 
 def _misfits(trunk: Found, found: Found, *, unexpected: Sequence[str]) -> str:
-    """The first few names of each fault."""
+    """The end of a message: the first few keys of each kind of mismatch."""
     faults = {
         "missing": [key for key in trunk if key not in found and not key.endswith(_COUNTER)],
         "unexpected": unexpected,

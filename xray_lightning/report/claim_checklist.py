@@ -22,7 +22,7 @@ class Item(NamedTuple):
 
     Attributes:
         answer: what the run's record says of it; None for what only an author can say.
-        section: that of the report which says more; empty for none.
+        section: the report's section with details; empty if there is none.
     """
 
     number: int
@@ -48,7 +48,7 @@ def left_to_authors(run: Run) -> str:
     return f"Only its authors can answer: {'; '.join(named)}."
 
 
-# Of data sets that are known by their names: where their labels are from.
+# Origin of the labels, for data sets that are known by their names.
 _MINED = (
     "The data set's labels, read out of radiology reports by a program (Wang et al., CVPR 2017)"
 )
@@ -59,17 +59,17 @@ _LABELS: Mapping[str, str] = {
 
 
 def _of_labels(said: str) -> Answer:
-    """Said of data sets whose labels' origin is known; of others only their authors know."""
+    """Answer with the labels' origin where it is known; None for other data sets."""
     return lambda run: said.format(_LABELS[run.data]) if run.data in _LABELS else None
 
 
 def _tested(said: Callable[[Run, Any], str]) -> Answer:
-    """Said of a run that was tested; of others, why it was not."""
+    """Answer by `said` for a run that was tested; for others, why there is no test."""
     return lambda run: wording.no_test(run) if run.test is None else said(run, run.test)
 
 
 def _trained(said: Callable[[Run], str]) -> Answer:
-    """Said of a run that has trained; a record of others' checkpoints cannot say it."""
+    """Answer by `said` for a run that has trained; for others, that no epoch was trained."""
     return lambda run: said(run) if run.history else "No epoch was trained in this run"
 
 

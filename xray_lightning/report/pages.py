@@ -100,7 +100,7 @@ def run_page(run: Run) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The configuration, with RUN for the run's folder: where that lay is nobody's business."""
+    """The configuration, with RUN in place of the run folder's path, which may be private."""
     folder = str(run.settings.get("logger.tensorboard.save_dir") or run.folder.absolute())
     return {
         key: value.replace(folder, "RUN") if isinstance(value, str) else value
@@ -128,7 +128,7 @@ def _predictions(run: Run) -> tuple[pd.DataFrame | None, str | None]:
 
 
 def _curves(run: Run, predictions: pd.DataFrame | None, missing: str | None) -> dict[str, Any]:
-    """What is drawn from the single predictions; without any, `missing` says why."""
+    """Panels drawn from the predictions of single images; without any, why, as `missing`."""
     if run.test is None or predictions is None:
         return {"missing": missing}
     cuts = {
@@ -153,7 +153,7 @@ def _curves(run: Run, predictions: pd.DataFrame | None, missing: str | None) -> 
     }
 
 
-MOST_LINES = 24  # as many are told apart by colour, style and marker
+MOST_LINES = 24  # runs that colour, style and marker can tell apart
 
 
 def runs_page(report: Report, *, paired: Sequence[Table], out: Path) -> str:
@@ -200,7 +200,7 @@ def _best_auroc(run: Run) -> float:
 
 
 def _link(run: Run, out: Path) -> str | None:
-    """What leads to the run's own page, if there is one."""
+    """URL of the run's own page relative to `out`; None if it has no page."""
     own = run.folder / PAGE
     link = os.path.relpath(own.resolve(), out.resolve()) if own.is_file() else None
     return link and quote(os.fsencode(link))

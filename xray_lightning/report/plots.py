@@ -1,6 +1,6 @@
 """Plots of the report: SVG for report.html, small enough to stand side by side, and PNG losses.
 
-Sizes of an SVG are in pixels of a narrow page: a plot is drawn no smaller, and its text with it.
+Sizes of an SVG are in pixels on a narrow page; no page shows a plot, or its text, smaller.
 """
 
 import math
@@ -63,8 +63,8 @@ def roc_curve(scores: Floats, labels: Bools) -> Curve:
 def precision_recall_curve(scores: Floats, labels: Bools) -> Curve:
     """Precision over recall at every distinct score of scores (N,), in steps.
 
-    Each precision holds back to the recall before it, so that the area below is the average
-    precision, as scikit-learn's `average_precision_score`.
+    Each precision extends back to the previous recall, so that the area under the steps is the
+    average precision, as in scikit-learn's `average_precision_score`.
 
     Raises:
         ValueError: no label is positive.
@@ -78,10 +78,10 @@ def precision_recall_curve(scores: Floats, labels: Bools) -> Curve:
 
 
 def _counts(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
-    """Positives, and images, at or above each distinct score, from the highest down."""
+    """Numbers of positives and of images at or above each distinct score, highest score first."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
-    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)  # of each run of ties
+    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)  # of each group of ties
     return np.cumsum(labels[order])[last].astype(np.float64), (last + 1).astype(np.float64)
 
 
@@ -107,7 +107,7 @@ def _kept(curve: Curve, tolerance: float) -> Bools:
         first, last = pending.pop()
         if last - first < 2:
             continue
-        # From the line segment that joins the two.
+        # Distances of the points between them from the line segment that joins the two.
         x, y = (values[first + 1 : last] - values[first] for values in (curve.x, curve.y))
         dx, dy = curve.x[last] - curve.x[first], curve.y[last] - curve.y[first]
         length = dx * dx + dy * dy
@@ -123,7 +123,7 @@ def _kept(curve: Curve, tolerance: float) -> Bools:
 
 SMALL = (160, 160)  # two of them side by side on a phone
 WIDE = 336  # one on a phone
-FEWEST = 5  # images in a bin of a reliability curve that is drawn
+FEWEST = 5  # images that a bin of a reliability curve needs to be plotted
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LONGEST_ROW_LABEL = 20  # characters beside a forest plot
@@ -131,7 +131,7 @@ _LONGEST_ROW_LABEL = 20  # characters beside a forest plot
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot by epoch; `number` is that of its colour, style and marker, from 0."""
+    """One line of a plot by epoch; `number`, from 0, selects its colour, style and marker."""
 
     number: int
     epochs: Sequence[int]
@@ -140,7 +140,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One row of a forest plot: a value, its interval, and what stands at both sides of it."""
+    """One row of a forest plot: a value, its interval, a label (left) and a remark (right)."""
 
     label: str
     value: float
@@ -162,7 +162,7 @@ def curve_plot(
 
     Args:
         labels: of both axes.
-        chance: height of the line of chance on the left and on the right.
+        chance: y of the line of chance at x = 0 and at x = 1.
         point: operating point, shown as a dot.
         name, text: see `inline`.
     """
@@ -178,7 +178,7 @@ def curve_plot(
 
 @dataclass(frozen=True)
 class NetBenefit:
-    """Net benefit by threshold, with the ends of its intervals; `useful` is where it beats both."""
+    """Net benefit by threshold with intervals; over `useful` it beats acting on all and none."""
 
     thresholds: Sequence[float]
     model: Sequence[float]
@@ -188,7 +188,7 @@ class NetBenefit:
 
 
 def decision_plot(curve: NetBenefit, *, name: str, text: str) -> Markup:
-    """Net benefit over the threshold, its interval, and that of acting on all and on none."""
+    """Net benefit of the model over the threshold, with interval, beside acting on all and none."""
     known = [(pt, *ends) for pt, ends in zip(curve.thresholds, curve.ends, strict=True) if ends]
     top = max([*curve.model, *curve.treat_all, *(high for _, _, high in known), 1e-6])
     with drawing():
@@ -220,9 +220,9 @@ def decision_plot(curve: NetBenefit, *, name: str, text: str) -> Markup:
 def reliability_plot(
     raw: Sequence[Bin], calibrated: Sequence[Bin] | None, *, name: str, text: str
 ) -> Markup:
-    """What share was positive at each probability; the larger the marker, the more images.
+    """Share of positives by predicted probability; a larger marker stands for more images.
 
-    Bins of fewer than `FEWEST` images are left out: their share is hardly more than a coin's.
+    Bins with fewer than `FEWEST` images are too noisy to plot, unless there are no others.
     """
     drawn = [
         [b for b in bins if b.images >= FEWEST] or list(bins) for bins in (raw, calibrated or ())
@@ -267,7 +267,8 @@ def epoch_plot(lines: Sequence[Line], *, best: int | None, name: str, text: str)
             )
         values = [value for line in lines for value in line.values]
         if min(values) == max(values) > 0:
-            axes.set_ylim(0, 1.5 * max(values))  # else a constant looks like what it is not
+            # Start the y axis at 0 for a constant series; autoscaling would exaggerate it.
+            axes.set_ylim(0, 1.5 * max(values))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         axes.set_xlim(left=max(0.5, axes.get_xlim()[0]))
@@ -338,7 +339,7 @@ def forest_plot(
 
 
 def bar_plot(parts: Sequence[tuple[int, float]], *, xlabel: str, name: str, text: str) -> Markup:
-    """One bar of parts that follow each other, each with the number of its colour, from 0."""
+    """One stacked bar of `parts`, each the number of its colour, from 0, and its length."""
     with drawing():
         figure, axes = _figure((WIDE, 72), left=8, right=14, bottom=34, top=4)
         axes.grid(axis="y", visible=False)
@@ -368,7 +369,7 @@ def _unit_square(xlabel: str, ylabel: str, *, end: float = 1.0) -> tuple[Figure,
 def _figure(
     size: tuple[int, int], *, left: int, right: int, bottom: int, top: int
 ) -> tuple[Figure, Axes]:
-    """A figure of so many pixels and the axes that leave so many on each side."""
+    """A figure of `size` pixels, and its axes with the given margins in pixels."""
     width, height = size
     figure = Figure(figsize=(width / POINTS, height / POINTS))
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)

@@ -41,12 +41,12 @@ class Share:
     number: int
 
 
-SHORTEST = 0.05  # seconds; less is shown as 0.0
+SHORTEST = 0.05  # seconds; shorter parts are left out, as they would show as 0.0
 BY = {"sex": "Sex", "age": "Age in years", "view": "View", "visit": "Visit"}
 
 
 def findings_panel(test: TestMetrics) -> Markup | None:
-    """The AUROC of each finding with its interval; None where there is none at all."""
+    """Forest plot of each finding's AUROC with its interval; None if no finding has one."""
     rows = [
         plots.Estimate(readable(row.finding), row.auroc, row.auroc_ci95, decimal(row.auroc))
         for row in test.finding_rows
@@ -129,7 +129,7 @@ def decision_panels(test: TestMetrics) -> list[Panel]:
 
 
 def calibration_panels(test: TestMetrics) -> list[Panel]:
-    """The reliability diagrams: raw, and calibrated beside it where there is one."""
+    """The reliability diagrams by finding: raw, and calibrated in the same plot, if fitted."""
     panels = []
     for number, row in enumerate(test.finding_rows):
         title, after = readable(row.finding), row.calibrated
@@ -179,14 +179,14 @@ def subgroup_panel(test: TestMetrics) -> Markup | None:
 
 
 def _label(group: Subgroup) -> str:
-    """The group's name where its heading is not above it: "age 0-17", "PA view"."""
+    """A group's name that is clear without a heading: "age 0-17", "PA view"."""
     if group.by == "view":
         return f"{group.group} view"
     return group.group if group.by in ("sex", "visit") else f"{group.by} {group.group}"
 
 
 def grouped(groups: Sequence[Subgroup]) -> list[tuple[str, list[Subgroup]]]:
-    """The groups by what they are formed by, under its heading."""
+    """The groups of each attribute under its heading: [("Sex", [...]), ...]."""
     return [
         (BY.get(by, by), list(together)) for by, together in groupby(groups, key=lambda g: g.by)
     ]
@@ -251,12 +251,12 @@ def time_panel(shares: Sequence[Share]) -> Markup | None:
     return plots.bar_plot(parts, xlabel=unit, name="time", text=text)
 
 
-MOST = 6  # of each kind
+MOST = 6  # mistakes of each kind, false alarms and missed findings
 MOST_PER_FINDING = 2  # so that one finding does not fill all places
 SIDE = 224  # pixels of a picture's longer side
 _QUALITY = 80  # of its JPEG
-_LEAST = 1e-7  # probabilities nearer to 0 or 1 are told apart by rounding alone
-_ANCESTORS = 4  # folders above the run's that its relative data.root may be meant from
+_LEAST = 1e-7  # probabilities nearer to 0 or 1 differ by rounding alone
+_ANCESTORS = 4  # parents of the run folder that a relative data.root is looked up in
 
 
 @dataclass(frozen=True)
@@ -264,9 +264,9 @@ class Mistake:
     """One image that was called wrongly for one finding.
 
     Attributes:
-        times: how many times the odds of the probability are those of the threshold, or the
-            other way round for a finding that was missed; at least 1.
-        picture: a data URI; None with the `reason`.
+        times: odds of the probability over odds of the threshold, or the inverse for a missed
+            finding; at least 1.
+        picture: a data URI; None if `reason` says why there is none.
     """
 
     image: str
@@ -283,10 +283,11 @@ def most_confident(
 ) -> list[Mistake]:
     """The false alarms, or the missed findings, that the model was surest of.
 
-    Probabilities of a rare and of a common finding do not compare, nor do their distances from
-    two thresholds. So mistakes are ordered by odds: those of the probability over those of the
-    finding's own threshold, which is what the model has added to the evidence that would just
-    have been enough. An image is taken once, a finding at most twice.
+    Probabilities of a rare and of a common finding are not comparable, nor are their distances
+    from different thresholds. So mistakes are ordered by an odds ratio: the odds of the
+    probability over those of the finding's own threshold (or the inverse, for missed findings),
+    i.e. how far the evidence lies beyond the threshold. Each image is taken at most once, each
+    finding at most twice.
 
     Args:
         predictions: see `Evaluator`.
@@ -299,7 +300,7 @@ def most_confident(
         present = predictions[f"label_{finding}"].to_numpy() == 1
         wrong = np.flatnonzero(present & (scores < cut) if missed else ~present & (scores >= cut))
         sure = np.abs(_log_odds(scores[wrong]) - _log_odds(np.array(cut)))
-        # More than could be shown, as some images may be taken by another finding.
+        # More than are shown, as some of the images may be taken by another finding.
         for place in np.argsort(-sure, kind="stable")[: MOST + MOST_PER_FINDING]:
             image = str(predictions["image"].iloc[wrong[place]])
             score, times = float(scores[wrong[place]]), float(np.exp(sure[place]))
@@ -327,8 +328,8 @@ def with_pictures(
 
     Args:
         root: the folder of the images, as the run's configuration names it.
-        run_folder: a relative root is looked for here and in the folders above, too: a run lies
-            below the folder that it was started in.
+        run_folder: a relative root is also looked up in this folder and those above it, since a
+            run lies below the working directory that it was started in.
     """
     above = [run_folder.resolve(), *run_folder.resolve().parents][: _ANCESTORS + 1]
     places = (Path(root), *(folder / root for folder in above)) if root else ()
@@ -343,7 +344,7 @@ def with_pictures(
 
 
 def _inside(image: str) -> bool:
-    """Whether a name leads to no place outside of the folder that it is looked for in."""
+    """Whether a relative path stays within the folder that it is looked up in."""
     path = PurePosixPath(image)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

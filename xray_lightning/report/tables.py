@@ -1,4 +1,4 @@
-"""Tables of the report: the paper's two with ours beside, summary, seeds, published, paired."""
+"""Tables of the report: the paper's two beside ours, runs, seeds, published, paired differences."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -63,7 +63,7 @@ def _estimate(
 
 def of_paper(run: Run) -> bool:
     """Whether the run is a row of the paper's study."""
-    of_its_findings = set(run.findings) in (set(), set(FINDINGS))  # none known: not read yet
+    of_its_findings = set(run.findings) in (set(), set(FINDINGS))  # empty: data not yet read
     return run.paper_row in {row.row for row in PAPER_ROWS} and of_its_findings
 
 
@@ -135,7 +135,7 @@ def _beside(runs: Sequence[Run]) -> list[tuple[PaperRow, Run | None]]:
 
 
 def _ours(paper: PaperRow, run: Run | None, value: str) -> Cell:
-    """Our value, and beneath it what keeps it from being the paper's row."""
+    """Our value, and below it what differs from the paper's row: status, accelerator."""
     if run is None:
         return ("not run",)
     if run.status == "skipped":
@@ -290,7 +290,7 @@ def paired_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _against_first(runs: Sequence[Run]) -> tuple[list[Row], list[tuple[Run, str]]]:
-    """The rows of runs on one split against the first that has predictions, and who has none."""
+    """Rows of runs minus the first with predictions, on one split; runs left out, with reasons."""
     rows: list[Row] = []
     left_out = []
     first: tuple[Run, pd.DataFrame] | None = None

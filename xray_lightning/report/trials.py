@@ -1,4 +1,4 @@
-"""Trials of a sweep: their table, what mattered, the best one's command, and its optimism."""
+"""Trials of a sweep: table, importance of parameters, best trial's command, and its optimism."""
 
 import shlex
 from collections import Counter
@@ -26,9 +26,9 @@ from xray_lightning.terminal import (
 )
 
 MOST_TRIALS = 50  # in the table: the best ones
-FEWEST = 5  # trials that an importance may be of
-BEST = 5  # as many trials, at least, are to be set apart from the others
-MOST_COLUMNS = 5  # of parameters, before they share one
+FEWEST = 5  # finished trials from which importance is estimated
+BEST = 5  # least number of trials that count as the best for importance, as Optuna advises
+MOST_COLUMNS = 5  # of parameters; if there are more, they share one column
 PREDICTIONS = predictions_name("val")
 
 
@@ -38,8 +38,8 @@ class SweepReport:
 
     Attributes:
         best: the finished trial with the highest validation macro AUROC.
-        importance: share of each parameter, the greatest first; empty with `why_none`.
-        selected: the best trial's run, which alone shows its test.
+        importance: share of each parameter, largest first; empty if `why_no_importance` is set.
+        selected: the best trial's run, the only one whose test the summary shows.
     """
 
     folder: Path
@@ -54,12 +54,12 @@ class SweepReport:
 
     @property
     def is_search(self) -> bool:
-        """Whether trials were drawn by what earlier ones had reached."""
+        """Whether Optuna sampled the trials, depending on the results of earlier ones."""
         return self.sweep.kind == "optuna"
 
     @property
     def command(self) -> str | None:
-        """What trains the best trial again, to be pasted into a shell."""
+        """Shell command that trains the best trial again; None if no trial has finished."""
         if self.best is None:
             return None
         return shlex.join(["python", "train.py", *self.best.given])
@@ -70,7 +70,7 @@ class SweepReport:
 
 
 def read_sweep(folder: Path, runs: Sequence[Run]) -> SweepReport | None:
-    """The sweep of a folder; None where it is none, or the paper's study, which has its tables.
+    """The sweep of a folder; None if there is none, or for the paper's study, with its own tables.
 
     Args:
         runs: those of the folder that can be read.
@@ -98,7 +98,7 @@ def read_sweep(folder: Path, runs: Sequence[Run]) -> SweepReport | None:
 
 
 def _value(trial: Trial) -> float | None:
-    """What a trial is chosen by; a pruned one is not chosen."""
+    """A finished trial's validation macro AUROC; None for others, which cannot be chosen."""
     return trial.outcome.value if trial.outcome.status == "finished" else None
 
 
@@ -120,7 +120,7 @@ def _optimism(finished: Sequence[Trial], best: Trial) -> tuple[Optimism | None, 
 
 
 def _importance(sweep: Sweep, finished: Sequence[Trial]) -> tuple[dict[str, float], str | None]:
-    """By PED-ANOVA, Optuna's default: what sets the best trials apart from the others."""
+    """Importance of the parameters by PED-ANOVA, Optuna's default, or the reason for none."""
     if len(finished) < FEWEST:
         return {}, f"it takes at least {FEWEST} finished trials"
     values = {key: {one.overrides[key] for one in finished} for key in _keys(sweep, finished)}
@@ -154,7 +154,7 @@ def _importance(sweep: Sweep, finished: Sequence[Trial]) -> tuple[dict[str, floa
 
 
 def _best_share(trials: int) -> float:
-    """The best tenth, or more where that were fewer than Optuna advises; at most a half."""
+    """Share of trials that count as best: a tenth, or more to have `BEST` of them; at most half."""
     return min(0.5, max(0.1, BEST / trials))
 
 
@@ -169,7 +169,7 @@ def _distribution(written: str | None, values: Sequence[str]) -> Any:
 
 
 def _parameter(text: str, kind: Any) -> Any:
-    """An override's value as its distribution has it: rounded text must not leave the range."""
+    """An override's value for its distribution, clipped in case rounding moved it out of range."""
     if hasattr(kind, "choices"):
         return text
     number = min(max(float(text), kind.low), kind.high)

@@ -17,7 +17,7 @@ from xray_lightning.terminal import (
 def in_short(test: TestMetrics) -> list[tuple[str, str]]:
     """Sentences that sum a run up, each with the section that says more.
 
-    What is said as an alert above them is not said again.
+    Sentences that the page shows as alerts above them are left out.
     """
     said = [
         (wording.metadata(test) if wording.beats_metadata(test) else "", "metadata"),
@@ -83,7 +83,7 @@ def _probabilities(test: TestMetrics) -> str:
 
 
 def gains_table(test: TestMetrics) -> Table | None:
-    """Of each finding: the model, metadata, and both; None where metadata were not looked at."""
+    """AUROC of the model, metadata and both by finding; None without a metadata baseline."""
     rows = [
         (
             readable(row.finding),

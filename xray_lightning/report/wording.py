@@ -23,7 +23,7 @@ def label_of(run: Run) -> str:
 
 
 def state(run: Run) -> str:
-    """ "skipped: needs CUDA" in full, as it is short; of others the status, with a note below."""
+    """The status; of a skipped run also the reason, as it is short: "skipped: needs CUDA"."""
     return _state_and_reason(run) if run.status == "skipped" else run.status
 
 
@@ -41,22 +41,22 @@ def state_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def baseline_note(runs: Sequence[Run]) -> list[str]:
-    """The sentence for runs whose label accuracy says nothing, or no sentence."""
+    """A note on runs whose label accuracy does not beat always "no finding"; else empty."""
     said = f": {NO_BETTER}."
     return grouped([(run, said) for run in runs if run.test and not beats_baseline(run.test)])
 
 
 def metadata_note(runs: Sequence[Run]) -> list[str]:
-    """The sentence for runs whose images have added nothing to metadata, or no sentence."""
+    """A note on runs whose images are not shown to add to metadata; else empty."""
     said = ": that its images add anything to view, age, sex and follow-up cannot be shown."
     return grouped([(run, said) for run in runs if run.test and not beats_metadata(run.test)])
 
 
 def beats_baseline(test: TestMetrics) -> bool:
-    """Whether label accuracy is above that of always answering "no finding", if both are known."""
+    """Whether label accuracy beats always answering "no finding"; True if either is unknown."""
     if test.label_accuracy is None or test.always_negative_accuracy is None:
         return True  # nothing to say
-    # Two ways to sum the same labels may differ in the last bit; one label makes more than that.
+    # Different orders of summation may differ in the last bit; one label changes far more.
     return test.label_accuracy > test.always_negative_accuracy + 1e-12
 
 
@@ -83,7 +83,7 @@ def data_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def source_notes(runs: Sequence[Run]) -> list[str]:
-    """What data the runs are of, and whether these are the paper's."""
+    """Notes on which data the runs used, and whether these are the paper's."""
     sources = sorted({f"{run.data}, split {run.split}" for run in runs if run.data})
     images = sorted({run.test.images for run in runs if run.test})
     tested = f", {' / '.join(map(str, images))} test images" if images else ""
@@ -94,7 +94,7 @@ def source_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def grouped(said: Sequence[tuple[Run, str]]) -> list[str]:
-    """One sentence for all runs of which the same is said: "Row 2 and Row 3 skipped: ..."."""
+    """One sentence per distinct remark, naming all its runs: "Row 2 and Row 3 skipped: ..."."""
     labels = said_alike((label_of(run), sentence) for run, sentence in said)
     return [
         " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) + sentence
@@ -103,7 +103,7 @@ def grouped(said: Sequence[tuple[Run, str]]) -> list[str]:
 
 
 def on_published_split(run: Run) -> bool:
-    """Whether the run was tested on what the published figures of the official split are of."""
+    """Whether the run was tested on NIH's official test list, as the published figures were."""
     official = (run.data, run.split) == ("nih", "official")
     tested = run.test is not None and run.test.images == OFFICIAL_TEST_IMAGES
     return official and tested and set(run.findings) == set(FINDINGS)
@@ -153,7 +153,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def imaged(side: Side) -> str:
-    """Who is on the images of a side, in a few words; empty where that was not recorded."""
+    """Age, sex and view of a split's images in a few words; empty if not recorded."""
     who = side.demographics
     if who is None:
         return ""
@@ -170,7 +170,7 @@ def imaged(side: Side) -> str:
 
 
 def precision_cell(run: Run | None) -> Cell:
-    """What it ran in, and below it what it was asked to where that differs."""
+    """The precision that a run used, and below it the one asked for, if that differs."""
     if run is None or run.precision_used is None:
         return (NONE,)
     if run.precision_asked in (None, run.precision_used):
@@ -179,13 +179,13 @@ def precision_cell(run: Run | None) -> Cell:
 
 
 def precision_of(run: Run) -> str:
-    """The same in one line."""
+    """The content of `precision_cell` in one line."""
     used, *asked = precision_cell(run)
     return f"{used} ({asked[0]})" if asked else used
 
 
 def verdicts(test: TestMetrics) -> list[str]:
-    """The sentences for a label accuracy that says nothing, and for images that add nothing."""
+    """The warnings that apply: no gain in label accuracy, no shown gain of images over metadata."""
     said = [] if beats_baseline(test) else [f"Its {NO_BETTER}."]
     return said if beats_metadata(test) else [*said, metadata(test)]
 
@@ -202,7 +202,7 @@ def shuffled(test: TestMetrics) -> str:
 
 
 def beats_metadata(test: TestMetrics) -> bool:
-    """Whether the images have shown to add to metadata, if that is known."""
+    """Whether the images are shown to add to metadata (interval above 0); True if unknown."""
     ends = test.gain_over_metadata_macro_ci95
     return ends is None or ends[0] > 0
 
@@ -321,7 +321,7 @@ def speed(timing: Timing) -> str | None:
 
 
 def multiplicity(groups: Sequence[Subgroup]) -> str:
-    """What flags, and gaps without a flag, mean among so many gaps."""
+    """How to read flags, and gaps without a flag, given how many gaps were tested."""
     gaps = sum(ends is not None for group in groups for _, ends, _ in group.gaps)
     if not gaps:
         flagged = sum(group.flagged for group in groups)

@@ -38,7 +38,7 @@ class Report:
 
     Attributes:
         damaged: for each results.json that cannot be used, one line that names it and says why.
-        sweep: what the runs are trials of, where that is one folder.
+        sweep: the sweep whose trials the runs are; None unless one sweep folder was given.
     """
 
     runs: tuple[Run, ...]
@@ -62,18 +62,18 @@ def build_report(paths: Sequence[Path]) -> Report:
             damaged.append(printable(f"{folder / RESULTS}: {error}"))
     if not runs:
         raise UserError(f"no results left to report: {'; '.join(_first(damaged))}")
-    # Several of one name go by their folders.
+    # Runs that share a name are called by their folders.
     shared = Counter(run.name for run in runs)
     names = [run.name if shared[run.name] == 1 else run.folder.resolve().name for run in runs]
     runs = [replace(run, name=name) for run, name in zip(runs, unique(names), strict=True)]
     sweep = read_sweep(paths[0], runs) if len(paths) == 1 else None
-    # Of a search no test is shown but the chosen trial's: the table of runs has them all.
+    # In a search only the chosen trial's test may be shown; the tables of runs have all tests.
     tables = [] if sweep is not None and sweep.is_search else tables_of(runs)
     return Report(tuple(runs), (*(sweep.tables if sweep else ()), *tables), tuple(damaged), sweep)
 
 
 def damaged_line(report: Report) -> str:
-    """What was left out, in one line; nothing where nothing was."""
+    """One line on damaged results.json that were left out; empty if there are none."""
     if not report.damaged:
         return ""
     return f"Left out {len(report.damaged)} damaged {RESULTS}: {'; '.join(_first(report.damaged))}"
@@ -96,7 +96,7 @@ def unique(names: Sequence[str]) -> list[str]:
 def markdown(
     report: Report, *, figures: Sequence[tuple[str, str]], further: Sequence[Table] = ()
 ) -> str:
-    """The whole text.
+    """The whole report as Markdown.
 
     Args:
         figures: caption and file name of each, under figures/.
@@ -139,10 +139,10 @@ def write_run_report(folder: Path) -> Path:
 
 
 def write_report(report: Report, out: Path | None = None) -> Path:
-    """Write report.html, report.md and its figures/, each beside its place and renamed.
+    """Write report.html, report.md and its figures/, each file atomically.
 
     Args:
-        out: the folder; by default the run's own, or `report` above several runs.
+        out: the folder; by default the run's own, or `report` in the folder above several.
 
     Returns:
         The path of report.html.
@@ -200,7 +200,7 @@ def _write_figures(report: Report, folder: Path) -> list[tuple[str, str]]:
 
 
 def _told(out: Path) -> AbstractContextManager[None]:
-    """Tell in one line that a folder cannot be written to."""
+    """Turn an OSError in the block, from writing to a folder, into a one-line error."""
     return told_if_unwritable(
         f"cannot write the report to {out}", advice="give another folder with --out"
     )

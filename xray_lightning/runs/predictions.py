@@ -73,12 +73,12 @@ def write_predictions(folder: Path, predictions: pd.DataFrame, *, side: str) -> 
     write_atomically(folder / predictions_name(side), csv_of(predictions))
 
 
-# With few patients in a class resampling sees too little of what might have been drawn. Simulated
-# (400 patients, true AUROC 0.69), the 95 % interval of AUROC holds the truth in 50 % of the cases
-# with 2 positive patients, 73 % with 3, 86 % with 5, 92 % with 10 and 94 % with 20.
+# With few patients in a class, bootstrap intervals are too narrow. Simulated (400 patients, true
+# AUROC 0.69), the 95 % interval of AUROC contains the true value in 50 % of the cases with 2
+# positive patients, 73 % with 3, 86 % with 5, 92 % with 10 and 94 % with 20.
 ENOUGH_PATIENTS = 10
-# An average over findings is steadier. Still, a class held by one patient never varies among the
-# resamples that hold it.
+# An average over findings varies less, so that fewer patients per class are enough. But a class of
+# one patient is the same in all resamples that contain it.
 SEVERAL_PATIENTS = 2
 
 
@@ -171,7 +171,7 @@ def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
     """The findings F of the columns prob_F, in their order; each needs a column label_F.
 
     Raises:
-        UserError: names what lacks, and what the columns are of.
+        UserError: a column is missing, or there is no finding; the message begins with `what`.
     """
     names = [str(column) for column in columns]
     by_kind = [
@@ -193,11 +193,11 @@ def findings_of(columns: Iterable[object], *, what: str) -> tuple[str, ...]:
 def _probabilities_and_labels(
     table: pd.DataFrame, findings: Sequence[str], *, what: str, outcome: str
 ) -> tuple[Floats, Bools]:
-    """Check both arrays of a table, shape (N, findings).
+    """Probabilities and labels of a table, checked, each of shape (N, findings).
 
     Args:
         what: begins each message.
-        outcome: what comes of it where a probability is none.
+        outcome: the consequence of an invalid probability, which ends its message.
 
     Raises:
         UserError: text for a number, or a label other than 0 and 1.
@@ -285,7 +285,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _further_titles(titles: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """The titles that are none of those that are known, as far as they can be told apart."""
+    """The titles that are not `known`, without empty and repeated ones (as `folded`)."""
     counts = Counter(map(folded, titles))
     taken = set(map(folded, known))
     return tuple(t for t in titles if folded(t) not in taken | {""} and counts[folded(t)] == 1)
@@ -299,18 +299,18 @@ def _numbers(
     *,
     optional: bool = False,
 ) -> pd.Series:
-    """Text as float64, once all of it is allowed; NaN where an `optional` cell is empty.
+    """A column of text as float64, checked by `allowed`; NaN if an `optional` cell is empty.
 
     Underscores and hexadecimals are no numbers here.
     """
     numbers = pd.to_numeric(cells[name], errors="coerce").astype(np.float64)
-    bad = ~allowed(numbers)  # NaN is
+    bad = ~allowed(numbers)  # NaN is bad
     _refuse(cells, name, bad & (cells[name] != "") if optional else bad, fault)
     return numbers
 
 
 def _refuse(cells: pd.DataFrame, name: str, bad: pd.Series, fault: str) -> None:
-    """Refuse a column of which some cells are bad, by the first of them."""
+    """Raise an error that names the first bad cell of a column, if any is bad."""
     if bad.any():
         first, more = int(np.argmax(bad)), int(bad.sum()) - 1
         further = f" (and {more:,} more)" if more else ""
@@ -339,9 +339,9 @@ SAME_SCORE = "all validation images have the same score"
 def validation_arrays(
     predictions: pd.DataFrame, *, purpose: str
 ) -> tuple[tuple[str, ...], Floats, Bools]:
-    """Arrays of a table whose `split` is "val" in every row, and of no other.
+    """Arrays of a table of validation predictions: its `split` must be "val" in every row.
 
-    What is fitted must not have seen the test images, and was not trained on these.
+    What is fitted on them must be independent of the test images and of the training images.
 
     Args:
         predictions: one row per image with columns `split`, and for each finding
@@ -374,7 +374,7 @@ def validation_arrays(
 
 
 def one_class(labels: Bools, what: str = "image") -> str | None:
-    """Why labels (N,) tell nothing: all are of one class; None where both classes are there."""
+    """The reason if labels (N,) are all of one class; None if both classes are there."""
     if not labels.any():
         return f"no {what} has the finding"
     return f"every {what} has the finding" if labels.all() else None

@@ -24,12 +24,12 @@ def images_add(
     combined: float | None = None,
     combined_ci95: Sequence[float] | None = None,
 ) -> str | None:
-    """What the images have added to metadata in macro AUROC; None where it is not known.
+    """A sentence on what the images add to metadata in macro AUROC; None if it is not known.
 
     Args:
-        metadata: what metadata alone reach.
-        gain: of the model over it.
-        combined: gain of metadata and the model together, where that is known.
+        metadata: macro AUROC of metadata alone.
+        gain: macro AUROC of the model minus that of metadata.
+        combined: the same gain of metadata and model together; None if it is not known.
     """
     if metadata is None or gain is None:
         return None
@@ -59,7 +59,7 @@ def shuffled_reach(auroc: float | None, ci95: Sequence[float] | None) -> str:
     )
 
 
-# What `images_add` takes, of the figures over all findings.
+# The keys of the metrics over all findings that `images_add` takes, in its order.
 IMAGES_ADD = (
     "metadata_auroc_macro",
     *("gain_over_metadata_macro", "gain_over_metadata_macro_ci95"),
@@ -67,7 +67,7 @@ IMAGES_ADD = (
 )
 
 
-# The gaps of a group: what each is of, its key, and that of the smallest that could be shown.
+# The gaps of a group, by score: the keys of the gap and of the smallest one that would show.
 GAPS = {
     "AUROC": ("gap", "smallest_gap"),
     "sensitivity": ("sensitivity_gap", "smallest_sensitivity_gap"),
@@ -76,7 +76,7 @@ GAPS = {
 
 
 def subgroups_said(groups: Sequence[Mapping[str, Any]]) -> str | None:
-    """Which groups stand apart from all others, or that none does; None without any interval.
+    """A sentence on the flagged groups, or that there are none; None without any interval.
 
     Args:
         groups: as `subgroups` of the metrics.

@@ -1,7 +1,8 @@
-"""Sweep folder: sweep.json, what was asked for, and the trials that its run folders hold.
+"""Sweep folder: sweep.json, the sweep's request, and a run folder for each trial.
 
-A trial is the run folder `<number>_<name>`. Whether it is done stands in its own results.json and
-nowhere else, so that a kill can leave no two answers. `Claims` tells several workers apart.
+A trial is the run folder `<number>_<name>`. Its status is stored in its own results.json alone, so
+that a killed process cannot leave contradicting records. With `Claims`, no two workers run the same
+trial.
 """
 
 import json
@@ -23,20 +24,20 @@ LOCKS = ".locks"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 PRUNED = "pruned"  # the status of a run that Optuna has ended early
 FINAL = ("finished", "failed", "skipped", PRUNED)
-# Of a job's overrides: how the sweep conducts it, not what the trial is.
+# Overrides of a job by which the sweep controls it; they do not define the trial.
 CONDUCT = ("resume", "callbacks.pruning")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was asked for, as sweep.json keeps it.
+    """The request of a sweep, as stored in sweep.json.
 
     Attributes:
-        trials: how many.
+        trials: number of trials.
         fixed: the overrides that all of them share.
-        space: what each parameter may be, as it was written.
+        space: the values of each parameter, as the user wrote them.
         distributions: the same as Optuna's JSON; empty for a grid.
-        study, storage: of Optuna; None for a grid.
+        study, storage: Optuna's study name and database; None for a grid.
     """
 
     kind: Literal["optuna", "grid"]
@@ -50,7 +51,7 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> "Sweep | None":
-        """The folder's; None where it is no sweep's, or cannot be read."""
+        """Read a folder's sweep.json; None if it is missing or cannot be read."""
         try:
             content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
             known = {field.name: content[field.name] for field in fields(cls)}
@@ -59,7 +60,7 @@ class Sweep:
             return None
 
     def write(self, folder: Path) -> None:
-        """Keep it in the folder.
+        """Write sweep.json into the folder.
 
         Raises:
             UserError: the folder cannot be written.
@@ -74,10 +75,10 @@ class Sweep:
             ) from error
 
     def refuse_another(self, folder: Path) -> None:
-        """Refuse a folder in which other trials were asked for than these.
+        """Refuse a folder that holds another sweep.
 
         Raises:
-            UserError: the first difference, but for where and how the trials run.
+            UserError: kind, space or fixed overrides differ, other than in `FREE_KEYS`.
         """
         earlier = Sweep.read(folder)
         if earlier is None:
@@ -101,7 +102,7 @@ def by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial's run has ended.
+    """The state of a trial's run.
 
     Attributes:
         status: that of its results.json; "absent" without one.
@@ -119,7 +120,7 @@ class Outcome:
         record = RunRecord.load(folder)
         try:
             return cls._of(record.content) if record is not None else _ABSENT
-        except (KeyError, TypeError, AttributeError):  # somebody else's file
+        except (KeyError, TypeError, AttributeError):  # not a run's results.json
             return _ABSENT
 
     @classmethod
@@ -171,7 +172,7 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def overrides_of(folder: Path) -> tuple[str, ...] | None:
-    """What a run was started with; None where its folder does not say, or it is damaged."""
+    """The overrides of a run, without `CONDUCT`; None if their file is missing or damaged."""
     try:
         text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
         overrides = yaml.safe_load(text)
@@ -183,9 +184,9 @@ def overrides_of(folder: Path) -> tuple[str, ...] | None:
 
 
 class Claims:
-    """Locks of the trials that this process works on, which the kernel drops when it ends.
+    """File locks on the trials that this process works on; the kernel releases them when it ends.
 
-    So a trial that is neither done nor claimed is one whose worker was killed.
+    So a started trial that is neither done nor locked is one whose worker was killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -193,7 +194,7 @@ class Claims:
         self._held: dict[str, Any] = {}
 
     def take(self, name: str) -> bool:
-        """Whether it is ours now."""
+        """Try to lock a trial; whether this process now holds it."""
         from filelock import FileLock, Timeout  # `--help` should not wait for it
 
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ class Claims:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other worker is choosing its next trial, and keep the others waiting."""
+        """Hold the lock under which one worker at a time chooses its next trial."""
         from filelock import FileLock
 
         self._folder.mkdir(parents=True, exist_ok=True)

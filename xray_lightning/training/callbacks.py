@@ -38,22 +38,22 @@ Array = npt.NDArray[Any]
 
 
 class Throughput(Callback):
-    """Clocks of the fit, the history rows of results.json, a line an epoch, TensorBoard's rates.
+    """Timing of the fit: history rows of results.json, rates for the loggers, a log line per epoch.
 
-    `fit_images_per_second` counts everything inside fit, validation and checkpoints too;
-    `steady_images_per_second` the training steps alone, after the first few: the wait for each
-    batch, the step, and all that Lightning does around it. Nothing here waits for a GPU but at
-    the end of the warm-up and of an epoch.
+    `fit_images_per_second` is over the whole fit, including validation and checkpoints.
+    `steady_images_per_second` is over the training steps after the first `WARMUP_STEPS`: the wait
+    for each batch, the step, and Lightning's own work around it. CUDA is synchronised only at the
+    end of the warm-up and of each epoch.
     """
 
     def __init__(self, *, batch_size: int, title: str = "") -> None:
         self.batch_size = batch_size  # over all ranks
-        self._title = title  # that its lines begin with
+        self._title = title  # prefix of its log lines
         self.history: list[dict[str, Any]] = []
         self.fit_seconds = 0.0
-        self.first_step_at: float | None = None  # in time.monotonic(), as the run's start
-        self._epoch_trained = 0  # images of this epoch, also of before a resume
-        # Each: steps, images, seconds, and seconds of these spent waiting for the batch.
+        self.first_step_at: float | None = None  # time.monotonic(), like `Job.started`
+        self._epoch_trained = 0  # images of this epoch, including those before a resume
+        # Each holds: steps, images, seconds, and the seconds of these spent waiting for data.
         self._all, self._epoch, self._steady = np.zeros((3, 4))
         self._recent: deque[tuple[float, int]] = deque(maxlen=50)
 
@@ -156,7 +156,7 @@ class Throughput(Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """Over the last few steps, for the progress bar."""
+        """Rate over the last 50 steps; None before the first step."""
         seconds = sum(seconds for seconds, _ in self._recent)
         return sum(images for _, images in self._recent) / seconds if seconds else None
 
@@ -174,26 +174,26 @@ class Throughput(Callback):
 
 
 def peak_memory() -> dict[str, int | None]:
-    """The most memory that this process has had, in bytes: of the host, and of CUDA's tensors."""
+    """Peak memory of this process in bytes: on the host, and in CUDA tensors (or None)."""
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return {"host": host, "device": device}
 
 
 class FiniteLoss(Callback):
-    """Ends the run at the step whose loss is no number, before a checkpoint can hold it.
+    """Ends the run at a step whose loss is not finite, before it can reach a checkpoint.
 
     Args:
-        patience: steps in a row that may go wrong; fp16 with loss scaling skips such steps, and
-            only a long run of them is a failure.
+        patience: consecutive steps with such a loss to tolerate: in fp16, loss scaling skips these
+            steps, and only a long sequence of them is a failure.
     """
 
-    CUDA_STEPS = 20  # on a GPU the loss is looked at only so often: each look waits for the device
+    CUDA_STEPS = 20  # on a GPU, steps between two checks: each check waits for the device
 
     def __init__(self, *, patience: int = 0) -> None:
         self.patience = patience
         self.skipped = 0
-        self._bad: list[torch.Tensor] = []  # of the steps up to this one, not yet looked at
+        self._bad: list[torch.Tensor] = []  # a flag for each step since the last check
         self._step = 0
         self._in_a_row = 0
 
@@ -212,10 +212,10 @@ class FiniteLoss(Callback):
             self.look(trainer)
 
     def look(self, trainer: Trainer) -> None:
-        """Look at the losses of the last steps.
+        """Check the losses of the steps since the last check.
 
         Raises:
-            RunFailedError: too many in a row are no finite numbers.
+            RunFailedError: more than `patience` consecutive losses are not finite.
         """
         if not self._bad:
             return
@@ -233,20 +233,20 @@ class FiniteLoss(Callback):
 
 
 def figure_places(trainer: Trainer) -> list[Callable[[str, Any], object]]:
-    """What adds a figure of some name to each logger that can show one."""
+    """For each logger that can show figures, the function that adds a named figure to it."""
     places: list[Callable[[str, Any], object]] = []
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
             places.append(logger.log_figure)
         elif isinstance(logger, TensorBoardLogger):
-            places.append(logger.experiment.add_figure)  # opened here: the first to ask opens it
+            places.append(logger.experiment.add_figure)  # opens the writer, in this thread
     return places
 
 
 class InputGrid(Callback):
-    """The first training batch as images with their findings: what the model is really given.
+    """The first training batch as a figure: images as loaded, before augmentation, with findings.
 
-    It is drawn beside the training: matplotlib takes longer than many steps.
+    It is drawn in a thread beside the training: matplotlib takes longer than many steps.
     """
 
     def __init__(self) -> None:
@@ -304,8 +304,8 @@ def input_figure(images: Array, targets: Array, findings: Sequence[str] = FINDIN
 def log_hyperparameters(
     trainer: Trainer, *, config: Mapping[str, Any], metrics: Mapping[str, float | None]
 ) -> None:
-    """Put the run's choices beside its final metrics: into TensorBoard's HPARAMS tab, and into the
-    other loggers, which have the choices already, as metrics of the last step."""
+    """Log the final metrics: in TensorBoard's HPARAMS tab together with `config`; in the other
+    loggers, which already have the configuration, as metrics of the last step."""
     known = {f"test/{key}": value for key, value in metrics.items() if value is not None}
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, RunLogger):
@@ -318,8 +318,8 @@ def log_hyperparameters(
 class ImagesBar(Callback):
     """One live line: the epoch, the run's steps, images/s over all ranks, and the time left.
 
-    Lightning's own bars take several lines here, leave pieces behind when they stop, and count
-    the time that is left of an epoch alone.
+    Lightning's own bars take several lines here, leave fragments on the terminal when they stop,
+    and show only the time left in the current epoch.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -331,7 +331,7 @@ class ImagesBar(Callback):
         self._bar = live_bar()
         self._bar.add_task(title, total=steps, completed=done, rate="")
         self._bar.start()
-        # A second Ctrl-C ends the process at once; the cursor must be there then.
+        # A second Ctrl-C exits without restoring the terminal: leave the cursor visible.
         self._bar.console.show_cursor(True)
 
     def _close(self, *_: Any, **__: Any) -> None:
@@ -394,10 +394,11 @@ def _epoch(trainer: Trainer) -> str:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves into a file beside the final one, synced and renamed.
+    """Saves atomically: to a temporary file in the same folder, which is synced and renamed.
 
-    Lightning's own goes through the temporary folder: from another file system the move is a
-    copy, and a kill or a full disk during it destroys the previous checkpoint.
+    Lightning's own IO writes to the system's temporary folder and moves the file. If that is
+    another file system, the move is a copy, and a kill or a full disk during it destroys the
+    previous checkpoint.
     """
 
     def save_checkpoint(
@@ -407,17 +408,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the full state of a whole epoch, to resume from: the last one, or nearly.
+    """Saves the full training state at the end of an epoch, to resume from.
 
-    An epoch of a second is not worth a save of half a second: an epoch's end is left out where
-    saving would take more than its share of the time since the last save. The first and the last
-    epoch's are always saved. An interruption saves by itself.
+    An epoch's save is skipped while the previous save's duration is more than the share
+    `most_time` of the time since that save began, as with epochs of a second. The first and the
+    last epoch are always saved. `Interruption` saves by itself.
 
-    ModelCheckpoint would do, but its state names the folder, and a moved run folder then warns.
+    ModelCheckpoint would do, but its state names the folder, so that a moved run folder warns.
 
     Args:
         path: the file.
-        most_time: share of the run's time that saving may take; 1 saves after every epoch.
+        most_time: largest share of the time that saving may take; 1 saves after every epoch.
     """
 
     def __init__(self, path: str | Path, *, most_time: float = 0.02) -> None:
@@ -425,11 +426,11 @@ class LastCheckpoint(Checkpoint):
             raise UserError(f"callbacks.last.most_time={most_time} must be above 0, at most 1")
         self.path = Path(path)
         self.most_time = most_time
-        self._due = 0.0  # in time.monotonic()
+        self._due = 0.0  # time.monotonic() from which the next save is due
         self._kept = False
 
     def keep(self) -> None:
-        """Do not write the file at the end of this epoch: it was saved in the middle of it."""
+        """Skip the save at this epoch's end: the file holds a state saved within the epoch."""
         self._kept = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -72,8 +72,8 @@ class Job:
     """Everything that one run is made of.
 
     Attributes:
-        trainer: `Trainer` with the options of the configuration, `accelerator` and `precision`
-            as asked for among them.
+        trainer: partial `Trainer` with the options of the configuration, among them
+            `accelerator` and `precision` as the user gave them.
     """
 
     record: RunRecord
@@ -91,7 +91,7 @@ class Job:
     ckpt_path: Path | None = None
     resume: bool = False
     allow_seen_test: bool = False
-    on_lost: Callable[[Failure], None] = lambda failure: None  # leaves word of a rank that is lost
+    on_lost: Callable[[Failure], None] = lambda failure: None  # reports a failure before the exit
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,15 +101,15 @@ class Job:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that speaks and writes."""
+        """Whether this is rank 0, which logs, prints and writes the files."""
         return self.world.rank == 0
 
 
 def run(job: Job) -> str | None:
-    """Run the job's stages and fill its record; the caller settles how it ended.
+    """Run the job's stages and fill its record; the caller sets the record's final status.
 
     Returns:
-        Why the fit was ended early as a trial that is not worth its time; it is not tested.
+        Why Optuna pruned the fit, which then has no test; None if it was not pruned.
 
     Raises:
         XrayError: the run cannot start, or failed.
@@ -162,10 +162,12 @@ def _run(
     loggers: list[Logger],
     kept: list[str],
 ) -> None:
-    """Run the stages on this rank, one of those called up, as Lightning's options say.
+    """Run the stages on this rank.
 
     Args:
-        kept: warnings of the run, to be added to.
+        options: the strategy's keyword arguments of `Trainer`.
+        roll: all ranks of the job; None for a single process.
+        kept: list that warnings of the run are added to.
     """
     local_ranks, nodes = options["devices"], options.get("num_nodes", 1)
     threads = job.speed.prepare(accelerator=accelerator, local_ranks=local_ranks)
@@ -209,7 +211,7 @@ def _run(
             f"devices x num_nodes = {local_ranks} x {nodes}, but the world has {job.world.size} "
             "processes; start equally many on each host"
         )
-    # A graph holds no collective, and its gradients do not add up over steps.
+    # A step's CUDA graph supports neither collectives nor the accumulation of gradients.
     alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
     job.classifier.cuda_graph = job.speed.cuda_graph and accelerator == "cuda" and alone
     job.classifier.tta = job.judge.tta
@@ -224,7 +226,7 @@ def _run(
             tested = _test(job, trainer) if "test" in job.stages and not pruned else None
             if fresh is not None and not pruned:
                 _note(job, throughput, kept, finite.skipped)
-                interruption.checkpoint = None  # the main run's is the one to keep
+                interruption.checkpoint = None  # keep the main run's checkpoint
                 interruption.clock = None
                 epochs = trainer.current_epoch
                 _shuffled(
@@ -245,7 +247,7 @@ def _pruned(job: Job) -> str | None:
 def _watched(
     job: Job, options: Mapping[str, Any], *, accelerator: str
 ) -> Iterator[RollCall | None]:
-    """Call up all ranks, if there are several, and watch them."""
+    """Gather the roll of all ranks, if there are several, and watch them by heartbeat."""
     cluster = getattr(options.get("strategy"), "cluster_environment", None)
     if cluster is None or not isinstance(job.strategy, Distributed):
         yield None
@@ -262,7 +264,7 @@ def _watched(
 
 
 def _compare_hosts(job: Job, roll: RollCall, *, local_rank: int) -> None:
-    """Show who takes part, and have hosts compare the data that they found."""
+    """Given several hosts, show the table of ranks and check that all hosts have the same data."""
     if len(roll.hosts) > 1:
         if job.leads:
             _show(job, roll.table())
@@ -275,7 +277,7 @@ def _finite_loss(precision: str) -> FiniteLoss:
 
 
 def _clock(job: Job) -> FitClock | None:
-    """The clock of `trainer.max_time`, where there is a limit."""
+    """The timer of `trainer.max_time`; None without a limit."""
     limit = job.trainer.keywords.get("max_time")
     try:
         return None if limit is None else FitClock(limit)
@@ -286,15 +288,15 @@ def _clock(job: Job) -> FitClock | None:
 
 
 def _bars(job: Job, throughput: Throughput) -> list[Callback]:
-    # Open MPI passes a rank's output on line by line: a live bar would be swallowed.
+    # Open MPI forwards a rank's output line by line, so that a live bar would not be shown.
     live = job.world.launcher == "none" and on_terminal()
     return [ImagesBar(throughput)] if live else []
 
 
 def _trainer(job: Job, **options: Any) -> Trainer:
-    """The job's trainer with these options; what it refuses is a one-line error."""
+    """The job's trainer with these options; errors of its constructor become one-line errors."""
     try:
-        # Ours are among the callbacks: a progress bar, and a clock of max_time.
+        # Our own progress bar and timer of max_time are among the callbacks.
         return job.trainer(enable_progress_bar=False, **options, max_time=None)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {one_line(error)}") from error
@@ -325,13 +327,13 @@ def _fit(job: Job, trainer: Trainer) -> None:
         refuse_other_averaging(
             read_checkpoint(ckpt_path, findings=job.data.findings), job.callbacks
         )
-        # The folder of a run that is resumed holds its checkpoints.
+        # A resumed run's checkpoint folder always holds files; ModelCheckpoint would warn of them.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
     trainer.fit(job.classifier, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
 
 
 def _stopped_before_a_checkpoint(job: Job) -> bool:
-    """Whether a resumed run has to begin anew, as one stopped while its cache was built."""
+    """Whether the resumed run was stopped before its first checkpoint, as in building a cache."""
     later = [job.folder / "checkpoints" / LAST, job.folder / predictions_name("test")]
     if len(job.record.content["history"]) > 1 or any(path.exists() for path in later):
         return False
@@ -341,7 +343,7 @@ def _stopped_before_a_checkpoint(job: Job) -> bool:
 
 
 def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
-    """Predict, score and record; returns the test predictions on the rank that leads."""
+    """Predict, score and record; returns the test predictions on rank 0, None on the others."""
     start = perf_counter()
     ckpt_path = job.ckpt_path or job.folder / "checkpoints" / BEST
     if job.ckpt_path is not None:
@@ -354,7 +356,7 @@ def _test(job: Job, trainer: Trainer) -> pd.DataFrame | None:
                 "it was trained with"
             )
     predictions = {}
-    loggers, trainer.loggers = trainer.loggers, []  # for the curves are the epochs' scores alone
+    loggers, trainer.loggers = trainer.loggers, []  # loggers get scores of epochs only
     for side, stage in (("val", trainer.validate), ("test", trainer.test)):
         source: Any = {"datamodule": job.data, "ckpt_path": ckpt_path, "weights_only": True}
         stage(job.classifier, verbose=False, **source)
@@ -398,12 +400,12 @@ def _shuffled(
     further: Sequence[Callback],
     used: Mapping[str, Any],
 ) -> None:
-    """Train the recipe again on shuffled labels, once all of the run itself is on disk.
+    """Write the run's record, then train the recipe again on shuffled labels, and score that.
 
     Args:
-        classifier: as it was before the fit.
-        tested: the run's test predictions, on the rank that leads.
-        further: callbacks that end the fit.
+        classifier: a copy from before the fit.
+        tested: the run's test predictions on rank 0; None on the others.
+        further: the linear probe, if any, and the callbacks that end the fit.
         used: accelerator and precision.
     """
     start, seed = perf_counter(), job.record.content["seed"] or 0
@@ -434,10 +436,10 @@ def _shuffled(
 
 
 def _show(job: Job, table: RenderableType) -> None:
-    # Open MPI gives every rank a terminal, wherever its output goes: print plain text there.
+    # Open MPI gives every rank a pseudo-terminal, even into a file: print plain text there.
     console = Console(force_terminal=False if job.world.launcher == "mpi" else None)
     try:
-        with console.capture() as shown:  # Rich's own way with a broken pipe is to end the process
+        with console.capture() as shown:  # Rich itself would exit on a broken pipe
             console.print(table)
         sys.stdout.write(shown.get())
         sys.stdout.flush()
@@ -466,9 +468,9 @@ class _Recorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         job = self._job
-        if stage == "fit":  # at least once an epoch, however few its steps
+        if stage == "fit":  # log at least once an epoch, however few its steps
             steps = max(1, job.classifier.steps_an_epoch())
-            options: Any = trainer  # Lightning sets it without declaring it
+            options: Any = trainer  # Lightning does not declare log_every_n_steps
             options.log_every_n_steps = min(options.log_every_n_steps, steps)
         taken = taken_over(job.classifier.backbone) if stage == "fit" else None
         if taken is not None:
@@ -519,7 +521,7 @@ def _environment(job: Job, *, accelerator: str, precision: str, threads: int) ->
 
 
 def _note(job: Job, throughput: Throughput, warned: list[str], skipped: int) -> None:
-    """Put what the run had to say, and where its time went, into its record."""
+    """Put warnings, skipped steps, timing and peak memory into the run's record."""
     job.record.content["training"] = {"warnings": warned, "skipped_steps": skipped}
     if not job.leads:
         return

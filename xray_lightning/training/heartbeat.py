@@ -1,9 +1,9 @@
-"""Heartbeat of the ranks: rank 0 hears from each, each from rank 0, and silence ends the job.
+"""Heartbeat between rank 0 and every other rank; prolonged silence of one ends the job.
 
-A collective whose partner is stopped, or whose link is cut, waits for the process group's timeout
-and then fails in words that name nobody. Here each rank says every few seconds that it lives, in a
-datagram to rank 0, which answers. A rank that has been heard once and is then silent for too long
-is lost; rank 0 says which, to all, and every rank leaves.
+A collective whose partner is stopped or unreachable waits for the process group's timeout, and
+then fails with an error that names no rank. Here each rank sends a UDP datagram to rank 0 every few
+seconds, and rank 0 answers. A rank that was heard from once and is then silent for too long counts
+as lost; rank 0 tells all others which one it is, and every rank exits.
 """
 
 import json
@@ -27,11 +27,11 @@ from xray_lightning.training.strategies import Distributed, World, share
 
 log = logging.getLogger(__name__)
 
-BEATS = 6  # in the time after which a rank is lost: so many datagrams may go astray
-MOST_SECONDS = 5.0  # between two of them
-REPEATS = 3  # of what must arrive: a datagram may not
+BEATS = 6  # datagrams within the time after which a rank is lost: some may be dropped
+MOST_SECONDS = 5.0  # at most, between two beats
+REPEATS = 3  # copies sent of a failure message, since datagrams may be dropped
 GRACE_SECONDS = 4.0  # for a rank that was told of a failure to leave by itself
-LAST_SECONDS = 10.0  # in which a rank that leaves may try to leave word on a disk that is gone
+LAST_SECONDS = 10.0  # limit for recording the failure, which may hang on a disk that is gone
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Member:
 
 
 class Heartbeat:
-    """Watches the ranks while the `with` block runs, and tells them of an error that leaves it.
+    """Watches the ranks during the `with` block, and sends them an exception that escapes it.
 
     Args:
-        world: of this rank. Entering is a collective.
+        world: of this rank; entering the block is a collective.
         members: all ranks, in their order.
         seconds: of silence after which a rank is lost.
-        folder: of the run, to be named.
-        on_lost: leaves word of the failure where the job's end is read; the process ends then.
+        folder: the run folder, named in messages.
+        on_lost: reports and records the failure; the process exits after it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Heartbeat:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._hub: tuple[str, int] = ("", 0)
         self._token = ""
-        self._seen: dict[int, float] = {}  # time.monotonic() of each rank's last sign
+        self._seen: dict[int, float] = {}  # time.monotonic() of each rank's last datagram
         self._places: dict[int, tuple[str, int]] = {}
         self._stopped = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
@@ -100,13 +100,13 @@ class Heartbeat:
     ) -> None:
         self._stopped.set()
         if error is not None and len({member.host for member in self._members}) > 1:
-            # MPI's abort and torchrun end the ranks of this host; not, or late, those elsewhere.
+            # MPI_Abort and torchrun end this host's ranks, but others late or not at all.
             self._tell(Failure.of(error, self._world))
         self._thread.join(timeout=2 * self._interval)
         self._socket.close()
 
     def silent(self) -> str:
-        """Who has not answered for a while, for an error that came of it; empty if all have."""
+        """A message that names the ranks silent for more than 3 intervals; empty if none is."""
         now = monotonic()
         late = [rank for rank, seen in self._seen.items() if now - seen > 3 * self._interval]
         return self._words(late) if late else ""
@@ -120,10 +120,10 @@ class Heartbeat:
                 self._send({"rank": self._world.rank}, self._hub)
             self._listen(until=awake + self._interval)
             now = monotonic()
-            if now - awake > 3 * self._interval:  # this process slept itself: nobody is judged
+            if now - awake > 3 * self._interval:  # this process itself was paused: count anew
                 self._seen = dict.fromkeys(self._seen, now)
             awake = now
-            # Rank 0 speaks first, where it can.
+            # Other ranks wait longer, so that rank 0, if it is alive, is the first to report.
             limit = self._seconds + (2 * self._interval if self._world.rank else 0.0)
             lost = [rank for rank, seen in self._seen.items() if now - seen > limit]
             if lost and not self._stopped.is_set():
@@ -154,7 +154,7 @@ class Heartbeat:
         failure = message.get("failure")
         if isinstance(failure, dict):
             told = Failure(**failure)
-            if self._world.rank == 0:  # of one rank: for all
+            if self._world.rank == 0:  # from one rank: pass it on to all
                 self._tell(told)
             if not self._stopped.wait(GRACE_SECONDS):
                 self._leave(told)
@@ -197,7 +197,7 @@ def watch(
     folder: Path,
     on_lost: Callable[[Failure], None],
 ) -> Iterator[None]:
-    """A heartbeat around what the ranks do, and plain words for a collective that fails."""
+    """Run the block under a `Heartbeat`; a collective that fails becomes a plain RunFailedError."""
     if not strategy.heartbeat:
         yield
         return
@@ -213,7 +213,7 @@ def watch(
             raise RunFailedError(reason) from error
 
 
-# How Gloo, NCCL and the store that ranks meet in say that a partner is not there.
+# What errors of Gloo, NCCL and the rendezvous store (TCPStore) say when a rank is gone.
 _COLLECTIVE = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|TCPStore", re.DOTALL
 )
@@ -227,5 +227,5 @@ def _reason(said: str, heartbeat: Heartbeat, *, timeout: float) -> str:
             f"a rank did not join the others within strategy.timeout={timeout:g} s, although all "
             "answer: it is stuck, or slower than that"
         )
-    sleep(GRACE_SECONDS)  # the rank that has left says why, or the launcher does
+    sleep(GRACE_SECONDS)  # let the rank that ended, or the launcher, report the cause first
     return "the connection to another rank was closed: it has ended"

@@ -17,7 +17,7 @@ _SLOTS = re.compile(r"(?P<name>[^\s:]+)\s*(?::\s*|\s+slots\s*=\s*)?(?P<ranks>[^\
 
 @dataclass(frozen=True)
 class Host:
-    """A host of a job, and its ranks; None where that is not said."""
+    """A host of a job, and its number of ranks; None if that is not given."""
 
     name: str
     ranks: int | None = None
@@ -26,10 +26,11 @@ class Host:
 def read_hosts(hosts: str | Sequence[str]) -> list[Host]:
     """The hosts that a list, a text such as `node1:2,node2:2`, or the path of a hostfile names.
 
-    A hostfile has a host a line, as Open MPI (`node1 slots=2`) or MPICH (`node1:2`) writes it.
+    A hostfile has one host per line, as for Open MPI (`node1 slots=2`) or MPICH (`node1:2`).
 
     Raises:
-        UserError: what is no host, by its place.
+        UserError: an entry is not a host (named with its key or line), none is given, one is given
+            twice, or the hostfile cannot be read.
     """
     if isinstance(hosts, str) and ("/" in hosts or Path(hosts).is_file()):
         try:
@@ -65,15 +66,15 @@ def _host(entry: str, *, place: str) -> Host:
 def with_ranks(hosts: Sequence[Host], *, processes: int | None, devices: int) -> list[Host]:
     """The hosts, each with its number of ranks.
 
-    Where that is not given, `processes` are shared out; else each host has a rank a GPU, or one
-    rank that takes all cores, as this machine does, which has to be one of them.
+    Hosts without a number share out `processes` evenly. Without `processes`, each gets as many
+    ranks as this machine has GPUs, or one; this machine then has to be one of the hosts.
 
     Args:
         processes: `strategy.processes`.
         devices: GPUs of this machine.
 
     Raises:
-        UserError: it cannot be known, or differs between hosts.
+        UserError: the number cannot be determined, or differs between hosts.
     """
     given = sum(host.ranks or 0 for host in hosts)
     open_ = [host for host in hosts if host.ranks is None]

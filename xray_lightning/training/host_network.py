@@ -1,7 +1,7 @@
 """Networks of a host: its addresses, and the network by which the hosts of a job reach each other.
 
-Where hosts resolve their own names to a loopback address, as Debian sets up, or have further
-networks, as container engines make them, the name of a host is not enough.
+A host's name is not enough where it resolves to a loopback address on the host itself (Debian's
+default), or where the host has further networks (as container engines create them).
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
 
-# NCCL and Gloo else take the first that they find, or what the host's own name resolves to.
+# By default, NCCL takes the first interface it finds, Gloo that of the host name's address.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # <linux/sockios.h>, <linux/if.h>
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B
@@ -26,12 +26,12 @@ Addresses = Mapping[str, str]  # of one host: "eth0" -> "10.0.0.7/24"
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the ranks of a job meet.
+    """Addresses by which the ranks of a job reach each other.
 
     Attributes:
-        hosts: of each rank, by its own name.
-        main: rank 0's address: as it was given, or the one that was found.
-        own: this rank's, by which others reach it; None where it cannot be told.
+        hosts: each rank's host name, in rank order.
+        main: rank 0's address, as given or as found.
+        own: this rank's address, by which others reach it; None if it is unknown.
     """
 
     hosts: list[str]
@@ -43,18 +43,18 @@ def agree(exchange: Callable[[str], list[str]], *, given: str | None = None) -> 
     """Choose by which addresses the ranks of a job reach each other. A collective.
 
     Args:
-        exchange: gives every rank's text, by rank, for this one's.
-        given: rank 0's address, as the user says.
+        exchange: all-gather: takes this rank's text, returns every rank's text in rank order.
+        given: rank 0's address, if the user has given it.
     """
     host = socket.gethostname()
     told = [json.loads(text) for text in exchange(json.dumps([host, own_addresses()]))]
     hosts = [name for name, _ in told]
     if len({*hosts}) == 1:
         return Meeting(hosts, given or LOOPBACK, LOOPBACK)
-    # A host may take its own name for a loopback address, so the other hosts look it up.
+    # Rank 0's host may resolve its own name to loopback, so only the other hosts look it up.
     seen = exchange("" if host == hosts[0] else _resolved(given or hosts[0]))
     resolved = next((one for one in seen if one), "")
-    by_host = dict(reversed(told))  # the first rank's of each host
+    by_host = dict(reversed(told))  # addresses from each host's first rank
     network = shared_network([by_host[name] for name in dict.fromkeys(hosts)], address=resolved)
     if network is not None:
         main = given or address_in(network, by_host[hosts[0]]) or hosts[0]
@@ -64,7 +64,7 @@ def agree(exchange: Callable[[str], list[str]], *, given: str | None = None) -> 
 
 
 def _resolved(name: str) -> str:
-    """The address of a name; empty where it has none, or a loopback one."""
+    """The address that a name resolves to; empty if it does not, or to a loopback address."""
     with suppress(OSError):
         address = socket.gethostbyname(name)
         return "" if address.startswith("127.") else address
@@ -72,9 +72,9 @@ def _resolved(name: str) -> str:
 
 
 def own_addresses() -> dict[str, str]:
-    """The IPv4 address with its network of each interface that is up, but for loopback.
+    """The IPv4 address and prefix length of each interface that is up, except loopback.
 
-    None are found elsewhere than on Linux.
+    The result is empty on systems other than Linux.
     """
     try:
         import fcntl
@@ -101,8 +101,8 @@ def own_addresses() -> dict[str, str]:
 def shared_network(hosts: Sequence[Addresses], *, address: str = "") -> str | None:
     """The network, such as `10.0.0.0/24`, in which every host has an address of its own.
 
-    Of several the one that holds `address`, else the first of the first host. None where there is
-    none, as behind routers.
+    Of several, the one that contains `address`, else the first in the first host's order. None if
+    the hosts share no network, as behind routers.
     """
     candidates = []
     for text in hosts[0].values() if hosts else ():
@@ -110,7 +110,7 @@ def shared_network(hosts: Sequence[Addresses], *, address: str = "") -> str | No
         members = [address_in(str(network), host) for host in hosts]
         if None not in members and len({*members}) == len(members):
             candidates.append(network)
-    with suppress(ValueError):  # a name
+    with suppress(ValueError):  # `address` is a name, or empty
         preferred = ipaddress.ip_address(address)
         candidates.sort(key=lambda network: preferred not in network)
     return str(candidates[0]) if candidates else None
@@ -126,12 +126,12 @@ def address_in(network: str, host: Addresses) -> str | None:
 
 
 def interface_of(address: str, host: Addresses) -> str | None:
-    """The interface of a host that has an address."""
+    """The name of the host's interface with this address; None if it has none."""
     return next((name for name, text in host.items() if text.split("/")[0] == address), None)
 
 
 def address_towards(name: str) -> str | None:
-    """This host's own address on the way to another; None where there is no such way."""
+    """This host's source address towards another host; None without a route, or if loopback."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((name, 9))  # no packet is sent: the system looks its route up
         own = str(probe.getsockname()[0])

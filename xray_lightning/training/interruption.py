@@ -1,4 +1,4 @@
-"""Stops from outside and by time: every rank ends after the same step, with a checkpoint."""
+"""Interruption of a run by signal or time limit: all ranks save and stop after the same step."""
 
 import os
 import signal
@@ -28,16 +28,17 @@ from xray_lightning.training.launch import (
 from xray_lightning.training.slurm import AWAITED_SECONDS, SCONTROL_SECONDS
 from xray_lightning.training.strategies import World, end
 
-STOP_FILE_SECONDS = 0.5  # how often it is looked for
-FAILURE_SECONDS = 15.0  # how long a rank may go on when another one has told a failure
-TIME_IS_UP = 1  # among the exit codes that a signal asks for, and below them: a signal comes first
+STOP_FILE_SECONDS = 0.5  # how often a thread looks for the stop file, or for a failure
+FAILURE_SECONDS = 15.0  # how long a rank may go on after another one has recorded a failure
+TIME_IS_UP = 1  # below every signal's exit code: ranks take the maximum, so a signal has priority
 
 
 class FitClock(Timer):
-    """Lightning's Timer as a clock alone: `trainer.max_time`, over all parts of a resumed fit.
+    """Timer of `trainer.max_time`, over all parts of a resumed fit, that does not stop the fit.
 
-    Lightning's own ends the epoch where it stands, as if it were whole, and a run resumed from
-    there would leave out the rest of it. Here the ranks agree on the end as on any other stop.
+    Lightning's Timer ends the current epoch as if it were complete, so that a run resumed from
+    there would skip its rest. Here `Interruption` reads the clock, and the ranks agree on this
+    stop as on any other.
     """
 
     @property
@@ -50,24 +51,25 @@ class FitClock(Timer):
         return left is not None and left <= 0
 
     def _check_time_remaining(self, trainer: Trainer) -> None:
-        """Leave it to the Interruption."""
+        """Do nothing: `Interruption` reads the clock."""
 
 
 class Interruption(Checkpoint):  # so that Lightning calls it last, after the other checkpoints
-    """Turns signals, and the end of a fit's time, into an orderly end.
+    """Turns signals, and the time limit of a fit, into an orderly stop.
 
-    While batches go through the model a stop is noted, agreed on by all ranks after each of them,
-    and answered with a checkpoint: in a fit one to go on from, after a step or, in validation,
-    before it. At any other time, as while a cache is built, a signal ends the run where it
-    stands. A second one ends the process at once, but for those that a cluster sends after its
-    warning. A wish that the process which started the ranks has left as a file counts as its
-    signal. At the end of its time a fit ends with a validation, and the run goes on to its test.
+    Within the batch loops a signal is only noted; after each batch the ranks agree on whether to
+    stop. A fit then saves a checkpoint to resume from: the state after the training step or, if
+    stopped within a validation, the state before that validation. Outside of the batch loops, as
+    while a cache is built, a signal ends the run at once. A second signal ends the process at
+    once, except those that a cluster sends after its warning (SIGUSR1). A stop file written by the
+    launching process counts as the signal that it names. At its time limit a fit ends with a
+    validation, and the run goes on to its test.
 
     Args:
-        folder: the run's, where a wish to stop may lie as a file.
-        checkpoint: where to save; None, also later on, for not at all.
-        check: raises where the state is not worth saving.
-        clock: of the fit's time; None, also later on, for no limit.
+        folder: the run folder, in which a stop file may appear.
+        checkpoint: where to save; None, which may be set later, for no saving.
+        check: called before a save; raises if the state must not be saved.
+        clock: the fit's time limit; None, which may be set later, for no limit.
     """
 
     def __init__(
@@ -84,14 +86,14 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         self.clock = clock
         self._world = world
         self._check = check
-        # The exit code that a signal asks for; one that came before may have been swallowed.
+        # Exit code of the signal received, or 0; an earlier one's error may have been swallowed.
         self._wanted = asked_to_stop[0] if asked_to_stop else 0
         self._deferring = False
         self._group: Any = None
         self._watch: Thread | None = None
 
     def install(self) -> None:
-        """Take over SIGINT, SIGTERM and SIGUSR1; only the main thread may."""
+        """Handle SIGINT, SIGTERM and SIGUSR1 from now on; call it in the main thread."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         watch = self._watch_failures if self._world.launcher == "slurm" else self._watch_stop_file
@@ -104,25 +106,25 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         numbers = {exit_code: number for number, exit_code in SIGNALS.items()}
         while True:
             sleep(STOP_FILE_SECONDS)
-            with suppress(OSError, ValueError):  # not there, or not written to its end
+            with suppress(OSError, ValueError):  # no such file, or not yet complete
                 os.kill(os.getpid(), numbers[int(self._stop_file.read_text())])
                 return
 
     def _watch_failures(self) -> None:
-        """End this task where another has failed: srun, by default, lets the others wait."""
+        """End this task after another one has failed: by default srun leaves the others running."""
         while True:
             sleep(STOP_FILE_SECONDS)
             failure = Failure.read(self._folder)
             if failure is not None:
-                sleep(FAILURE_SECONDS)  # this rank may be about to end in order
-                if failure.exit_code in STOPPED:  # or the other have the job queued again
+                sleep(FAILURE_SECONDS)  # this rank may still end in an orderly way
+                if failure.exit_code in STOPPED:  # the other one may be requeueing the job
                     sleep(AWAITED_SECONDS + SCONTROL_SECONDS)
                 os._exit(failure.exit_code)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         exit_code = SIGNALS[signal.Signals(number)]
         if self._wanted == EXIT_WARNED and exit_code != EXIT_INTERRUPTED:
-            return  # the cluster goes on as it has warned; the checkpoint is being written
+            return  # the cluster ends the job, as it has warned; the checkpoint is being written
         if self._wanted and self._world.size == 1:
             Failure.of(interrupted(self._wanted), self._world).record(self._folder)
             os._exit(self._wanted)
@@ -138,8 +140,8 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
             self._group = dist.new_group(backend="gloo")
 
     def leave(self) -> None:
-        """Let go of the group, once all ranks are done: threads of one that is held at the exit
-        may ask Python for something at its end, and abort it."""
+        """Release the process group once all ranks are done: if it lived until the interpreter
+        exits, its threads might call into Python too late and abort the process."""
         self._group = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,8 +151,8 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.install()  # Lightning has just put its own handler in place
-        # Lightning 2.6 asks rank 0 after each step, and waits for the device, whether its own
-        # handler saw a SIGTERM; with ours in place it never did.
+        # After each step Lightning 2.6 broadcasts from rank 0 whether its own handler has seen a
+        # SIGTERM, and waits for the device. With our handler in place it never has.
         loop: Any = trainer.fit_loop.epoch_loop
         if hasattr(loop, "_broadcast_sigterm_tensor"):
             loop._broadcast_sigterm_tensor = lambda: None
@@ -172,7 +174,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         exit_code = self._agreed()
-        if exit_code > TIME_IS_UP:  # time that is up waits: the best epoch is wanted
+        if exit_code > TIME_IS_UP:  # at the time limit, finish: the best epoch is needed
             if trainer.state.fn == TrainerFn.FITTING:
                 _before_validation(trainer)
                 self._save(trainer)
@@ -199,7 +201,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
         if exit_code == TIME_IS_UP:
             for one in trainer.checkpoint_callbacks:
                 if isinstance(one, LastCheckpoint):
-                    one.keep()  # of this step: the epoch that now ends may be no whole one
+                    one.keep()  # this step's state: the epoch that ends now may be incomplete
             trainer.should_stop = True
         elif exit_code:
             raise interrupted(exit_code)
@@ -210,7 +212,7 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
             trainer.save_checkpoint(self.checkpoint)
 
     def _agreed(self) -> int:
-        """What any rank was asked for, the same on every rank; 0 to go on."""
+        """The highest stop code of all ranks, the same on each; 0 to go on. A collective."""
         wanted = self._wanted
         if not wanted and self.clock is not None and self.clock.is_up:
             wanted = TIME_IS_UP
@@ -222,9 +224,9 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
 
 
 def _before_validation(trainer: Trainer) -> None:
-    """Set a validation's progress back to its first batch, as which a resumed fit takes it up.
+    """Reset a validation's progress to its first batch, where a resumed fit will start it again.
 
-    Its scores so far are no part of a checkpoint.
+    The scores so far are not part of a checkpoint.
     """
     progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     for part, before in (

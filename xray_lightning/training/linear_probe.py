@@ -1,8 +1,8 @@
-"""Linear probe: a head that begins as logistic regression on the features of the first weights.
+"""Linear probe: a head initialised by logistic regression on the features of the first weights.
 
-The features of each training image are computed once, by the network as it is in
-evaluation: no augmentation, no dropout, batch norms as they came. Fine-tuning that begins with such
-a head moves features less than one that begins with a random head (Kumar et al., "Fine-Tuning can
+The features of each training image are computed once, by the network in evaluation mode: no
+augmentation, no dropout, batch norms with the statistics of the first weights. Fine-tuning from
+such a head distorts the features less than from a random one (Kumar et al., "Fine-Tuning can
 Distort Pretrained Features", ICLR 2022).
 """
 
@@ -33,11 +33,11 @@ STEPS = 60  # of L-BFGS, for each penalty
 
 
 class LinearProbe(Callback):
-    """Fits the head before the first step of a fit; a fit that goes on from a checkpoint has one.
+    """Fits the head before the first step of a fit, unless the fit resumes from a checkpoint.
 
-    Of several L2 penalties, that with the best macro AUROC out of fold is kept, in a
+    Of several L2 penalties, the one with the best out-of-fold macro AUROC is kept, in
     cross-validation over the training patients: the validation split of a small data set has too
-    few images to choose by. Every rank computes its share of the features, and takes rank 0's head.
+    few images to choose by. Each rank computes the features of its shard; all take rank 0's head.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +73,7 @@ class LinearProbe(Callback):
 def _features(
     trainer: Trainer, classifier: Classifier, data: XrayDataModule, head: nn.Linear
 ) -> tuple[Tensor, Tensor]:
-    """What the head gets of each training image, float32 (N, D), and targets (N, findings)."""
+    """The head's input for each training image, float32 (N, D), and targets (N, findings)."""
     found: list[Tensor] = []
     parts: list[tuple[Tensor, ...]] = []
     hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
@@ -82,7 +82,7 @@ def _features(
     try:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in data.in_order("train"):
-                # Not by a call, as a compiled backbone's would leave out the hook.
+                # By .forward(): calling a compiled backbone would skip the hook.
                 classifier.backbone.forward(classifier.inputs(batch.images))
                 parts.append((batch.rows, found.pop().float(), batch.targets))
     finally:
@@ -115,8 +115,8 @@ class LinearFit(NamedTuple):
 
     weight: Tensor  # (findings, D)
     bias: Tensor  # (findings,)
-    penalty: float  # of half the sum of squares of the weights of standardised features
-    auroc: float = math.nan  # macro, mean of held-out folds; NaN where no finding has one
+    penalty: float  # factor of half the sum of squared weights, for standardised features
+    auroc: float = math.nan  # macro, mean over held-out folds; NaN if it is undefined in all
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, findings) of features (N, D)."""
@@ -126,20 +126,20 @@ class LinearFit(NamedTuple):
 def best_fit(
     features: Tensor, targets: Tensor, *, folds: Tensor, widths: Sequence[int] | None = None
 ) -> LinearFit:
-    """The logistic regression under that of several penalties which is best out of fold.
+    """The logistic regression with the penalty that has the best out-of-fold macro AUROC.
 
     Args:
         features: (N, D).
         targets: (N, findings).
-        folds: of each image (N,), all images of a patient in the same one.
-        widths: of groups of features, one after another, which are to weigh alike whatever
-            their number; None for one group.
+        folds: each image's fold (N,); all images of a patient have the same one.
+        widths: sizes of consecutive groups of features; each group is scaled to the same total
+            variance whatever its size. None for one group.
     """
     share = torch.ones(features.shape[1], device=features.device)
     if widths is not None:
         groups = torch.tensor(widths, device=features.device)
         share = (groups.float().mean() / groups).sqrt().repeat_interleave(groups)
-    # Scores are compared within a fold: between folds they differ in their intercepts.
+    # AUROC is computed within each fold, since the folds' models differ in their intercepts.
     by_penalty: list[list[float]] = [[] for _ in PENALTIES]
     for fold in torch.unique(folds):
         held = folds == fold
@@ -150,16 +150,16 @@ def best_fit(
                 aurocs.append(float(macro(finding_auroc(scores, targets[held].cpu()))))
     known = [[auroc for auroc in aurocs if not math.isnan(auroc)] for aurocs in by_penalty]
     means = [fmean(aurocs) if aurocs else -1.0 for aurocs in known]
-    best = means.index(max(means))  # of equals the largest penalty
+    best = means.index(max(means))  # in a tie, the largest penalty
     fit = next(islice(_path(features, targets, share), best, None))
     return fit._replace(auroc=means[best] if known[best] else math.nan)
 
 
 def _path(features: Tensor, targets: Tensor, share: Tensor) -> Iterator[LinearFit]:
-    """A fit for each penalty, which begins where the one before has ended.
+    """One fit per penalty, each started from the solution of the one before.
 
     Args:
-        share: standard deviation that each feature is given, (D,).
+        share: standard deviation that each feature is scaled to, (D,).
     """
     mean, scale = features.mean(dim=0), (features.std(dim=0, correction=0) + 1e-6) / share
     scaled = (features - mean) / scale
@@ -174,7 +174,7 @@ def _path(features: Tensor, targets: Tensor, share: Tensor) -> Iterator[LinearFi
 def _fit(
     features: Tensor, targets: Tensor, *, weight: Tensor, bias: Tensor, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """The minimum of the findings' summed mean cross-entropy and half the penalised square."""
+    """Minimise the findings' summed mean cross-entropy + penalty / 2 x the sum of weight ** 2."""
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 

@@ -25,24 +25,24 @@ INSTALL_MPI = (
 )
 Flavour = Literal["Open MPI 5", "Open MPI 4", "MPICH"]
 
-# What the ranks on other hosts get of this one's environment, by name: the values travel over
-# mpirun's own connection, not in a command line that every user of a host can read. What belongs
-# to one host (CUDA_VISIBLE_DEVICES, TMPDIR, HOME) is not among them.
+# Variables of this environment that ranks on other hosts get. The command line, which every user of
+# a host can read, has only their names; mpirun sends the values over its own connection. Variables
+# that belong to one host (CUDA_VISIBLE_DEVICES, TMPDIR, HOME) are left out.
 PASSED_ON = re.compile(
     r"PATH|LD_LIBRARY_PATH|VIRTUAL_ENV|LANG|LC_\w+|TZ"
     r"|(OMP|MKL|OPENBLAS|KMP|PYTHON|XRAY|HYDRA|GLOO|NCCL|TORCH|CUBLAS|CUDNN|WANDB|MLFLOW|HF|MPI4PY)_?\w*"
 )
 # What train.py adds for its ranks.
 OF_RANKS = ("PYTHONUNBUFFERED", "XRAY_COMMAND", "XRAY_LAUNCHED", "XRAY_STARTED")
-# A link that says nothing is asked after 5 s, and given up after three more of 3 s. It else takes
-# the system's two hours, or a quarter of one where something was on its way.
+# TCP keepalive of mpirun's connections: a silent one is probed after 5 s and closed after three
+# probes 3 s apart. By default this takes two hours, or 15 minutes with data still unacknowledged.
 KEEP_ALIVE = {
     "oob_tcp_keepalive_time": 5,
     "oob_tcp_keepalive_intvl": 3,
     "oob_tcp_keepalive_probes": 3,
 }
 DAEMONS = ("prted", "orted", "hydra_pmi_proxy")
-# What Open MPI (--output tag, then -tag-output) and MPICH (-prepend-rank) put before a line.
+# Tag before each line: Open MPI 5 (--output tag) and 4 (--tag-output), MPICH (-prepend-rank).
 TAG = re.compile(r"\[(?:\d+,)?(?P<rank>\d+)\](?:<std(?:out|err)>:)? ?")
 
 
@@ -61,7 +61,7 @@ def find_mpirun() -> str:
 
 @cache
 def flavour_of(mpirun: str) -> Flavour:
-    """Whose mpirun it is, by what it says of its version."""
+    """The MPI implementation of an mpirun, from the output of `mpirun --version`."""
     try:
         said = subprocess.run(
             [mpirun, "--version"], capture_output=True, text=True, timeout=30
@@ -82,13 +82,13 @@ def mpirun_command(
     agent: str | None = None,
     further: Sequence[str] = (),
 ) -> list[str]:
-    """mpirun with all its options, to be put before the program.
+    """The mpirun command with all its options, to be followed by the program.
 
     Args:
-        processes: ranks of all hosts.
-        hosts: with the ranks of each; none for this machine alone.
-        agent: what starts a command on another host, as `ssh` does.
-        further: arguments, after our own.
+        processes: total number of ranks.
+        hosts: each with its number of ranks; empty for this machine alone.
+        agent: command that runs a program on another host, such as `ssh`.
+        further: arguments to append to our own.
     """
     command = [mpirun, "-n", str(processes)]
     if not hosts:
@@ -105,7 +105,7 @@ def mpirun_command(
     command += ["--bind-to", "none", "--host", places, "--wdir", os.getcwd()]
     for name in names:
         command += ["-x", name]
-    # Of what hosts have in common, the network by which they reach each other.
+    # Of several networks, Open MPI is to use the one by which the hosts reach each other.
     network = _network(hosts)
     if flavour == "Open MPI 5":
         command += ["--output", "tag"]
@@ -127,7 +127,7 @@ def check_agent(agent: str | None, hosts: Sequence[Host]) -> None:
     """Refuse an agent that cannot start anything on another host.
 
     Raises:
-        UserError: it is no program, or there is none.
+        UserError: it is not a command, or its program is not on PATH.
     """
     if agent is not None and not (isinstance(agent, str) and shlex.split(agent)):
         raise UserError(f"strategy.agent={agent} must be a command, such as ssh; or null for ssh")
@@ -142,14 +142,14 @@ def check_agent(agent: str | None, hosts: Sequence[Host]) -> None:
 
 
 def passed_on(environ: Mapping[str, str]) -> list[str]:
-    """The names of variables that the ranks on all hosts get."""
+    """The names of the environment variables that ranks on all hosts get."""
     return sorted({name for name in environ if PASSED_ON.fullmatch(name)} | {*OF_RANKS})
 
 
 def end_daemon() -> None:
-    """End the launcher's daemon that has started this rank on another host than mpirun's.
+    """Kill this rank's parent if it is the launcher's daemon, as on hosts other than mpirun's.
 
-    With messages on their way to a host that is gone it would wait a quarter of an hour.
+    While it has messages for a host that is gone, it would wait for a quarter of an hour.
     """
     parent = os.getppid()
     with suppress(OSError):
@@ -158,7 +158,7 @@ def end_daemon() -> None:
 
 
 def _network(hosts: Sequence[Host]) -> str | None:
-    """This host's network on the way to all others; None where there is no one such network."""
+    """The network of this host that leads to all other hosts; None if no single one does."""
     own = own_addresses()
     ways = {address_towards(host.name) for host in hosts if not is_here(host.name)}
     towards = [text for text in own.values() if text.split("/")[0] in ways]

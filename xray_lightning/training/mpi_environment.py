@@ -1,6 +1,7 @@
 """Environment of an MPI world for Lightning: rank 0's address and port, and each host's ranks.
 
-MPI lets the ranks meet; NCCL (CUDA) or Gloo (CPU) reduces: torch's wheels have no MPI backend.
+MPI only lets the ranks find each other and exchange texts; NCCL (CUDA) or Gloo (CPU) runs torch's
+collectives, because torch's wheels have no MPI backend.
 """
 
 import os
@@ -20,10 +21,10 @@ def library_version() -> str:
 
 
 class XrayMPIEnvironment(MPIEnvironment):
-    """Lightning's MPI environment with everything that is a collective asked for at once.
+    """Lightning's MPI environment with all its collectives run in the constructor.
 
-    In the parent class address, port and local ranks are collectives at first access, and a rank
-    that never asks leaves the others waiting.
+    In the parent class the first access to the address, the port or the local rank is a
+    collective, and a rank that never accesses it leaves the others waiting.
 
     Args:
         address: host name or IP address of rank 0 that all others can reach; None takes the one
@@ -50,7 +51,7 @@ class XrayMPIEnvironment(MPIEnvironment):
             use_interface(self.meeting.own)
         problem = self._address_problem() or (self._port_problem(port) if port else "")
         problems = [text for text in comm.allgather(problem) if text]
-        if problems:  # said on every rank: it would hang on one
+        if problems:  # raise on every rank: raised on one only, the others would hang
             raise UserError(problems[0])
 
     def _port_problem(self, port: int) -> str:

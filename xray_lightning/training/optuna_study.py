@@ -1,4 +1,4 @@
-"""Optuna's study as a run sees it: its storage, and the callback that ends a hopeless trial."""
+"""Optuna study of a run: its storage, and the callback that reports to it and prunes a trial."""
 
 import logging
 import os
@@ -51,17 +51,17 @@ def open_storage(place: str) -> "BaseStorage":
 
 
 def _others_begin_it_too() -> tuple[type[Exception], ...]:
-    """What a database says where another worker makes its tables at the same moment."""
+    """The errors of a database whose tables another worker is creating at the same moment."""
     from sqlalchemy import exc
 
     return exc.IntegrityError, exc.OperationalError, exc.ProgrammingError
 
 
 class JournalLock:
-    """Lock of a journal that a killed process does not leave behind, nor a line half written.
+    """Journal lock that the kernel releases when its process is killed; drops a cut-off line.
 
-    Optuna's own locks are files, which others wait for half a minute when their owner is killed;
-    and the line after one that a kill has cut could not be read.
+    Optuna's own lock is a file that outlives a killed process: others wait for half a minute. And
+    a line appended to one that a kill has cut off could not be read.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -80,7 +80,7 @@ class JournalLock:
 
 
 def drop_cut_line(path: Path) -> None:
-    """Cut a file after its last whole line."""
+    """Truncate a file after its last complete line."""
     with path.open("rb+") as stream:
         end = stream.seek(0, os.SEEK_END)
         if not end:
@@ -93,7 +93,7 @@ def drop_cut_line(path: Path) -> None:
 
 
 class TrialPruning(Callback):
-    """Tells Optuna the validation macro AUROC after each epoch, and stops where it says so.
+    """Reports the validation macro AUROC to Optuna after each epoch, and stops a pruned trial.
 
     All ranks stop after the same epoch. `reason` then says why; the run's record has it too.
 
@@ -101,7 +101,7 @@ class TrialPruning(Callback):
         storage: see `open_storage`.
         study: its name.
         trial: the trial's number.
-        pruner: who judges.
+        pruner: decides whether the trial is stopped.
     """
 
     def __init__(self, *, storage: str, study: str, trial: int, pruner: "BasePruner") -> None:
@@ -115,7 +115,7 @@ class TrialPruning(Callback):
             return
         import optuna
 
-        # Its sampler draws nothing: the trial has its parameters.
+        # The sampler is never used: the trial already has its parameters.
         study = optuna.load_study(
             study_name=self._study,
             storage=open_storage(self._storage),

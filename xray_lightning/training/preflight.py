@@ -1,6 +1,6 @@
-"""Preflight of a job on several hosts: who takes part, and whether all have the same to work with.
+"""Preflight checks of a job: its ranks and devices, and whether all hosts have equal code and data.
 
-Ranks with another version or other data would train on without a word, into one model.
+Ranks with different versions or data would train one model together without any error.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class RollCall:
 
     Attributes:
         members: all ranks in their order.
-        devices: what each computes on.
+        devices: each rank's device.
     """
 
     members: list[Member]
@@ -57,12 +57,12 @@ class RollCall:
 
 
 def call_roll(world: World, *, device: str, address: str, folder: Path) -> RollCall:
-    """Ask every rank where it is. A collective.
+    """Gather each rank's host, address, device and versions. A collective.
 
     Args:
-        device: what this rank computes on.
+        device: this rank's device.
         address: of this rank's host, by which the others reach it.
-        folder: the run's.
+        folder: the run folder.
 
     Raises:
         UserError: versions that differ between hosts, or a host without the run folder.
@@ -86,7 +86,7 @@ def call_roll(world: World, *, device: str, address: str, folder: Path) -> RollC
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of what a run's numbers depend on, by name."""
+    """Versions of Python and of the packages that results depend on, and the commit, by name."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -97,17 +97,17 @@ def versions() -> dict[str, str]:
 
 
 def check_data(world: World, data: XrayDataModule, *, hosts: Sequence[str], builds: bool) -> None:
-    """Have every host read the data and build its cache, and compare them. A collective.
+    """Have every host read its data and build its cache, then compare the hosts. A collective.
 
     Args:
-        hosts: of each rank.
-        builds: whether this rank builds the cache of its host, as others wait.
+        hosts: each rank's host name.
+        builds: whether this rank builds its host's cache, while that host's other ranks wait.
 
     Raises:
-        UserError: on every rank: what a host cannot read, or in what hosts differ.
+        UserError: a host cannot read its data, or the hosts differ; raised on every rank.
     """
     problem, facts = "", dict[str, str]()
-    for part in (True, False):  # those that build, then the others of their hosts
+    for part in (True, False):  # first the ranks that build, then the others
         if part == builds:
             problem, facts = _read(data, builds=builds)
         said = json.dumps([problem, facts])
@@ -134,7 +134,7 @@ def _read(data: XrayDataModule, *, builds: bool) -> tuple[str, dict[str, str]]:
 
 
 def manifest_sha256(data: XrayDataModule) -> str:
-    """Hash of the manifest: its rows, but for where their files lie."""
+    """SHA-256 of the manifest's rows; of each path it covers only whether it is set."""
     table = data.manifest.table.assign(path=data.manifest.table["path"] != "")
     rows = pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy()
     return hashlib.sha256(rows.tobytes()).hexdigest()
@@ -144,11 +144,11 @@ def refuse_differences(found: Mapping[str, Mapping[str, Any]], *, advice: str) -
     """Refuse hosts that differ from the first.
 
     Args:
-        found: by host, its values by name.
+        found: each host's values by name.
         advice: what to do about it.
 
     Raises:
-        UserError: every name whose value differs, with both.
+        UserError: a host differs; the message has each name whose value differs, with both values.
     """
     (first, expected), *others = found.items()
     for host, values in others:

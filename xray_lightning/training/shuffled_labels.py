@@ -1,9 +1,10 @@
-"""Shuffled labels: the recipe trained once more where there is nothing to learn, as a baseline.
+"""Shuffled-label baseline: the recipe trained once more where there is nothing to learn.
 
-The training images' rows of labels are dealt out to them anew, whole, so that prevalences and what
-goes together stay. A model of them should rank the test images as chance does, at 0.5; what is
-well above that has come to the scores by another way than learning from images. One shuffle is one
-draw: what it gives to a view or an age by chance is learnt, and moves AUROC by some hundredths.
+The label rows of the training images are permuted, each row intact, so that prevalences and
+co-occurrences stay the same. A model trained on them should have a test AUROC of 0.5, like chance;
+a score well above that does not come from learning from images. One permutation is one random
+draw: labels that it happens to give to a view or an age are learnt, and move AUROC by some
+hundredths.
 """
 
 from copy import copy
@@ -22,10 +23,10 @@ from xray_lightning.runs.predictions import prediction_table
 
 
 def with_shuffled_labels(data: XrayDataModule, *, seed: int) -> XrayDataModule:
-    """The same data, its training images with one another's rows of labels.
+    """A copy of the data with the label rows of the training images permuted.
 
     Args:
-        data: set up; its pixels are shared, not read again.
+        data: already set up; its pixels are shared, not read again.
         seed: of the permutation.
     """
     train = data.table("train").copy()
@@ -41,10 +42,10 @@ def with_shuffled_labels(data: XrayDataModule, *, seed: int) -> XrayDataModule:
 
 
 class EndAfter(Callback):
-    """Ends a fit after so many epochs, be its schedule longer: the main one may have ended early.
+    """Ends a fit after as many epochs as the main fit, which may have stopped before its schedule.
 
     Args:
-        epochs: those that the main fit has done.
+        epochs: number of epochs that the main fit has completed.
     """
 
     def __init__(self, epochs: int) -> None:
@@ -60,7 +61,8 @@ def fit_shuffled(
 ) -> pd.DataFrame:
     """Train on shuffled labels and predict the test images.
 
-    The weights are the last epoch's: the best on validation would be chosen by true labels.
+    The last epoch's weights are tested: the best epoch on validation would be chosen by true
+    labels.
 
     Args:
         trainer: a new one, without loggers and without callbacks that save.
@@ -82,10 +84,10 @@ def fit_shuffled(
 def shuffled_scores(
     shuffled: pd.DataFrame, test: pd.DataFrame, *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The `shuffled_labels` of the metrics: AUROC, and the run's gain over it, paired.
+    """The `shuffled_labels` block of the metrics: macro AUROC, and the run's paired gain over it.
 
     Args:
-        shuffled, test: predictions of the same images, of `fit_shuffled` and of the run.
+        shuffled, test: predictions of the same images, by `fit_shuffled` and by the run.
         resamples, seed: of the bootstrap, as for the run.
     """
     alone = Resampled.of(shuffled, resamples=resamples, seed=seed)

@@ -1,8 +1,8 @@
-"""Slurm job and step that this process is part of: their tasks, where these meet, and requeueing.
+"""Slurm job and job step of this process: tasks, rendezvous address, and requeueing.
 
-Nothing here needs PMI: plain `srun` tells each task its rank, and they meet on the step's first
-node. A job that is stopped before its end asks Slurm to queue it again, and finds its run by the
-job's number when it is started again.
+Nothing here needs PMI: plain `srun` tells each task its rank, and the tasks meet on the step's
+first node. A job that is stopped before its end asks Slurm to requeue it; when it is started again,
+it finds its run by the job number.
 """
 
 import json
@@ -21,15 +21,15 @@ from time import monotonic, sleep
 from xray_lightning.errors import UserError, one_line
 from xray_lightning.files import write_atomically
 
-RESERVED_STEPS = 0xFFFFFFF0  # from here on: Slurm's own steps, such as an interactive shell's
+RESERVED_STEPS = 0xFFFFFFF0  # from here on: numbers of Slurm's own steps, such as a shell's
 FIRST_PORT, PORTS = 15000, 10000
 SCONTROL_SECONDS = 30.0
-# A SIGTERM so shortly before a job's end is its warning (`#SBATCH --signal=TERM@60`).
+# A SIGTERM this close to the job's time limit is Slurm's warning (`#SBATCH --signal=TERM@60`).
 WARNING_SECONDS = 900.0
-NOTES = Path("runs") / ".slurm"  # which run a job is at
-# In a run folder: a rank has asked for the job to be queued again, or not, in this start of it.
+NOTES = Path("runs") / ".slurm"  # notes of which run folder a job's command uses
+# File in a run folder: in this start of the job a rank has decided whether to requeue it.
 SETTLED = ".settled"
-AWAITED_SECONDS = 10.0  # in which the rank that leads settles it, else others do
+AWAITED_SECONDS = 10.0  # in which the first rank to stop decides on requeueing, else another does
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Step:
 
     Attributes:
         job: the job's number.
-        number: of the step in its job.
-        nodes: the step's, as Slurm writes them: `node[1-4,7]`.
-        tasks: of each node, as Slurm writes them: `2(x3),1`.
+        number: the step's number within the job.
+        nodes: the step's nodes in Slurm's notation: `node[1-4,7]`.
+        tasks: number of tasks on each node in Slurm's notation: `2(x3),1`.
     """
 
     job: int
@@ -52,7 +52,7 @@ class Step:
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> "Step | None":
-        """The step of this process; None outside of one, and in Slurm's own."""
+        """The step of this process; None outside of a step, and in Slurm's own steps."""
         number = environ.get("SLURM_STEP_ID", "")
         if not number.isdecimal() or int(number) >= RESERVED_STEPS:
             return None
@@ -61,7 +61,7 @@ class Step:
                 job=int(environ["SLURM_JOB_ID"]),
                 number=int(number),
                 rank=int(environ["SLURM_PROCID"]),
-                # Beside it, SLURM_NTASKS may be the job's.
+                # SLURM_NTASKS may be the job's number of tasks, not the step's.
                 size=int(environ.get("SLURM_STEP_NUM_TASKS") or environ["SLURM_NTASKS"]),
                 nodes=environ.get("SLURM_STEP_NODELIST", ""),
                 tasks=environ.get("SLURM_STEP_TASKS_PER_NODE", ""),
@@ -94,7 +94,7 @@ class Step:
         name = first_node(self.nodes)
         try:
             socket.getaddrinfo(name, None)
-        except OSError:  # Slurm itself may know the node by another name
+        except OSError:  # the name does not resolve here; Slurm may know an address
             said = scontrol("show", "node", name)
             found = re.search(r"NodeAddr=(\S+)", said)
             return found[1] if found else name
@@ -102,7 +102,7 @@ class Step:
 
     @property
     def port(self) -> int:
-        """MASTER_PORT, or one that each task can tell from the job's number."""
+        """MASTER_PORT, or a port that every task derives from the job and step numbers."""
         chosen = os.environ.get("MASTER_PORT", "")
         if chosen.isdecimal():
             return int(chosen)
@@ -110,7 +110,7 @@ class Step:
 
 
 def first_node(nodes: str) -> str:
-    """`gpu07` of `gpu[07-09],cpu1`."""
+    """The first node of a list in Slurm's notation: `gpu07` of `gpu[07-09],cpu1`."""
     found = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\]([^\[,]*))?", nodes)
     return "".join(part or "" for part in found.groups()) if found else nodes
 
@@ -119,7 +119,7 @@ def scontrol(*arguments: str) -> str:
     """What `scontrol` prints.
 
     Raises:
-        OSError: it cannot be run, or refuses; the message has its words.
+        OSError: it cannot be run, does not answer, or fails; the message quotes its stderr.
     """
     try:
         done = subprocess.run(
@@ -152,7 +152,7 @@ class SlurmJob:
     def of(cls, environ: Mapping[str, str] = os.environ) -> "SlurmJob | None":
         """The job of this process; None outside of one."""
         if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
-            # A task's own number may be the whole array's.
+            # One task's SLURM_JOB_ID is that of the whole array.
             name = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
         else:
             name = environ.get("SLURM_JOB_ID", "")
@@ -162,12 +162,12 @@ class SlurmJob:
         return cls(name, int(restarts) if restarts.isdecimal() else 0)
 
     def requeue(self, *, warned: bool, folder: Path | None = None) -> str:
-        """Have the job queued again, which ends it; returns what came of it, for the log.
+        """Requeue the job, which ends it; returns the outcome as a message for the log.
 
         Args:
-            folder: of the run, where the other ranks wait for this.
-            warned: by SIGUSR1, which means this. Otherwise it was SIGTERM, which may also be
-                `scancel`: then the job is queued again only where its time is up.
+            folder: the run folder, by a file in which the other ranks learn of the decision.
+            warned: whether the signal was SIGUSR1, which asks for requeueing. SIGTERM may also come
+                from `scancel`: then the job is requeued only near its time limit or if preempted.
         """
         again = "" if folder is None else f"; resume={os.path.relpath(folder)} goes on"
         try:
@@ -183,10 +183,10 @@ class SlurmJob:
         return f"Slurm job {self.name} is queued again, and goes on with this run"
 
     def await_requeue(self, folder: Path | None, *, seconds: float) -> bool:
-        """Wait for another rank's `requeue`: where one task of srun ends, the others may be killed.
+        """Wait for another rank's `requeue`: if this task ended now, srun might kill that rank.
 
         Returns:
-            Whether it came; without a folder that is not known.
+            Whether that rank has decided; False without a folder.
         """
         deadline = monotonic() + seconds
         while monotonic() < deadline:

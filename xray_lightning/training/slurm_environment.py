@@ -1,7 +1,7 @@
 """Environment of a Slurm step for Lightning: ranks and size as plain `srun` tells them.
 
-Lightning's own takes the job's variables for the step's, refuses `srun --ntasks=2`, and saves and
-requeues inside of a signal handler; what is left of it is used here.
+Lightning's own environment reads the job's variables instead of the step's, refuses
+`srun --ntasks=2`, and saves and requeues in a signal handler; all of this is overridden here.
 """
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -15,10 +15,10 @@ class SlurmStepEnvironment(SLURMEnvironment):
 
     Attributes:
         local_size: tasks on each node.
-        nodes: how many there are.
+        nodes: number of nodes.
 
     Raises:
-        UserError: this process is no task of a step, or its nodes have unequally many.
+        UserError: this process is no task of a step, or nodes have different numbers of tasks.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class SlurmStepEnvironment(SLURMEnvironment):
         return self._step.rank
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """The numbers are the step's own; Lightning compares them with the job's."""
+        """Do nothing: Lightning would compare the step's numbers with the job's variables."""
 
     @staticmethod
     def _validate_srun_used() -> None:
-        """Skipped: an environment of a Slurm step is made in a step alone, so srun was used."""
+        """Do nothing: this class is instantiated in a step only, so srun was used."""
 
     @staticmethod
     def _validate_srun_variables() -> None:
-        """Lightning wants --ntasks-per-node, which says no more than the step does."""
+        """Do nothing: Lightning demands --ntasks-per-node, but the step has the same numbers."""

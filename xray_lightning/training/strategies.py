@@ -1,5 +1,5 @@
-"""Strategies of processes: how many train together, the command that starts them (mpirun,
-torchrun), and what Lightning is told about it."""
+"""Strategies: how many processes train together, the command that starts them (mpirun, torchrun),
+and the Trainer options for them."""
 
 import atexit
 import ctypes
@@ -28,8 +28,8 @@ from xray_lightning.training.mpi_command import (
 )
 from xray_lightning.training.slurm import Step
 
-STEP_SECONDS = 120.0  # in which all tasks of a srun must have come up
-STORE_SECONDS = 3.0  # that rank 0 stays for the others, which may be asking for its folder
+STEP_SECONDS = 120.0  # in which all tasks of an srun must connect
+STORE_SECONDS = 3.0  # before rank 0 exits, since others may still read from its store
 
 # Rank and size as the launchers set them: Open MPI, then MPICH. The prefix OMPI_ alone says
 # nothing, since users set OMPI_MCA_* and OMPI_ALLOW_* outside of a world too.
@@ -46,9 +46,9 @@ class World:
 
 
 def process_start() -> float:
-    """When this process started, in time.monotonic(): before Python had imported anything.
+    """Start time of this process, before any import, on the clock of time.monotonic().
 
-    Now, where the system does not tell (elsewhere than on Linux).
+    Where the system does not tell it (other than Linux), the current time.
     """
     try:
         # Field 22, in clock ticks since the machine started; field 2, the name, may hold spaces.
@@ -61,13 +61,16 @@ def process_start() -> float:
 
 
 def starting_node(arguments: Sequence[str]) -> World:
-    """The world of a process that starts ranks: rank 0 on the host that leads, others above 0."""
+    """The World of a launching process: its rank is `strategy.node_rank`, 0 on the lead host."""
     ranks = [text.partition("=")[2] for text in arguments if text.startswith(NODE_RANK)]
     return World("none", rank=int(ranks[-1]) if ranks and ranks[-1].isdecimal() else 0)
 
 
 def boot_id() -> str:
-    """What names this start of this machine, whose clock processes share; "-" where none does."""
+    """The kernel's boot ID, or "-" if unavailable.
+
+    Processes with the same ID have comparable `time.monotonic()`.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
@@ -75,14 +78,15 @@ def boot_id() -> str:
 
 
 def same_clock(told: str | None, *, default: float) -> float:
-    """The time.monotonic() of a text "SECONDS BOOT_ID", if it is of this machine's clock."""
+    """The seconds of a text "SECONDS BOOT_ID" if it has the current boot ID, else `default`."""
     seconds, _, boot = (told or "").partition(" ")
     return float(seconds) if boot == boot_id() else default
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> World:
-    """The world that this process was started in, alone if no launcher left its marks."""
-    # `srun --mpi=pmi2` sets MPICH's marks, and this job's number: no MPI here can join by them.
+    """The World that this process was started in; "none" if no launcher's variables are set."""
+    # `srun --mpi=pmi2` sets MPICH's variables too, with Slurm's job number in PMI_JOBID, but no MPI
+    # library here can join by PMI2.
     pmi2 = environ.get("PMI_JOBID", "").startswith(f"{environ.get('SLURM_JOB_ID')}.")
     for rank, size in _MPI_MARKS[: 1 if pmi2 else 2]:
         if rank in environ and size in environ:
@@ -100,7 +104,7 @@ def detect(environ: Mapping[str, str] = os.environ) -> World:
 NODE_RANK = "strategy.node_rank="
 TORCHRUN_PORT = 29500  # torchrun's own default
 WAIT_SECONDS = 0.02
-_gathered: dict[str, int] = {}  # how often, by key
+_gathered: dict[str, int] = {}  # number of `gather` calls, by key
 
 
 def share(world: World, key: str, text: str) -> str:
@@ -119,10 +123,10 @@ def share(world: World, key: str, text: str) -> str:
 
 
 def gather(world: World, key: str, text: str) -> list[str]:
-    """Every rank's text, by rank, on every rank. A collective, which may wait for long."""
+    """Every rank's text, in rank order, on every rank. A collective; may take long."""
     if world.launcher == "mpi":
         comm = load_mpi().COMM_WORLD
-        waiting = comm.Ibarrier()  # MPI's own waiting takes a core, which another rank may need
+        waiting = comm.Ibarrier()  # a blocking call would spin on a core that another rank may need
         while not waiting.Test():
             time.sleep(WAIT_SECONDS)
         return [str(one) for one in comm.allgather(text)]
@@ -141,7 +145,7 @@ def gather(world: World, key: str, text: str) -> list[str]:
 
 @cache
 def _store(world: World) -> Any:
-    """The key-value store in which the ranks meet, for as long as this process lives."""
+    """The key-value store for the ranks' rendezvous, kept for the life of this process."""
     from torch.distributed import TCPStore
 
     if world.launcher == "torchrun":  # its agent serves the store before any rank starts
@@ -150,7 +154,7 @@ def _store(world: World) -> Any:
     if step is None:
         raise UserError("srun has not told this task its step")
     try:
-        # Rank 0 serves it once all have come, and its process group, later on, finds the same one.
+        # Rank 0 serves it, and waits for all ranks; its process group later shares the same server.
         return TCPStore(
             step.address,
             step.port,
@@ -187,7 +191,7 @@ def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, so that no rank is orphaned.
 
     Args:
-        parent: its process ID, if it is known: where it is dead already, this process ends.
+        parent: its process ID, if known: if that process is already dead, this one exits.
     """
     if sys.platform != "linux":
         return
@@ -213,7 +217,7 @@ def end(world: World, exit_code: int) -> None:
 
 
 class Strategy(ABC):
-    """One way of running; the strategy group's files name the classes below."""
+    """Base class of the strategies that the files in conf/strategy/ instantiate."""
 
     name: ClassVar[str]
 
@@ -308,12 +312,12 @@ class Distributed(Strategy):
         return None
 
     def _joins(self, world: World) -> bool:
-        """Whether the strategy is for the world that this process was started in."""
+        """Whether this strategy can run in the World that this process was started in."""
         return world.launcher == self.launcher
 
     @abstractmethod
     def _start(self, devices: int) -> list[str]:
-        """The launcher's command, on a machine with so many GPUs."""
+        """The launcher's command, on a machine with `devices` GPUs."""
 
     def _options(self, environment: Any, *, devices: int, nodes: int) -> dict[str, Any]:
         if devices * nodes == 1:  # a world of one has nothing to reduce
@@ -332,7 +336,7 @@ class Distributed(Strategy):
 
 
 def _ddp(compression: str | None, **options: Any) -> Any:
-    """Lightning's DDPStrategy, with torch's hook for gradients that are sent in half the bytes."""
+    """Lightning's DDPStrategy; given `compression`, torch's hook sends gradients in that type."""
     from lightning.pytorch.strategies import DDPStrategy
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
@@ -355,8 +359,8 @@ class Torchrun(Distributed):
     """DistributedDataParallel under torchrun, on this machine or on several, or Slurm's srun.
 
     Args:
-        nodes: hosts; on each `train.py` is started once, with the same arguments but for:
-        node_rank: which of them this one is, 0 for the one with rank 0 and the run folder.
+        nodes: number of hosts. On each, `train.py` is started once, with equal arguments except:
+        node_rank: index of this host; 0 is the one with rank 0 and the run folder.
     """
 
     nodes: int = 1
@@ -370,7 +374,7 @@ class Torchrun(Distributed):
 
     @staticmethod
     def _is_pmix_step(world: World) -> bool:
-        """Whether srun has started the MPI world, as where PMIx is a cluster's default."""
+        """Whether the MPI world is an srun step, as on clusters where PMIx is srun's default."""
         step = Step.of()
         same = step is not None and (step.rank, step.size) == (world.rank, world.size)
         return world.launcher == "mpi" and same
@@ -420,10 +424,10 @@ class Torchrun(Distributed):
 
 
 def rendezvous(strategy: Any) -> tuple[str, int]:
-    """Address and port of the host with rank 0, where `Torchrun` is to start several.
+    """Address and port of the host with rank 0, for a `Torchrun` strategy with several hosts.
 
     Raises:
-        UserError: they are not said, or this is no port.
+        UserError: the address is missing, or the port is out of range.
     """
     if not strategy.address:
         raise UserError(
@@ -483,9 +487,9 @@ class Mpirun(Distributed):
 
 
 def _leave_group() -> None:
-    """Join the process group's threads: one that asks Python for something at its end aborts it.
+    """Destroy the process group: its threads, if still alive, could abort the exiting interpreter.
 
-    Lightning does so for NCCL alone. Not earlier than at the exit: a multirun's jobs share a group.
+    Lightning does so for NCCL only. It runs at exit, since the jobs of a multirun share a group.
     """
     import torch.distributed
 

@@ -1,4 +1,4 @@
-"""Averaged weights (EMA): what is validated, kept as best, tested and exported."""
+"""Averaged weights (EMA), which are validated, kept as best, tested and exported."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from xray_lightning.models.classifier import Classifier
 
 
 class AveragedWeights(WeightAveraging):
-    """Exponential moving average of the weights of all steps, and of batch norm's statistics.
+    """Exponential moving average of the weights over all steps, and of batch-norm statistics.
 
-    The n-th step keeps min(decay, (1 + n) / (10 + n)) of the average, as TensorFlow's
-    ExponentialMovingAverage does, so that a short run's average has not stayed at its start.
-    Lightning's callback does the averaging, and puts both kinds of weights into `last.ckpt`. It
-    has no say in `best.ckpt`, which has no state of callbacks: the classifier asks for the average.
+    Step n uses the decay min(decay, (1 + n) / (10 + n)), as TensorFlow's ExponentialMovingAverage
+    does, so that a short run's average does not stay near the initial weights. Lightning's callback
+    does the averaging, and saves both the averaged and the current weights in `last.ckpt`. It does
+    not do so in `best.ckpt`, which has no callback state: there the classifier saves the average.
 
     Args:
         decay: share of the average that a late step keeps.
@@ -51,14 +51,14 @@ class AveragedWeights(WeightAveraging):
         return state
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # It was made before the module came to its device. Only the counter is read in every
-        # step, which must not wait for a GPU.
+        # The average was made before the module was moved to its device. Its counter stays on the
+        # CPU: it is read in every step, which must not wait for a GPU.
         if self._average_model is not None:
             self._average_model.to(pl_module.device)
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # What is validated or tested from now on are the weights of a checkpoint, as they are.
+        # From now on, the weights of a checkpoint are validated or tested as they are.
         self._average_model = None
         if isinstance(pl_module, Classifier):
             pl_module.averaged_state = None
@@ -77,10 +77,10 @@ class AveragedWeights(WeightAveraging):
 
 
 def refuse_other_averaging(checkpoint: dict[str, Any], callbacks: Sequence[object]) -> None:
-    """Refuse to go on with averaged weights as if they were the optimizer's, or the reverse.
+    """Refuse to resume a run with weight averaging without it, or the reverse.
 
     Raises:
-        UserError: only one of the checkpoint and the callbacks averages.
+        UserError: only one of the checkpoint and the callbacks has averaging.
     """
     was = "current_model_state" in checkpoint
     now = any(isinstance(callback, AveragedWeights) for callback in callbacks)

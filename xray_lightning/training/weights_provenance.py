@@ -1,4 +1,4 @@
-"""First weights of a run: what was taken over from a file, told, and what that file has seen."""
+"""First weights of a run: which tensors came from a file, and which images it was trained on."""
 
 import csv
 from collections.abc import Iterator
@@ -13,29 +13,29 @@ from xray_lightning.errors import UserError, printable
 from xray_lightning.findings import folded
 from xray_lightning.models.weights_transfer import TakenOver
 
-LISTS = (".csv", ".txt")  # of images, among what weights have seen
-# Names under which people know the images of one source, as `folded` leaves them.
+LISTS = (".csv", ".txt")  # endings of image lists in `model.weights_seen`
+# Names of data sets that have the images of one source, normalised by `folded`.
 _SAME_IMAGES = {
     "nih": {"nih", "ai4m", "chestmnist", "chestxray14", "nihchestxray14", "chestxray8", "cxr14"}
 }
-_UNTOLD = {"csv"}  # a table of one's own: its name tells nothing
-_COLUMNS = {"image", "imageindex", "patientid", "patient"}  # titles in lists, as `folded`
+_UNTOLD = {"csv"}  # custom CSV: the name does not identify the images
+_COLUMNS = {"image", "imageindex", "patientid", "patient"}  # column titles, `folded`
 
 
 def check_first_weights(
     taken: TakenOver, data: XrayDataModule, *, allowed: bool, normalize: str
 ) -> list[str]:
-    """Refuse weights that have seen the test images, or that want other pixels.
+    """Refuse weights that were trained on test images, or on differently normalised pixels.
 
     Args:
-        data: set up.
-        allowed: whether to run all the same.
+        data: already set up.
+        allowed: whether to run although they have seen test images.
 
     Returns:
-        What of the test images they have seen; empty for nothing that is known.
+        Which test images they have seen, one text per source; empty if none are known.
 
     Raises:
-        UserError: they have seen test images and `allowed` is false, or want another
+        UserError: they have seen test images and `allowed` is false, or need another
             `data.normalize`.
     """
     if taken.normalize not in (None, normalize):
@@ -70,13 +70,13 @@ def _seen_of_test(taken: TakenOver, data: XrayDataModule) -> Iterator[str]:
 
 
 def _origin(name: str) -> str:
-    """A data set's name, or the first of those that its images go by."""
+    """The key in `_SAME_IMAGES` for a data set's name, else the name itself, both `folded`."""
     plain = folded(name)
     return next((first for first, others in _SAME_IMAGES.items() if plain in others), plain)
 
 
 def _listed(path: Path) -> set[str]:
-    """The images or patients in a list: one a line, or a CSV's columns of them.
+    """The images or patients in a list: one per line, or a CSV's columns named in `_COLUMNS`.
 
     Raises:
         UserError: it cannot be read.
@@ -105,7 +105,7 @@ def first_weights_record(taken: TakenOver, seen_test: list[str]) -> dict[str, An
 
 
 def first_weights_table(taken: TakenOver) -> Table:
-    """What fits, what is left and what is new, for an 80-column terminal."""
+    """Table of tensors taken over, left in the file or new in the model, for 80 columns."""
     table = Table(
         title=f"First weights, matched {taken.how}",
         title_style="bold",

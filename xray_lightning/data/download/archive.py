@@ -1,4 +1,4 @@
-"""A tar.gz of images, unpacked file by file: nothing but regular files, nothing outside."""
+"""A tar.gz of images, unpacked file by file: only regular files, and only inside the folder."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ from xray_lightning.data.image_files import IMAGE_SUFFIXES
 from xray_lightning.errors import RunFailedError
 
 CHUNK = 2**20
-# What tarfile and gzip raise on damaged files; RecursionError on headers of headers of headers.
+# What tarfile and gzip raise on damaged files; RecursionError on deeply nested headers.
 DAMAGE = (
     tarfile.TarError,
     gzip.BadGzipFile,
@@ -40,17 +40,17 @@ class Unpacked:
 def unpack_images(
     archive: Path, folder: Path, *, most: int, advance: Callable[[int], None]
 ) -> Unpacked:
-    """Unpack a tar.gz into `folder`, each file whole under its name or not there at all.
+    """Unpack a tar.gz into `folder`, each file atomically.
 
-    Every file is written under another name and renamed, so a kill leaves no half image; running
-    again writes all of them again. Of a damaged archive nothing stays: gzip's checksum comes last,
-    so any of its images may be wrong. Owners, modes and times of the archive are not taken over.
+    Every file is written under a temporary name and renamed, so a kill leaves no partial image; a
+    rerun writes all of them again. The files of a damaged archive are removed: gzip's checksum
+    comes last, so any of them may be wrong. Owners, modes and times of the archive are ignored.
 
     Args:
         archive: the tar.gz.
         folder: made if missing; nothing is written outside of it.
-        most: bytes that it may unpack to, with the tar's own headers.
-        advance: told how many bytes of the archive were read.
+        most: limit on the unpacked bytes, including the tar's headers.
+        advance: called with the number of bytes of the archive read since its last call.
 
     Raises:
         RunFailedError: a member that is no plain file or folder, or has an absolute path or `..`;
@@ -71,7 +71,7 @@ def unpack_images(
         raise RunFailedError(f"{where}: cannot be unpacked: {error.strerror or error}") from error
     if not unpacked.images:
         raise RunFailedError(f"{archive}: holds no image")
-    os.sync()  # before anyone notes that the files are there; cheaper than once a file
+    os.sync()  # before a record says that the files are there; cheaper than one fsync per file
     return unpacked
 
 
@@ -95,7 +95,7 @@ def _unpack(
                     size += member.size
                 advance(packed.tell() - read)
                 read = packed.tell()
-        # tarfile takes a header that is cut short or makes no sense for the end. A real end is
+        # tarfile takes a truncated or invalid header for the end of the archive. A real end is
         # at least one block of zeros, with nothing else after it.
         while data := content.read(CHUNK):
             if data.strip(b"\0"):
@@ -106,14 +106,14 @@ def _unpack(
 
 
 class _RefusedError(Exception):
-    """What an archive of images has no business to hold."""
+    """The archive holds something that an archive of images must not."""
 
 
 class _Forward:
-    """A stream that tarfile may only go forward in, with an end to its patience.
+    """A forward-only stream for tarfile, with limits on each read and on the total.
 
-    tarfile reads a member's extended header into memory in one piece, however long it says it
-    is; and one step back in a gzip stream would unzip everything again from the start.
+    tarfile reads a member's extended header into memory in one piece, whatever size it claims;
+    and seeking back in a gzip stream would decompress everything again from the start.
     """
 
     def __init__(self, stream: gzip.GzipFile, *, most: int) -> None:
@@ -141,7 +141,7 @@ class _Forward:
 
 
 def _place(member: tarfile.TarInfo, folder: Path, names: set[str]) -> Path | None:
-    """Where a file is written; None for a folder, which is made when something is in it."""
+    """Where a file is written; None for a folder, which is created with the first file in it."""
     name = member.name
     parts = PurePosixPath(name).parts
     if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
@@ -160,7 +160,7 @@ def _place(member: tarfile.TarInfo, folder: Path, names: set[str]) -> Path | Non
     if len(names) > MAX_FILES:
         raise _RefusedError(f"more than {MAX_FILES:,} files")
     path = folder.joinpath(*parts)
-    # A link that lies in the folder already leads outside as well as one in the archive.
+    # A symbolic link that is already in the folder could lead outside, too.
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise _RefusedError(f"the path {shown(name)} leads outside by a link in {folder}")
     return path
@@ -175,10 +175,10 @@ def _kind(member: tarfile.TarInfo) -> str:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, written: list[Path]) -> None:
-    source = cast(IO[bytes], tar.extractfile(member))  # `_place` lets plain files alone pass
+    source = cast(IO[bytes], tar.extractfile(member))  # `_place` accepts only regular files
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
+    partial.unlink(missing_ok=True)  # left by a killed run; a link is removed, not followed
     try:
         with source, partial.open("xb") as stream:
             shutil.copyfileobj(source, stream, CHUNK)

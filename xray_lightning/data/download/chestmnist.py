@@ -2,7 +2,7 @@
 
 Yang et al., "MedMNIST v2", Scientific Data 2023, CC BY 4.0; https://doi.org/10.5281/zenodo.10519652.
 Its files hold no patient ids, so nobody can tell whether its splits share patients: the table says
-`unknown`, which the manifest counts and takes for a patient of its own.
+`unknown`, which the manifest counts, taking each such image as a patient of its own.
 """
 
 import lzma
@@ -44,7 +44,7 @@ CHUNK = 256  # images read at once
 BASE_URL = "https://zenodo.org/records/10519652/files/"
 NOTE = "chestmnist.json"
 # What zipfile and numpy raise on damaged files: NotImplementedError on an unknown compression,
-# RuntimeError on encryption, TokenError and SyntaxError on a head or a type that is no Python.
+# RuntimeError on encryption, TokenError and SyntaxError on a header that is no Python.
 DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, ValueError),
     *(NotImplementedError, RuntimeError, OverflowError, TokenError, SyntaxError),
@@ -81,19 +81,19 @@ def download_chestmnist(
     patience: Patience | None = None,
     free: Free = free_bytes,
 ) -> tuple[int, bool]:
-    """Have ChestMNIST in `root`: images/, Data_Entry_chestmnist.csv and split.csv.
+    """Download ChestMNIST into `root`: images/, Data_Entry_chestmnist.csv and split.csv.
 
-    The table comes last, so that a kill leaves no data set that is half there; what was fetched
-    stays, and running again goes on.
+    The table is written last, so that a kill leaves no incomplete data set; fetched bytes stay, and
+    a rerun resumes the download.
 
     Args:
         root: made if missing; it may hold no other data set.
         size: side of the images in pixels: 28, 64, 128 or 224.
         base_url: the folder of a server that has the .npz files.
-        progress: display for the turning into images; `transfers` show the fetching.
+        progress: display for writing the images; `transfers` shows the download.
 
     Returns:
-        How many images, and whether they came now.
+        The number of images, and whether this call downloaded them.
 
     Raises:
         UserError: an unknown size, another data set in `root`, too little room.
@@ -108,12 +108,12 @@ def download_chestmnist(
     with working_in(root) as state:
         if images := _finished(release, root, state):
             return images, False
-        most = IMAGES * (size**2 + len(FINDINGS)) + 2**20  # as if nothing had been compressed
+        most = IMAGES * (size**2 + len(FINDINGS)) + 2**20  # size without compression
         files = IMAGES * (size**2 // BLOCK + 1) * BLOCK
         part = state / f"{release.file}.part"
         have = part.stat().st_size if part.exists() else 0
         check_room(root, max(most + files - have, 0), free=free)
-        # Before the first file, so that a run that was killed finds its own.
+        # Before the first file, so that a rerun after a kill knows the folder as ChestMNIST's.
         note(state / NOTE, {"md5": release.md5, "size": size})
         with transfers.live(), transfers.bar(release.file, total=None) as bar:
             fetch_verified(
@@ -132,7 +132,7 @@ def download_chestmnist(
 
 
 def _finished(release: Release, root: Path, state: Path) -> int:
-    """The images that a run before this one has left whole, or 0; refuses another's folder."""
+    """The number of images if an earlier run has finished, or 0; refuses a folder of other data."""
     content = noted(state / NOTE)
     if not content and (any(root.glob(NIH_TABLES)) or count_images(root)):
         raise UserError(f"{root} holds other images or tables already; give a new folder")
@@ -149,7 +149,7 @@ def _finished(release: Release, root: Path, state: Path) -> int:
 
 
 def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
-    """Write the arrays of a MedMNIST .npz as PNGs, a table and a split; returns the images.
+    """Write the arrays of a MedMNIST .npz as PNGs, a table and a split; returns how many images.
 
     A few hundred images are read at a time, as the largest file has 5.6 GB of pixels.
 
@@ -172,7 +172,7 @@ def convert(archive: Path, root: Path, *, size: int, progress: Display) -> int:
                     rows += [
                         (name, decode(mark), side) for name, mark in zip(names, marks, strict=True)
                     ]
-        os.sync()  # the images before the table that names them; cheaper than once a file
+        os.sync()  # images before the table that names them; cheaper than one fsync per file
         _write_tables(root, rows)
     except DAMAGE as error:
         raise RunFailedError(f"{archive}: not MedMNIST's file: {error}") from error
@@ -211,7 +211,7 @@ def _pixels(
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type of an array that is about to be read, row by row."""
+    """Shape and dtype from the header of a .npy stream; refuses Fortran order and objects."""
     version = npy.read_magic(stream)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     try:
@@ -229,7 +229,7 @@ def _write_images(
     pixels: Iterator[npt.NDArray[np.uint8]],
     advance: Advance,
 ) -> None:
-    """Write each image under another name and rename it: a kill leaves no half one."""
+    """Write each image under a temporary name and rename it: a kill leaves no partial one."""
     left = iter(names)
     for images in pixels:
         for image in images:

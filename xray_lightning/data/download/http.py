@@ -23,7 +23,7 @@ from xray_lightning.files import write_atomically
 log = logging.getLogger(__name__)
 
 CHUNK = 2**18  # bytes at once
-# Answers that a later try may not get (RFC 9110, section 15; 425 is RFC 8470, 429 RFC 6585).
+# Status codes of temporary faults (RFC 9110, section 15; 425 is RFC 8470, 429 RFC 6585).
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 AGENT = "xray-lightning"
 
@@ -33,9 +33,9 @@ class Patience:
     """How long to wait for a server, and how often to come back.
 
     Attributes:
-        stall_seconds: without `stall_bytes` in this time, a connection counts as cut.
-        stall_bytes: see there; slower than this is as good as nothing for files of gigabytes.
-        tries: how many tries in a row may bring nothing new.
+        stall_seconds: a connection that brings less than `stall_bytes` in this time is given up.
+        stall_bytes: see `stall_seconds`; at a lower rate, files of gigabytes would never end.
+        tries: the download fails after this many tries in a row without new bytes.
         first_wait: seconds before the second try; doubled each time, up to `longest_wait`.
         longest_retry_after: most seconds to wait because a server's Retry-After says so.
         sleep: how to wait.
@@ -50,24 +50,24 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
     def wait(self, failures: int, retry_after: float | None) -> float:
-        """Seconds before the next try after so many in vain."""
+        """Seconds before the next try, after this many failures in a row."""
         if retry_after is not None:
             return min(max(retry_after, 0.0), self.longest_retry_after)
         return float(min(self.first_wait * 2 ** max(failures - 1, 0), self.longest_wait))
 
 
 class Watch(Protocol):
-    """Is told how a transfer goes; what it raises ends the transfer, which can be resumed."""
+    """Observer of a transfer; an exception that it raises ends the transfer, which can resume."""
 
     def begin(self, done: int, total: int | None) -> None:
-        """So many bytes are there, of so many if that is known; again after each cut."""
+        """`done` bytes are there, of `total` if that is known; called again at each resumption."""
 
     def advance(self, count: int) -> None:
-        """So many more bytes are there."""
+        """`count` more bytes have been received."""
 
 
 class PassingFaultError(Exception):
-    """A fault that a later try may not meet, and how many seconds the server asks to wait."""
+    """A temporary fault, worth a retry, and how many seconds the server asks to wait, if any."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -84,12 +84,12 @@ def check_base(option: str, url: str) -> str:
 def fetch_verified(
     url: str, part: Path, *, md5: str, most: int, watch: Watch, patience: Patience
 ) -> None:
-    """Have the whole file in `part`, with this md5; a wrong one is fetched once more.
+    """Download the whole file to `part` and check its md5; a wrong file is fetched once more.
 
     Args:
-        part: where it grows; `forget` removes it with its notes.
+        part: file that the bytes are appended to; `forget` removes it with its notes.
         md5: as 32 hexadecimal digits.
-        most: bytes past which the file cannot be the right one.
+        most: most bytes that the right file can have.
 
     Raises:
         UserError: the server does not have the file.
@@ -109,7 +109,7 @@ def fetch_verified(
 
 
 def fetch(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
-    """Have the whole file in `part`, going on from what is there; raises as `fetch_verified`."""
+    """Download the whole file to `part`, resuming from its bytes; raises as `fetch_verified`."""
     failures, best = 0, _size_of(part)
     while True:
         try:
@@ -131,17 +131,17 @@ def fetch(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What the bytes of a .part file belong to: only the same file may go on with them."""
+    """Identity of the remote file that a .part file belongs to: only the same one is resumed."""
 
     validator: str | None = None  # a strong ETag, or Last-Modified (RFC 9110, section 13.1.5)
     size: int | None = None
 
 
 def _transfer(url: str, part: Path, *, most: int, watch: Watch, patience: Patience) -> None:
-    """Try once to have the whole file in `part`, going on from what is there.
+    """Try once to download the whole file to `part`, resuming from the bytes there.
 
     Raises:
-        PassingFaultError: what a later try may not meet; all that came is kept.
+        PassingFaultError: a temporary fault; received bytes are kept unless the file has changed.
         UserError: the server does not have the file.
         RunFailedError: it sends something else, or the disk fails.
     """
@@ -159,7 +159,7 @@ def _transfer(url: str, part: Path, *, most: int, watch: Watch, patience: Patien
     with response:
         if response.status == 206:
             _check_continues(part, response, have, origin)
-        elif response.status == 200:  # all of it: the first time, changed, or without ranges
+        elif response.status == 200:  # the whole: new, changed, or no ranges supported
             have, origin = 0, _Origin(_validator(response), _length(response))
             _check_size(url, origin.size or 0, most)
             _start(part, origin)
@@ -177,7 +177,7 @@ def _open(url: str, have: int, origin: _Origin, *, timeout: float) -> Any:
         headers["Range"] = f"bytes={have}-"
         if origin.validator:
             headers["If-Range"] = origin.validator
-    # No handler for ftp: or file:, wherever a redirect may lead.
+    # No handler for ftp: or file:, so that no redirect can lead there.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -193,9 +193,9 @@ def _open(url: str, have: int, origin: _Origin, *, timeout: float) -> Any:
 
 
 def _refusal(url: str, part: Path, error: urllib.error.HTTPError) -> Exception:
-    """What an answer that is no success means."""
+    """The exception to raise for an HTTP status that is no success."""
     answer = f"answers {error.code} {printable(str(error.reason))}".strip()
-    if error.code == 416:  # there is nothing after what we have: it was another file's
+    if error.code == 416:  # no bytes follow ours, so they are another file's
         forget(part)
         return PassingFaultError(f"{answer}; starting over")
     if error.code in PASSING:
@@ -243,7 +243,7 @@ def _receive(
             have += len(chunk)
             _check_size(url, have, most)
             view = memoryview(chunk)
-            while view:  # unbuffered: at any kill the file holds a beginning of the right bytes
+            while view:  # unbuffered: after a kill the file still holds a prefix of the right bytes
                 view = view[stream.write(view) :]
             watch.advance(len(chunk))
             fresh += len(chunk)
@@ -261,7 +261,7 @@ def _check_size(url: str, size: int, most: int) -> None:
 
 
 def _known(part: Path) -> tuple[_Origin, int]:
-    """Where the bytes of `part` came from and how many may be gone on with."""
+    """The origin of the bytes in `part`, and how many of them can be resumed from."""
     try:
         notes = json.loads(_notes(part).read_text(encoding="utf-8"))
         origin = _Origin(notes["validator"], notes["size"])
@@ -274,7 +274,7 @@ def _known(part: Path) -> tuple[_Origin, int]:
 
 
 def _start(part: Path, origin: _Origin) -> None:
-    """Empty the file, then note what it will hold: a kill in between leaves no wrong pair."""
+    """Empty the file, then note its origin: a kill in between leaves no bytes of another file."""
     with _writing(part):
         part.write_bytes(b"")
         write_atomically(_notes(part), json.dumps(asdict(origin)) + "\n")

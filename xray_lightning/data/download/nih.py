@@ -65,7 +65,7 @@ MAX_METADATA_BYTES = 64 * 2**20
 
 # PNGs do not shrink: what an archive unpacks to is hardly more than the archive.
 UNPACKED = 1.05
-# The sizes come from another source than the md5s. They are for planning; md5 is what judges.
+# The sizes come from another source than the md5s, so limits have a margin; the md5s decide.
 SIZE_MARGIN = 1.1
 BOMB = 4
 
@@ -91,7 +91,7 @@ def parse_parts(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Images by part, fetched now or kept, and the files of METADATA that are still missing."""
+    """Numbers of images by part, new or kept, and the files of METADATA that are still missing."""
 
     new: dict[int, int] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
@@ -110,17 +110,17 @@ def download_nih(
     patience: Patience | None = None,
     free: Free = free_bytes,
 ) -> Fetched:
-    """Have the images of the archives in `root`/images_001/images and so on.
+    """Download and unpack the archives into `root`/images_001/images and so on.
 
-    What is finished is noted and not fetched again; what was cut goes on where it was, also after
-    a kill. An archive is checked against its md5, unpacked, and removed.
+    A finished archive is recorded and not fetched again; an interrupted download is resumed, also
+    after a kill. An archive is checked against its md5, unpacked, and removed.
 
     Args:
         root: made if missing.
         parts: which archives; all when empty.
         jobs: how many at once.
         base_url: the folder of a server that has the archives as ID.gz.
-        metadata_url: that of one which has the files of METADATA; those in `root` are kept.
+        metadata_url: the folder of one that has the files of METADATA; those in `root` are kept.
 
     Raises:
         UserError: too little room, a folder in use, or files that the server does not have.
@@ -152,7 +152,7 @@ def download_nih(
 
 
 def _finished(archive: Archive, root: Path, state: Path) -> int:
-    """The images of an archive that was unpacked wholly and is still all there, or 0."""
+    """The number of images of an archive that was unpacked and is still complete, or 0."""
     content = noted(_note_of(archive, state))
     images = content.get("images")
     if content.get("md5") != archive.md5 or not isinstance(images, int):
@@ -165,7 +165,7 @@ def _finished(archive: Archive, root: Path, state: Path) -> int:
 
 
 def _needed(wanted: Sequence[Archive], state: Path, *, jobs: int) -> int:
-    """Bytes that fetching takes at most: all images, and the archives that lie there at once."""
+    """Most bytes that fetching takes: all images, and the archives on disk at the same time."""
     unpacked = sum(round(archive.bytes * UNPACKED) for archive in wanted)
     packed = sorted((archive.bytes for archive in wanted), reverse=True)[:jobs]
     parts = [_part_of(archive, state) for archive in wanted]
@@ -223,9 +223,9 @@ def missing_metadata(root: Path) -> tuple[str, ...]:
 
 
 def fetch_metadata(root: Path, state: Path, base_url: str, patience: Patience) -> None:
-    """Fetch the table and the lists that the folder lacks, and look that they are such.
+    """Fetch the table and the lists that the folder lacks, and check that they can be read.
 
-    No md5 of them was published, so what is checked is that they can be read.
+    No md5 of them was published to check.
     """
     for name in missing_metadata(root):
         part, url = state / f"{name}.part", f"{base_url}{name}"
@@ -245,7 +245,7 @@ def fetch_metadata(root: Path, state: Path, base_url: str, patience: Patience) -
 
 
 def _lines(path: Path, name: str) -> int:
-    """The images that a table or list of this name has; raises UserError if it is none."""
+    """The number of images in a table or list of this name; raises UserError if it is none."""
     if name == TABLE:
         return len(read_table(path, FirstFault()).table)
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -70,7 +70,7 @@ def findings_figure(numbers: Numbers, names: list[str]) -> bytes:
 def together_figure(
     together: npt.NDArray[np.int64], findings: tuple[str, ...], names: list[str]
 ) -> bytes:
-    """Of the images with the finding of a row, the share that also has the one of a column."""
+    """Heat map: of the images with the row's finding, the share that also has the column's."""
     places = [findings.index(name) for name in names]
     counts = together[np.ix_(places, places)]
     own = np.diag(counts)
@@ -172,7 +172,7 @@ def _counting(axes: Axes, what: str, *, legend: bool = True) -> None:
 
 
 def _shown(names: list[str]) -> list[str]:
-    """Names of findings as text; a "$" in one is no formula."""
+    """Names of findings as text, with "$" escaped, which would start a formula in Matplotlib."""
     return [readable(name).replace("$", r"\$") for name in names]
 
 
@@ -184,12 +184,12 @@ EXPOSURE_COLOURS = {
     Exposure.CORRECT: COLOURS[2],
 }
 _MARKERS = {Exposure.OVER: "v", Exposure.UNDER: "^", Exposure.PADDED: "s", Exposure.CORRECT: "o"}
-_LINE = 24  # letters under an image of the grid
+_LINE = 24  # characters per line under an image of the grid
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image, what it is called and what is said of it."""
+    """An image with its name and its findings."""
 
     name: str
     pixels: Gray
@@ -229,7 +229,7 @@ def levels_figure(images: Sequence[Shown]) -> bytes:
 
 
 def exposures_figure(levels: Mapping[str, GrayLevels]) -> bytes:
-    """Mean and deviation of every image, with the limits of the classes."""
+    """Scatter plot of every image's mean and standard deviation, with the classes' limits."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     dress(axes, "Exposure of each image, without its padding")

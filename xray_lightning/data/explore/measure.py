@@ -17,7 +17,7 @@ from xray_lightning.findings import NO_FINDING
 from xray_lightning.progress import Display
 from xray_lightning.workers import in_threads
 
-# Mean and standard deviation, of 1, of the examples in the paper's Figure 2.
+# Mean and standard deviation of gray, from 0 to 1, in the examples of the paper's Figure 2.
 PAPER_OVER, PAPER_UNDER = (0.4149, 0.1402), (0.6200, 0.1834)
 PAPER_PADDED, PAPER_CORRECT = (0.2428, 0.2885), (0.4948, 0.2406)
 
@@ -27,7 +27,7 @@ BRIGHT, FLAT_BRIGHT = ((a + b) / 2 for a, b in zip(PAPER_UNDER, PAPER_CORRECT, s
 
 PADDED = 0.05  # share of the image
 NEARLY_BLACK, NEARLY_WHITE = 24, 231  # gray levels of 255
-ALIKE, ALIKE_SHARE = 8, 0.98  # of a line's median, and how much of the line
+ALIKE, ALIKE_SHARE = 8, 0.98  # gray levels from a line's median; share of the line within them
 
 
 class Exposure(StrEnum):
@@ -53,12 +53,12 @@ RULE = (
 
 @dataclass(frozen=True)
 class GrayLevels:
-    """Of one image; levels are shares of white.
+    """Statistics of one image's gray levels, from 0 (black) to 1 (white).
 
     Attributes:
         mean, std: of all pixels.
-        padding: share of the image that plain lines along its edges cover.
-        inside_mean, inside_std: of the pixels that they do not; NaN where they cover all.
+        padding: share of the image covered by plain lines along its edges.
+        inside_mean, inside_std: of the pixels outside the padding; NaN if there are none.
     """
 
     mean: float
@@ -69,7 +69,7 @@ class GrayLevels:
 
     @property
     def exposure(self) -> Exposure:
-        """By the `RULE`."""
+        """The class of this image by the `RULE`."""
         if self.padding >= PADDED:
             return Exposure.PADDED
         if self.inside_mean < DARK and self.inside_std < FLAT_DARK:
@@ -110,7 +110,7 @@ def _without_padding(image: Gray) -> Gray:
 
 
 def _plain_lines(lines: Gray) -> int:
-    """How many lines from the first on are plain."""
+    """Number of plain lines before the first one that is not."""
     for count, line in enumerate(lines):
         middle = float(np.median(line))
         if NEARLY_BLACK < middle < NEARLY_WHITE:
@@ -125,7 +125,7 @@ AGE_STEP = 5  # years
 UNKNOWN = "unknown"
 SEXES = {"F": "female", "M": "male", "": UNKNOWN}
 VIEWS = {"PA": "PA", "AP": "AP", "": UNKNOWN}
-MOST_IMAGES = 11  # of a patient; more are counted with these
+MOST_IMAGES = 11  # images of a patient; patients with more are counted in the same bin
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,10 @@ class Numbers:
     """What is counted of a data set.
 
     Attributes:
-        counts: images, patients and positives (rows) by side (columns), and of all; `split_table`.
+        counts: images, patients and positives (rows) by side (columns) and in total, as of
+            `split_table`.
         sides: those that the split has; empty without a split.
-        together: int (F, F), images with both of two findings; their own number on the diagonal.
+        together: int (F, F), images with both of two findings; each one's images on the diagonal.
         ages: images by age, from 0 in steps of `AGE_STEP` years (rows), and sex (columns).
         ages_unknown: images without an age.
         views: images by view (rows) and sex (columns).
@@ -173,7 +174,7 @@ def count(manifest: Manifest, split: Split | None) -> Numbers:
 
 
 def _counts(manifest: Manifest, split: Split | None) -> pd.DataFrame:
-    """As `split_table`, but that `all` counts every row, on a side or not."""
+    """As `split_table`, except that `all` also counts rows that are on no side."""
     everything = Split(ALL, {"train": tuple(manifest.table["image"]), "val": (), "test": ()})
     whole = split_table(manifest, everything)[[ALL]]
     return whole if split is None else split_table(manifest, split)[[*SIDES]].join(whole)
@@ -217,7 +218,7 @@ class Read:
 
 
 def read_levels(path_of: Mapping[str, str], *, jobs: int, progress: Display) -> Read:
-    """Measure images, given by their names and files, in so many threads."""
+    """Measure images, given as name -> file, in `jobs` threads."""
     levels: dict[str, GrayLevels] = {}
     unreadable: dict[str, str] = {}
     with progress("measuring images", len(path_of)) as advance:

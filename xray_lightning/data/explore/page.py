@@ -1,4 +1,4 @@
-"""Page of a data set (`xray data explore`): explore.html, one file that fetches nothing."""
+"""Page of a data set (`xray data explore`): explore.html, one self-contained file."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -28,12 +28,12 @@ from xray_lightning.html.page import data_uri, rendered
 from xray_lightning.progress import Display, unseen
 from xray_lightning.workers import threads
 
-MOST_NAMED = 20  # unreadable images that are told by name
+MOST_NAMED = 20  # unreadable images that the page lists by name
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG, what it is called and what it shows."""
+    """A PNG with its name and its caption."""
 
     name: str
     caption: str
@@ -76,11 +76,11 @@ def explore_data(
 
     Args:
         manifest: the data set.
-        split: whose sides the positives are counted by; None to count them all together.
+        split: its sides, by which positives are counted; None to count them all together.
         out: folder for explore.html, exposure.csv and figures/.
         image: the one that is shown with its gray levels; by default a random one.
         sample: how many images are measured, drawn at random; None for all.
-        seed: of what is drawn at random.
+        seed: seed of the random choices of images.
         jobs: threads that decode; None for one a core.
 
     Raises:
@@ -193,7 +193,7 @@ def _typical(read: Read, kind: Exposure) -> str:
 
 
 def _of_table(manifest: Manifest, numbers: Numbers) -> Iterator[Figure]:
-    """The figures that count."""
+    """The figures that show counts of the table."""
     findings = manifest.findings
     bars = most_frequent(numbers, at_most=figures.MOST_BARS)
     cells = sorted(most_frequent(numbers, at_most=figures.MOST_CELLS), key=findings.index)

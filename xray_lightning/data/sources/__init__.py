@@ -1,9 +1,9 @@
-"""Data sets that are known, and the contract that the module of each keeps.
+"""Known data sets, and the interface that the module of each implements.
 
 A module here holds one `SOURCE`: an object that recognises the data set in a folder, reads its
 table, and knows the split that its files give. That is all a new data set needs: `known_sources`
-finds the module. Each fault is told to a sink (`data.faults`), so that training, which refuses the
-first, and `xray data check`, which tells of them all, share one reader.
+finds the module. Faults are reported to a sink (`data.faults`), so that training, which stops at
+the first, and `xray data check`, which lists them all, share one reader.
 """
 
 from abc import ABC, abstractmethod
@@ -31,11 +31,11 @@ class Listing:
             (years, NaN unknown), `sex` ("M", "F", ""), `view` ("PA", "AP", ""), and the findings
             as uint8, 1 where present; then, as text, the further columns that were asked for and
             are there.
-        findings: those of its columns that are findings, in their order.
-        given: images by split, where the table itself says so.
-        rows: whole rows read, with those that are repeated or wrong.
+        findings: names of its columns of findings, in their order.
+        given: images by split, if the table itself states one.
+        rows: number of complete rows read, including repeated and faulty ones.
         named: images that any row names, readable or not.
-        ages: the texts in the column of ages, each once.
+        ages: the distinct texts in the column of ages.
     """
 
     table: pd.DataFrame
@@ -47,7 +47,7 @@ class Listing:
 
     @classmethod
     def empty(cls) -> "Listing":
-        """That of a table which cannot be read."""
+        """The listing of a table that cannot be read."""
         columns = ("file", "line", "image", "patient_id", "follow_up", "age", "sex", "view")
         table = pd.DataFrame({key: [] for key in columns}, dtype=object)
         return cls(table.assign(**{name: pd.Series(dtype="uint8") for name in FINDINGS}))
@@ -55,7 +55,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Release:
-    """Which release of a data set this is, in words, and what that was told by."""
+    """The release of a data set, in words, and the evidence that it is this one."""
 
     name: str
     told_by: tuple[str, ...]
@@ -68,10 +68,10 @@ class Source(ABC):
 
     Attributes:
         dialect: what the manifest calls the layout of its table.
-        findings: those of its table; None where they are asked for.
+        findings: the findings of its table; None if the caller chooses them.
         split: the name of the split that its files give; "" where they give none.
-        looked_for: its tables, for the message that a folder has none; "" to leave it out.
-        rank: of two data sets that a folder may be, the one of lower rank is read.
+        looked_for: names of its tables, for the message that a folder has none; "" for no mention.
+        rank: if a folder could be several data sets, the one of lowest rank is read.
         by_path: whether an image may be named by its path below the folder of the images.
     """
 
@@ -84,7 +84,7 @@ class Source(ABC):
 
     @abstractmethod
     def tables(self, root: Path) -> Sequence[Path]:
-        """The tables of this data set in a folder; none where it is another."""
+        """The tables of this data set in a folder; empty if the folder holds another one."""
 
     @abstractmethod
     def read(
@@ -98,8 +98,8 @@ class Source(ABC):
         """Read the tables of a folder.
 
         Args:
-            findings: those asked for, where they are not fixed.
-            further: titles of columns to take along as they are, as far as they are there.
+            findings: findings to read, where the source has no fixed ones.
+            further: titles of further columns to keep as text, if the table has them.
         """
 
     def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
@@ -107,11 +107,11 @@ class Source(ABC):
         return listing.given
 
     def describe(self, root: Path, listing: Listing, faults: Faults) -> Release:
-        """Which release this is, once it was read."""
+        """The release, from what `read` found."""
         return Release(self.dialect, tuple(path.name for path in self.tables(root)), one_size=False)
 
     def check(self, listing: Listing, faults: Faults) -> None:  # noqa: B027
-        """Tell of what only the check looks for: a patient other than in a file's name, say."""
+        """Report what only `xray data check` looks for, such as a patient not as in the name."""
 
 
 @cache
@@ -123,5 +123,5 @@ def known_sources() -> tuple[Source, ...]:
 
 
 def recognised(root: Path) -> Source | None:
-    """The data set that a folder holds; None where it is none of those that are known."""
+    """The known data set that a folder holds, or None."""
     return next((source for source in known_sources() if source.tables(root)), None)

@@ -28,7 +28,7 @@ TITLES: Titles = {
     "patient_id": ("PatientId",),
     **{finding: (finding,) for finding in FINDINGS},
 }
-# Images of the CSVs, by the releases that are known.
+# Known releases by the number of images in each CSV.
 RELEASES: dict[tuple[int, ...], str] = {
     (1000, 200, 420): "1000/200/420",
     (875, 109, 420): "875/109/420",
@@ -67,7 +67,7 @@ class Ai4m(Source):
         if not whole:
             table = Listing.empty().table
         else:
-            # An image in two files is told of with the splits; here what the files disagree about.
+            # An image in two files is reported with the splits; here only rows that contradict.
             table = one_row_an_image(
                 pd.concat([part.table for part in whole.values()], ignore_index=True),
                 faults,
@@ -121,7 +121,7 @@ def _one_hot(text: str, *, finding: str) -> int:
     return int(text[0])
 
 
-# What the cells of a row are read as, in the order in which their faults are raised.
+# Converter of each column; the order is that in which faults are raised.
 CELLS: dict[str, Callable[[str], object]] = {
     **{finding: partial(_one_hot, finding=finding) for finding in FINDINGS},
     "image": image_name,

@@ -51,7 +51,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
 REQUIRED = ("image", "patient")
 SEXES = {"male": "M", "female": "F"}
 
-MOST_NAMED = 20  # labels that are counted each by its name
+MOST_NAMED = 20  # ignored labels that are counted by name; others are counted together
 
 NEGATIVE, POSITIVE, UNCERTAIN, EMPTY = range(4)
 _VALUES = {
@@ -63,7 +63,7 @@ _VALUES = {
 _TAKEN_AS = {"negative": NEGATIVE, "positive": POSITIVE}
 
 
-# Reading quotes the cell that it stops at; those of persons are not repeated by the check.
+# A reading error quotes the faulty cell; the check removes the quote if it is a patient's data.
 _QUOTED = re.compile(r"(: (?:age|follow_up|patient_id)) (['\"]).*\2: ")
 _UNQUOTED = r"\1: "
 
@@ -73,8 +73,8 @@ class OwnTable(Source):
     """How to read a custom CSV.
 
     A finding is a column of 0 and 1, titled by its name; or there is one column of labels, such as
-    "Effusion|Mass" or "No Finding". Without a list of findings, those of NIH's 14 are read that
-    the table has.
+    "Effusion|Mass" or "No Finding". Without a list of findings, those of NIH's 14 that the table
+    has are read.
 
     Args:
         file: the CSV, as a path or by its name in the data set's folder; None for the only one
@@ -83,8 +83,8 @@ class OwnTable(Source):
         uncertain: what -1 of a finding means, as in CheXpert: `negative`, `positive`, or `error`
             to refuse it.
         empty: what an empty cell of a finding means: `negative`, or `error` to refuse it.
-        positive, negative: what else than 1 and true, and 0 and false, a finding's cells may say.
-        option: how messages name an option, of which they give key and value.
+        positive, negative: further texts that mean 1, or 0, in a finding's cells.
+        option: format in which messages name an option, filled with its key and value.
 
     Raises:
         UserError: an option out of range.
@@ -155,7 +155,7 @@ class OwnTable(Source):
         findings: tuple[str, ...] | None = None,
         further: tuple[str, ...] = (),
     ) -> Listing:
-        """Read the table up to its first fault; without `findings` those of NIH's 14 it has."""
+        """Read the table up to its first fault; by default the findings of NIH's 14 it has."""
         path, first = self.find(root), FirstFault()
         try:
             listing = self._read(path, findings, first, further)
@@ -225,7 +225,7 @@ class OwnTable(Source):
         """What a cell of a finding says: `NEGATIVE`, `POSITIVE`, `UNCERTAIN` or `EMPTY`.
 
         Raises:
-            CellFault: nothing of these, or what the options refuse.
+            CellFault: another text, or a value that the options refuse.
         """
         value = self._spelled.get(text.lower())
         if value is None:
@@ -294,7 +294,7 @@ _label_fault = partial(CellFault, "label_not_0_or_1")
 
 @dataclass(frozen=True)
 class Header:
-    """The first line of a custom CSV; `option` is how messages name one, as in `OwnTable`."""
+    """The header of a custom CSV; `option` is as in `OwnTable`."""
 
     path: Path
     cells: list[str]
@@ -303,7 +303,7 @@ class Header:
     def titles(
         self, chosen: Mapping[str, str | None], *, keys: Collection[str] = tuple(GUESSES)
     ) -> dict[str, str]:
-        """The title of each column that is there, by those `keys` of `GUESSES`."""
+        """The titles of the columns that the CSV has, by key of `GUESSES`, among these `keys`."""
         titles = {}
         for key, guesses in GUESSES.items():
             if key not in keys:
@@ -344,7 +344,7 @@ class Header:
     def refuse_lacking(
         self, findings: tuple[str, ...] | None, by_column: Mapping[str, str]
     ) -> None:
-        """Refuse a table without a column of each finding asked for, or without any."""
+        """Refuse a table that lacks a requested finding's column, or has no finding's at all."""
         lacking = [name for name in findings or () if name not in by_column]
         if lacking:
             asked = "data.findings" if self.option.startswith("data.") else "the map's findings"
@@ -393,7 +393,7 @@ def _listing(
 
 
 def _image_name(text: str) -> str:
-    """A file's name, or its path below the folder of the images, spelled in one way."""
+    """A file's name or its path below the image folder, without empty parts and "."."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or ".." in parts:
         raise CellFault(

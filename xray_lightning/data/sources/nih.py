@@ -36,7 +36,7 @@ NIH_IMAGES = 112_120
 # NIH names an image by its patient and a number: 00000001_000.png.
 NIH_NAME = r"^(\d{8})_\d{3}\.png$"
 
-# Said of an image whose patient nobody knows, as in ChestMNIST. An empty cell is a fault instead.
+# Patient ID of an image whose patient is unknown, as in ChestMNIST. An empty cell is a fault.
 UNKNOWN_PATIENT = "unknown"
 
 MAX_AGE = 100.0  # years; NIH's first release holds ages up to 414
@@ -85,7 +85,7 @@ class Nih(Source):
         return read_table(path, faults, further=further)
 
     def given_split(self, root: Path, listing: Listing, faults: Faults) -> Given:
-        """The images of the lists that are there."""
+        """The images of those official lists that exist."""
         given: dict[str, tuple[str, ...]] = {}
         for split, file in NIH_LISTS.items():
             if not (root / file).is_file():
@@ -158,11 +158,11 @@ def read_table(path: Path, faults: Faults, *, further: tuple[str, ...] = ()) -> 
 def name_columns(
     cells: pd.DataFrame, values: Mapping[str, list[Any]], faults: Faults | None
 ) -> dict[str, object]:
-    """The columns that say where a row stands, its image and its patient.
+    """The columns `file`, `line`, `image` and `patient_id`.
 
     Args:
         cells, values: as `readable` gives them.
-        faults: sink of unknown patients; None where "unknown" is a patient's id.
+        faults: sink of unknown patients; None if "unknown" is an ordinary patient ID.
     """
     patients = pd.Series(values["patient_id"], index=cells.index)
     unknown = patients == UNKNOWN_PATIENT
@@ -181,7 +181,7 @@ def name_columns(
 
 
 def unknown_persons(images: int) -> dict[str, object]:
-    """The columns of `person_columns` of a table that has none of them."""
+    """The columns of `person_columns`, all unknown, for a table that has none of them."""
     follow_up = pd.array([pd.NA] * images, dtype="Int64")
     return {"follow_up": follow_up, "age": np.nan, "sex": "", "view": ""}
 
@@ -189,7 +189,7 @@ def unknown_persons(images: int) -> dict[str, object]:
 def person_columns(
     cells: pd.DataFrame, values: Mapping[str, list[Any]], faults: Faults
 ) -> dict[str, object]:
-    """The columns `follow_up`, `age`, `sex` and `view`; invalid values are counted as unknown."""
+    """The columns `follow_up`, `age`, `sex` and `view`; invalid ones are reported and unknown."""
     ages = np.array(values["age"], dtype=float)
     sex, view = cells["sex"].str.upper(), cells["view"].str.upper()
     for kind, reason, unknown in (
@@ -228,7 +228,7 @@ def image_name(text: str) -> str:
 
 
 def patient(text: str) -> str:
-    """One spelling an id: "1", "0001" and "1.0" are one patient, who could be in two splits."""
+    """The patient ID in one spelling: "1", "0001" and "1.0" would else count as three patients."""
     if not text:
         message = "no patient; every image needs one, so that a split can keep them apart"
         raise CellFault("row_without_patient", message)
@@ -253,7 +253,7 @@ def age(text: str) -> float:
     return float(match[1]) * AGE_UNITS[match[2] or "Y"]
 
 
-# What the cells of a row are read as, in the order in which their faults are raised.
+# Converter of each column; the order is that in which faults are raised.
 PERSON_CELLS: dict[str, Callable[[str], object]] = {
     "image": image_name,
     "patient_id": patient,
@@ -270,7 +270,7 @@ def read_list(path: Path) -> tuple[str, ...]:
 
 
 def check_patients_in_names(table: pd.DataFrame, faults: Faults) -> None:
-    """Tell of rows whose patient is not the one that NIH named the image after."""
+    """Report rows whose patient is not the one in the image's name, which NIH made from the ID."""
     ids = table["image"].astype(object).str.extract(NIH_NAME, expand=False)
     known = ids.notna() & table["patient_id"].map(lambda text: bool(re.fullmatch(r"\d+", text)))
     rows = table[known.to_numpy(dtype=bool)]
@@ -301,14 +301,14 @@ PLACE = ("x", "y", "width", "height")
 
 
 def read_boxes(path: Path) -> pd.DataFrame:
-    """The boxes of a list, each once, in shares of their image's width and height.
+    """The distinct boxes of a list, in fractions of the image's width and height.
 
     Returns:
-        `image`, `finding`, and `left`, `top`, `right`, `bottom` from 0 to 1; what a box has
-        outside of the image is cut off.
+        `image`, `finding`, and `left`, `top`, `right`, `bottom` from 0 to 1; boxes are clipped to
+        the image.
 
     Raises:
-        UserError: it is not there, or the first fault with its line.
+        UserError: the file is missing, or the first fault with its line.
     """
     if not path.is_file():
         raise UserError(f"there is no {path}, which says where findings are")
@@ -322,8 +322,8 @@ def read_box_rows(path: Path, faults: Faults) -> pd.DataFrame:
     """The rows of a list of boxes.
 
     Returns:
-        `name` (of the box, for messages), `image`, `finding` ("" unknown), and `x`, `y`, `width`,
-        `height` in pixels of the grid (NaN where that is no number).
+        `name` (of the box, for messages), `image`, `finding` ("" if unknown), and `x`, `y`,
+        `width`, `height` in pixels of the grid (NaN if the cell is no number).
     """
     cells = read_cells(path, BOX_TITLES, required=tuple(BOX_TITLES), faults=faults)
     rows = zip(cells["image"], cells["finding"], cells["line"], strict=True)
@@ -362,7 +362,7 @@ def _corners(
 def _column(
     cells: pd.DataFrame, key: str, convert: Callable[[str], object], faults: Faults
 ) -> list[Any]:
-    """The values of a column; None where it has none."""
+    """The converted values of a column; None for a cell that cannot be read."""
     codes, outcomes = converted_once(cells, key, convert, faults)
     values = [None if isinstance(value, CellFault) else value for _, value in outcomes]
     return [values[code] for code in codes]

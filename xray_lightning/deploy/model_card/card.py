@@ -61,7 +61,7 @@ from xray_lightning.terminal import (
 
 FILE_NAME = "model_card.md"
 log = logging.getLogger("xray")
-LIBRARY = "xray-lightning"  # which loads it; Lightning itself is none of the Hub's libraries
+LIBRARY = "xray-lightning"  # loads the model; Lightning is not among the Hub's known libraries
 TASK = "image-classification"
 _TASK_NAME = "Multi-label classification of chest X-rays"
 _TAGS = ("chest-x-ray", "radiology", "multi-label-classification")
@@ -70,7 +70,7 @@ Metric = dict[str, Any]
 
 
 def write_card(folder: Path) -> Path:
-    """Write the card of a run into its folder, whole or not at all.
+    """Write the card of a run into its folder, atomically.
 
     Raises:
         UserError: results.json or the checkpoint cannot be read.
@@ -82,11 +82,11 @@ def write_card(folder: Path) -> Path:
 
 
 def write_pages(folder: Path, *, report: bool, missing: bool = False) -> None:
-    """Write a finished run's pages; one that cannot be written does not undo a run that is done.
+    """Write a finished run's card, if it was tested, and report; a failure is only logged.
 
     Args:
-        report: write report.html too; the card is of a run that was tested.
-        missing: only those that a kill has kept it from writing, and clear what that has left.
+        report: whether to write report.html, too.
+        missing: write only pages that do not exist, and remove a killed process's temporary files.
     """
     record = RunRecord.load(folder)
     tested = record is not None and record.content["metrics"]["test"] is not None
@@ -109,7 +109,7 @@ def card(info: ModelInfo) -> str:
     """The whole text of the card."""
     run, test, checkpoint = info.run, info.test, info.checkpoint
     path = f"checkpoints/{BEST}"
-    if checkpoint is not None:  # as it is called from its run folder, or from beside it
+    if checkpoint is not None:  # relative to its run folder, or else to its own folder
         folder = "checkpoints/" if checkpoint.path.parent.name == "checkpoints" else ""
         path = f"{folder}{checkpoint.path.name}"
     data_tables: list[Table] = []
@@ -130,7 +130,7 @@ def card(info: ModelInfo) -> str:
         name=info.name,
         notice=NOTICE,
         wording=wording,
-        run=None if run is None else replace(run, split=split_of(run)),  # without its folder
+        run=None if run is None else replace(run, split=split_of(run)),  # without a file's folder
         test=test,
         untested=info.untested,
         model_terms=model_terms(info),
@@ -158,7 +158,7 @@ def card(info: ModelInfo) -> str:
 
 
 def checklist_table(run: Run) -> Table:
-    """What the record answers of CLAIM 2024, and what only the authors can."""
+    """Items of CLAIM 2024 that the record answers, and a note on those left to the authors."""
     answered = [
         (str(item.number), item.words, item.answer)
         for item in claim_checklist.items(replace(run, split=split_of(run)))
@@ -171,14 +171,14 @@ def checklist_table(run: Run) -> Table:
 
 
 def _decisions(test: TestMetrics | None) -> str | None:
-    """What the decision curves show; None of a record without any."""
+    """What the decision curves show; None if the record has none."""
     if test is None or not any(row.decision_curve for row in test.finding_rows):
         return None
     return " ".join([clinical_wording.usefulness(test), *clinical_wording.about_curves(test)])
 
 
 def _abstaining(test: TestMetrics) -> str:
-    """What each finding's thresholds do on the test images, and why others have none."""
+    """Each finding's abstention thresholds and their test results; why other findings have none."""
     said = [
         f"{readable(row.finding)}: no below {probability(of.low)}, yes from "
         f"{probability(of.high)}; {with_interval(of.answered, of.answered_ci95)} of images "
@@ -191,7 +191,7 @@ def _abstaining(test: TestMetrics) -> str:
 
 
 def front_matter(info: ModelInfo) -> str:
-    """The head, its dashes included; every text in it is quoted as YAML needs."""
+    """The YAML front matter, with its dashes; texts are quoted as YAML requires."""
     checkpoint = info.checkpoint
     arch = checkpoint.model["arch"] if checkpoint else None
     engine = ("onnx",) if checkpoint and checkpoint.exported else ("pytorch", "lightning")
@@ -219,7 +219,7 @@ def front_matter(info: ModelInfo) -> str:
 
 
 def metrics_of(test: TestMetrics) -> list[Metric]:
-    """Every figure that there is, to its last digit; its name says the interval and baseline."""
+    """All defined metrics, unrounded; names state intervals, and the baseline of the accuracy."""
     accuracy = f"Label accuracy at 0.5; always negative {decimal(test.always_negative_accuracy)}"
     found = [
         _metric("roc_auc", test, "auroc_macro", "AUROC, macro"),
@@ -272,7 +272,7 @@ def positives_table(run: Run) -> Table:
 
 
 def headline_table(test: TestMetrics) -> Table:
-    """The figures over all findings, beside what needs no model."""
+    """Metrics over all findings, beside baselines that need no model."""
 
     def row(name: str, key: str, baseline: str, number: Number = decimal) -> tuple[str, ...]:
         ends = getattr(test, f"{key}_ci95")
@@ -313,7 +313,7 @@ def headline_table(test: TestMetrics) -> Table:
 
 
 def findings_table(test: TestMetrics, *, wide: bool) -> Table:
-    """The figures of each finding; `wide` has more of them, and every interval."""
+    """Metrics of each finding; `wide` adds average precision and all intervals."""
     figures = ["AUROC (95 % CI)", "From", "Sens.", "Spec."]
     if wide:
         figures = ["AUROC (95 % CI)", "AP (95 % CI)", "From", "Sensitivity", "Specificity"]
@@ -339,9 +339,9 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
 
 
 def predictive_table(test: TestMetrics, *, wide: bool) -> Table | None:
-    """PPV and NPV in the test and, where one is stated, at the stated prevalence.
+    """PPV and NPV on the test images and, if one is given, at the stated prevalence.
 
-    None of an older record, which has neither; `wide` has every interval.
+    None for an older record, which has neither; `wide` adds the intervals.
     """
     known = [row for row in test.finding_rows if row.ppv is not None or row.npv is not None]
     stated = any(row.stated_prevalence is not None for row in known)
@@ -400,7 +400,7 @@ def _gap(
 
 
 def fitted_table(checkpoint: CheckpointInfo) -> Table | None:
-    """Operating point and calibration of each finding; None of a checkpoint without either."""
+    """Operating point and calibration of each finding; None if the checkpoint has neither."""
     points, calibration = checkpoint.points, checkpoint.calibration
     if points is None and calibration is None:
         return None

@@ -1,4 +1,4 @@
-"""Model information (`xray info`): what a checkpoint or export and its run say of a model."""
+"""Model information (`xray info`), from a checkpoint or an export, and from its run."""
 
 import json
 import re
@@ -25,13 +25,13 @@ from xray_lightning.runs.run_folder import DamagedResultsError, Run, read_run
 from xray_lightning.runs.schema import TestMetrics
 from xray_lightning.terminal import NONE, count, counted, readable
 
-# What a batch norm keeps beside its weights: state, and no parameter.
+# Buffers of a batch norm, which are not parameters.
 _STATE = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
-# What is built and what it takes. `pool_stages`: so many of the last stages are pooled; `hidden`:
-# widths of further fully connected layers; `parameters`: numbers that training has set, those of
-# the loss left out.
+# Keys of the network and its input. `pool_stages`: how many of the last stages are pooled;
+# `hidden`: widths of additional fully connected layers; `parameters`: how many the backbone has,
+# without those of the loss.
 MODEL = (
     *("arch", "pool_stages", "hidden", "dropout", "parameters"),
     *("image_size", "normalize", "findings"),
@@ -40,29 +40,29 @@ MODEL = (
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint as it describes itself; None for what it does not say."""
+    """A checkpoint's own description; None for what it does not record."""
 
-    path: Path  # as it was asked for
+    path: Path  # as given by the caller
     schema_version: int  # of its own description
-    model: Mapping[str, Any]  # what is built and what it takes, by the keys of `MODEL`
+    model: Mapping[str, Any]  # the network and its input, by the keys of `MODEL`
     split_sha256: str | None
     points: OperatingPoints | None
     calibration: Calibration | None
     epoch: int | None = None  # during which it was saved, from 1
-    steps: int | None = None  # of the optimizer, until then
+    steps: int | None = None  # optimizer steps until then
     lightning: str | None = None  # the version that wrote it
-    # Of an exported one: checkpoint_sha256, precision, and int8, the scores beside float32's.
+    # For an export: checkpoint_sha256, precision, and int8, the scores compared with float32's.
     exported: Mapping[str, Any] | None = None
     int8_cost: str | None = None  # those scores in words
-    recalibrated: Recalibrated | None = None  # on the cases of another site
-    tta: str | None = None  # `flip`: what was fitted is for means with the mirror image's logits
+    recalibrated: Recalibrated | None = None  # on which site's images, if it was
+    tta: str | None = None  # `flip`: fitted to logits averaged with those of the mirror image
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
     """Read a checkpoint, or an .onnx file that `xray export` has written; nothing is executed.
 
     Raises:
-        UserError: it cannot be read, is of another schema, or what was fitted is damaged.
+        UserError: it cannot be read, is of another schema, or its fitted values are damaged.
     """
     further: dict[str, Any]
     parameters = None
@@ -103,7 +103,7 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
 
 
 def _model(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the network and its input; None for anything odd."""
+    """The network and its input as a checkpoint records them; None for malformed values."""
     recipe: Any = described.get("model")
     if not isinstance(recipe, Mapping):
         recipe = {}
@@ -130,10 +130,10 @@ def _text(value: Any) -> str | None:
 
 
 def parameters_in(state: Any, *, source: Path) -> int:
-    """How many numbers of the backbone training has set.
+    """Number of the backbone's parameters in a state dict.
 
     Raises:
-        UserError: the state is none.
+        UserError: `state` is no state dict.
     """
     if not isinstance(state, Mapping):
         raise UserError(f"{source}: the checkpoint holds no weights")
@@ -147,7 +147,7 @@ def parameters_in(state: Any, *, source: Path) -> int:
 
 
 def _int8_cost(said: Any, path: Path) -> str | None:
-    """What int8 has cost, in words; None of a model in float32."""
+    """The change in AUROC by int8, in words; None for a model in float32."""
     if said is None:
         return None
     try:
@@ -164,12 +164,12 @@ def _int8_cost(said: Any, path: Path) -> str | None:
         raise UserError(f"{path}: its metadata are damaged (int8); export it again") from error
 
 
-# An absolute path within a word of a command line, up to what ends it in an override.
+# An absolute path within a word of a command line, up to a character that ends it in an override.
 _ABSOLUTE = re.compile(r"(?:(?<=[=,\[{('\":])|^)(?:~[^/\\]*|[A-Za-z]:)?[/\\][^,\]})'\"]*")
 
 
 def without_folders(command: str) -> str:
-    """A command line whose absolute paths keep their last part alone: `data.root=.../nih`."""
+    """The command line with each absolute path cut to its last part: `data.root=.../nih`."""
     try:
         return shlex.join(map(last_parts, shlex.split(command)))
     except ValueError:  # an open quotation mark
@@ -177,19 +177,19 @@ def without_folders(command: str) -> str:
 
 
 def last_parts(word: str) -> str:
-    """A word of a command line with the last part of each absolute path in it."""
+    """A word of a command line with each absolute path in it cut to its last part."""
     return _ABSOLUTE.sub(lambda path: ".../" + re.split(r"[/\\]", path[0].rstrip("/\\"))[-1], word)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """All that is known of one model; at least one of checkpoint and run is there."""
+    """All that is known of one model; `checkpoint` and `run` are never both None."""
 
     checkpoint: CheckpointInfo | None
     run: Run | None  # that has trained or tested the checkpoint
     results: Mapping[str, Any]  # the run's results.json as it is; empty where there is no run
-    link: str  # how it is known that the two belong together, or why one of them is missing
-    untested: str | None  # why there are no figures of a test; None where there are
+    link: str  # why checkpoint and run are taken to belong together, or why one is missing
+    untested: str | None  # why there are no test metrics; None if there are
 
     @property
     def name(self) -> str:
@@ -200,17 +200,17 @@ class ModelInfo:
 
     @property
     def test(self) -> TestMetrics | None:
-        """The figures of this very checkpoint."""
+        """The test metrics of this very checkpoint; None if there are none."""
         return None if self.run is None or self.untested is not None else self.run.test
 
     @property
     def metrics(self) -> Mapping[str, Any] | None:
-        """The same as they stand in results.json."""
+        """The same test metrics as they are in results.json."""
         return None if self.test is None else self.results["metrics"]["test"]
 
     @property
     def model(self) -> Mapping[str, Any]:
-        """What is built and what it takes: as the checkpoint says it, or else the run."""
+        """The network and its input, by the keys of `MODEL`: from the checkpoint, else the run."""
         if self.checkpoint is not None:
             return self.checkpoint.model
         size, normalize = self.setting("data.image_size"), self.setting("data.normalize")
@@ -240,7 +240,7 @@ def model_info(path: Path) -> ModelInfo:
     """What is known of a checkpoint, or of the model of a run folder.
 
     Raises:
-        UserError: there is nothing, or it cannot be read.
+        UserError: no run or checkpoint is there, or it cannot be read.
     """
     if path.name == RESULTS:
         path = path.parent
@@ -268,7 +268,7 @@ def info_of_run(folder: Path) -> ModelInfo:
     if named is not None:
         path = Path(str(named))
     elif run.test is None and last.is_file() and not path.is_file():
-        path = last  # before the first is kept
+        path = last  # no best checkpoint has been saved yet
     if not path.is_file():
         missing = f"checkpoints/{BEST}" if named is None else last_parts(str(named))
         untested = None if run.test else wording.no_test(run)
@@ -277,7 +277,7 @@ def info_of_run(folder: Path) -> ModelInfo:
 
 
 def info_of_checkpoint(path: Path) -> ModelInfo:
-    """A checkpoint, and its run where the file lies in RUN/checkpoints and is of that run.
+    """A checkpoint, and its run if the file is in RUN/checkpoints and matches that run.
 
     Raises:
         UserError: the checkpoint, or the exported model, cannot be read.
@@ -294,7 +294,7 @@ def info_of_checkpoint(path: Path) -> ModelInfo:
     except DamagedResultsError as error:
         return _alone(checkpoint, printable(f"The run's {RESULTS} cannot be read: {error}."))
     info = _joined(checkpoint, run, results)
-    if info.checkpoint is None:  # another run's
+    if info.checkpoint is None:  # it does not match the run
         return _alone(checkpoint, info.link)
     return info
 
@@ -309,7 +309,7 @@ def _alone(checkpoint: CheckpointInfo, why: str) -> ModelInfo:
 
 
 def _joined(checkpoint: CheckpointInfo, run: Run, results: Mapping[str, Any]) -> ModelInfo:
-    """Both, where nothing says that the checkpoint is another run's; else the run alone."""
+    """Checkpoint and run if they do not contradict each other; else the run alone."""
     untested = None if run.test else wording.no_test(run)
     if other := _differing(checkpoint, run):
         link = f"The checkpoint is not of the run beside it: {'; '.join(other)}."
@@ -336,7 +336,7 @@ def _joined(checkpoint: CheckpointInfo, run: Run, results: Mapping[str, Any]) ->
 
 
 def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
-    """In what a checkpoint and a run contradict each other; what one does not say is nothing."""
+    """How a checkpoint and a run contradict each other; values that one lacks do not count."""
     model, settings = checkpoint.model, run.settings
     hidden = None if model["arch"] is None else model["hidden"]
     pairs = [
@@ -347,7 +347,7 @@ def _differing(checkpoint: CheckpointInfo, run: Run) -> list[str]:
         ("normalisation", model["normalize"], settings.get("data.normalize")),
     ]
     found = [f"another {name}" for name, own, of in pairs if None not in (own, of) and own != of]
-    # A test has them all, in order; counts of the data may leave some out.
+    # Test metrics list all findings in order; without them, counts in the data may lack some.
     own, of = model["findings"], run.findings
     alike = own == of if run.test else {*of} <= {*own}
     if not alike:
@@ -380,15 +380,15 @@ MINED = (
     "The labels were read out of radiology reports by a program (Wang et al., CVPR 2017), and "
     f"{_REVIEWED}. The figures are against these labels, not against the truth."
 )
-FEW = 50  # training images with a finding, below which the findings are named
+FEW = 50  # findings with fewer positive training images are named among the limits
 
 
 class DataSet(NamedTuple):
-    """A data set as others know it: its name in full, its images and labels, and whom to name."""
+    """Facts about a public data set: full name, origin of images and labels, and credit."""
 
     name: str
     told: str
-    credit: str | None = None  # nobody needs to be named
+    credit: str | None = None  # None if no credit is due
 
 
 _NIH = (
@@ -414,15 +414,15 @@ _UNTOLD = "Where the images come from, and who labelled them how, is not recorde
 
 
 def data_set(run: Run) -> DataSet:
-    """What is known of the data by its name, which is all that a run records of its origin."""
+    """Facts about the run's data, looked up by name, which is all that a run records of it."""
     return DATA_SETS.get(run.data) or DataSet(run.data or "not recorded", _UNTOLD)
 
 
 def limits(info: ModelInfo, *, of_data: bool = True) -> Iterator[str]:
-    """What to know before using the model, or believing its figures, one sentence or two each.
+    """Limits of the model and of its metrics, one or two sentences each.
 
     Args:
-        of_data: whether what is known of its data set is to be said here, too.
+        of_data: whether to include what is known of its data set.
     """
     run, test, size = info.run, info.test, info.model["image_size"]
     if run is not None:
@@ -497,7 +497,7 @@ def model_terms(info: ModelInfo) -> Terms:
 
 
 def _recalibrated(record: Recalibrated) -> str:
-    """What was refitted to what."""
+    """What was refitted, and on which images."""
     refitted = ", ".join(f"{readable(name)} ({n:,})" for name, n in record.positives.items())
     cases = f"{counted(record.images, 'image')} of {counted(record.patients, 'patient')}"
     same = f"; as they were: {', '.join(map(readable, record.kept))}" if record.kept else ""
@@ -615,11 +615,11 @@ SCHEMA_VERSION = 1  # of the JSON
 def as_json(info: ModelInfo) -> dict[str, object]:
     """All that is known, in plain values.
 
-    Keys: schema_version; name; status and reason of the run; link: how it is known that run and
-    checkpoint belong together; model; checkpoint, the file; exported, how that was exported;
-    training; metrics: metrics.test of results.json, as it is there; metrics_unknown: why there
-    are none; operating_points and calibration of the checkpoint; recalibrated, on what; versions;
-    notice, intended_use, out_of_scope, limits: sentences. What is not known is null.
+    Keys: schema_version; name; status and reason of the run; link: why run and checkpoint are taken
+    to belong together; model; checkpoint: its file; exported: how that was exported; training;
+    metrics: metrics.test of results.json, unchanged; metrics_unknown: why there are none;
+    operating_points and calibration of the checkpoint; recalibrated: on which images; versions;
+    notice, intended_use, out_of_scope, limits: sentences. Unknown values are null.
     """
     checkpoint, run = info.checkpoint, info.run
     file = points = calibration = record = None
@@ -648,11 +648,11 @@ def as_json(info: ModelInfo) -> dict[str, object]:
         "out_of_scope": list(OUT_OF_SCOPE),
         "limits": list(limits(info)),
     }
-    return dict(finite(content))  # json reads 1e999 as infinity, and nobody else does
+    return dict(finite(content))  # Python reads 1e999 as infinity, which is no valid JSON
 
 
 def _said(source: Run | CheckpointInfo | None, *keys: str) -> dict[str, Any]:
-    """What a run or a checkpoint says of these; None where it does not, or is not there."""
+    """These attributes of a run or a checkpoint; None for those it lacks, or if it is None."""
     return {key: getattr(source, key, None) for key in keys}
 
 

@@ -33,18 +33,18 @@ from xray_lightning.progress import Display, unseen
 from xray_lightning.terminal import NONE, decimal, interval, readable, say
 
 TABLE, OVERLAYS, MAPS = "explained.csv", "overlays", "maps"
-FILE = ("path", "status", "reason", "flags")  # columns of an image, and of each of its maps
+FILE = ("path", "status", "reason", "flags")  # first columns of every row: facts of the image
 KINDS = ("prob", "calibrated", "threshold", "decision")
-LONGEST_NAME = 80  # letters of an image's name in those of its files
+LONGEST_NAME = 80  # characters of an image's or finding's name that file names keep
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end of the block.
+    """A temporary folder beside `out` that is renamed to `out` at the end of the block.
 
     Raises:
         UserError: it cannot be written to.
-        RunFailedError: the disk is full. Nothing is left, as after any other exception.
+        RunFailedError: the disk is full. The folder is removed, as after any other exception.
     """
     out = out.absolute()
     filling = out.with_name(f".{out.name[:40]}.{secrets.token_hex(4)}")
@@ -52,13 +52,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         with told_if_unwritable(f"--out {out} cannot be written", advice="give another folder"):
             filling.mkdir(parents=True)
             yield filling
-            filling.rename(out)  # over nothing, or over an empty folder
+            filling.rename(out)  # which does not exist, or is an empty folder
     finally:
         shutil.rmtree(filling, ignore_errors=True)
 
 
 class Writer:
-    """Writes the files of one image after the other.
+    """Writes the files and table rows of images, one image at a time.
 
     explained.csv has a row for each map, and one for each image that could not be read. A map's
     peak is the place of its largest value, in shares of the image's width and height.
@@ -112,7 +112,7 @@ class Writer:
 
 
 def peak(values: Maps) -> tuple[float | None, float | None]:
-    """Where a map is largest: x and y, 0 to 1; None of a map of nothing."""
+    """Position of a map's largest value: x and y, 0 to 1; None for an all-zero map."""
     if not values.max() > 0:
         return None, None
     row, column = np.unravel_index(int(values.argmax()), values.shape)
@@ -120,12 +120,12 @@ def peak(values: Maps) -> tuple[float | None, float | None]:
 
 
 def _plain(name: str) -> str:
-    """A name of letters that every file system takes, and no path."""
+    """The name as a safe file name: only ASCII letters, digits, "_" and "-", shortened."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:LONGEST_NAME] or "_"
 
 
 def _unique(plain: str, taken: dict[str, int]) -> str:
-    """A name, with "~" and a number where it is taken; as plain names hold no "~", it is free."""
+    """The name, with "~" and a number if it is taken; `_plain` names hold no "~" to clash with."""
     number = taken[plain.lower()] = taken.get(plain.lower(), 0) + 1
     return plain if number == 1 else f"{plain}~{number}"
 
@@ -159,7 +159,7 @@ def explain(
     Raises:
         UserError: nothing to explain, a model that cannot be read, a finding that it does not
             know, or a place that cannot be written to.
-        RunFailedError: an answer that is no number, or a full disk; no folder is left.
+        RunFailedError: NaN or infinite logits, or a full disk; no folder is left.
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} holds files already; give a new or an empty folder")

@@ -1,4 +1,4 @@
-"""Gallery of explained images: overlays, and one HTML page that fetches nothing."""
+"""Gallery of explained images: overlays, and one self-contained HTML page."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from xray_lightning.deploy.saliency.maps import NAMES, Explainer, Maps
 from xray_lightning.errors import UserError
 from xray_lightning.html.page import TEMPLATES, data_uri, rendered
 
-LONGEST = 512  # pixels of a picture's longer side: far more than any map can tell apart
-HEAT_SIDE = 96  # pixels of a heat map alone, which is shown as large as its image
+LONGEST = 512  # pixels of a picture's longer side: far finer than the grid of any map
+HEAT_SIDE = 96  # pixels a side of a heat map without its image; the page shows it at image size
 COLOURS = "inferno"  # dark to bright in equal steps, also to colour-blind readers
 BLEND = 0.8  # opacity of a map's largest value in an overlay
 QUALITY = 85  # of JPEG
@@ -33,7 +33,7 @@ def shrunk(gray: Gray) -> Gray:
 
 
 def heat_png(values: Maps) -> bytes:
-    """A map as colours that are the more opaque the larger a value is: PNG with transparency.
+    """A map as a PNG of colours with transparency; larger values are more opaque.
 
     Args:
         values: 0 and up, (S, S).
@@ -58,16 +58,16 @@ def overlay_png(gray: Gray, values: Maps) -> bytes:
 
 
 def scale_png() -> bytes:
-    """The colours from nothing to a map's largest value, from left to right: PNG."""
+    """The colour scale as a PNG: 0 at the left, a map's largest value at the right."""
     ramp = np.linspace(0, 1, HEAT_SIDE)[None].repeat(4, axis=0)
     return _encoded(Image.fromarray((255 * _colours(ramp)).astype(np.uint8)), "PNG")
 
 
 def _heat(values: Maps) -> npt.NDArray[np.uint8]:
-    """Red, green, blue and opacity (S, S, 4); nothing is seen of a map of nothing."""
+    """Red, green, blue and opacity, uint8 (S, S, 4); fully transparent for an all-zero map."""
     largest = values.max()
     shares = values / largest if largest > 0 else np.zeros_like(values)
-    # Squared: what is far below the largest value must not lie over the whole image as a veil.
+    # Opacity is squared: otherwise values far below the largest would veil the whole image.
     rgba = np.dstack([_colours(shares), shares**2])
     return (255 * rgba).round().astype(np.uint8)
 
@@ -85,23 +85,23 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 @dataclass(frozen=True)
 class Explained:
-    """One image; where it cannot be read, the prediction says why."""
+    """One image and its maps; if it cannot be read, `prediction.reason` says why."""
 
     prediction: Prediction
     gray: Gray | None  # (H, W), small enough to be shown
     maps: Mapping[str, Maps]  # by finding, most probable first: (S, S)
-    boxes: Sequence[Box] = ()  # where findings are said to be
+    boxes: Sequence[Box] = ()  # annotated boxes around findings
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which findings of an image get a map: those named, or the most probable and the boxed."""
+    """Which findings of an image get a map: named ones, or the most probable and those boxed."""
 
     findings: tuple[str, ...] | None = None
     top: int = 3  # how many of the most probable ones
 
     def of(self, prediction: Prediction, known: Sequence[str], boxes: Sequence[Box]) -> list[int]:
-        """Places among the `known` findings, most probable first."""
+        """Indices into the `known` findings, most probable first."""
         probabilities = prediction.probabilities
         if probabilities is None:
             return []
@@ -133,13 +133,13 @@ def explain_each(
     *,
     boxes: Mapping[str, Sequence[Box]],
 ) -> Iterator[Explained]:
-    """Explain files in their order, some at once, in memory that does not grow with them.
+    """Explain files in order, batch by batch, in memory that does not grow with their number.
 
     Args:
         boxes: by the image's path.
 
     Raises:
-        RunFailedError: an answer that is no number.
+        RunFailedError: the model gives NaN or infinite logits.
     """
     known = explainer.findings
     for batch in explainer.model.decoded(paths):
@@ -157,7 +157,7 @@ def explain_each(
             try:
                 if prediction.reason is None:
                     gray = shrunk(decode_gray(prediction.image))
-            except UnreadableImageError as error:  # it was there a moment ago
+            except UnreadableImageError as error:  # removed or changed since it was predicted
                 reason = str(error).removeprefix(f"{prediction.image}: ")
                 prediction = Prediction(prediction.image, reason=reason)
             if gray is None:
@@ -181,7 +181,7 @@ class Gallery:
         self._images = self._unreadable_count = 0
 
     def add(self, one: Explained) -> None:
-        """Take an image in."""
+        """Add an image."""
         said = one.prediction
         if one.gray is None:
             self._unreadable_count += 1

@@ -24,21 +24,21 @@ from xray_lightning.evaluation.bootstrap import FEW_WITH, Estimate, mean_of_defi
 from xray_lightning.progress import Display, unseen
 from xray_lightning.runs.predictions import ENOUGH_PATIENTS, Bools, Floats, Integers
 
-LEVELS = (0.25, 0.5, 0.75)  # of a map's largest value, from which on a pixel is marked
+LEVELS = (0.25, 0.5, 0.75)  # thresholds that binarise a map, as shares of its largest value
 PLACE = ["left", "top", "right", "bottom"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share or a mean of one finding, or their mean over findings, of the maps."""
+    """A localisation score of the maps of one finding, or the mean over findings."""
 
     value: float
     ci95: tuple[float, float] | None  # by resampling patients
-    chance: float  # what a point at random, or a map at random, would get on average
-    # What the maps of other patients with the same finding get, of these boxes. What a map gains
-    # over it comes from the image, not from where such findings usually lie.
+    chance: float  # expected score of a random point, or of as many random pixels
+    # Score of other patients' maps of the same finding on these boxes. The gain over it comes from
+    # the image, not from where such findings usually lie.
     another: float
-    why: str | None = None  # there is no interval
+    why: str | None = None  # why there is no interval
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -52,9 +52,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Localisation:
-    """What maps of one model and method score; the scores are by finding, and "macro"."""
+    """Localisation scores of one model and method, by finding, and as "macro" their mean."""
 
-    images: dict[str, int]  # with boxes, by finding
+    images: dict[str, int]  # number of scored images with boxes, by finding
     pointing: dict[str, Score]  # share of maps whose largest value lies in a box
     overlap: dict[float, dict[str, Score]]  # by level, mean intersection over union with the boxes
     unreadable: dict[str, str]  # images with boxes that cannot be read, and why
@@ -87,10 +87,10 @@ def localise(
     Args:
         boxes: as `boxes_to_score` gives them.
         resamples: draws of patients for the intervals.
-        seed: of the draws, and of whose map stands in for another's.
+        seed: of the draws, and of the choice of another patient's map for each image.
 
     Raises:
-        UserError: no box of a finding that the model knows, of an image that can be read.
+        UserError: no readable image has a box of a finding that the model knows.
     """
     boxes = boxes[boxes["finding"].isin(explainer.findings)]
     unreadable: dict[str, str] = {}
@@ -121,7 +121,7 @@ def localise(
 def _cases(
     explainer: Explainer, boxes: pd.DataFrame, finding: str, unreadable: dict[str, str]
 ) -> tuple[list[str], list[Bools], list[Maps]]:
-    """Patients and pixels in a box of the images that can be read, and their maps, some at once."""
+    """Patients, box masks and batches of maps of readable images; adds others to `unreadable`."""
     size, place = explainer.model.image_size, explainer.findings.index(finding)
     prepare = Preprocessing(size)
     patients: list[str] = []
@@ -147,12 +147,12 @@ def _cases(
 
 
 def _outcomes(inside: Bools, maps: Maps, others: Integers) -> dict[str, Floats]:
-    """Of each image (N,), every score, and those of the map that another has.
+    """Scores (N,) by name: of each image's own map, of another patient's map, and by chance.
 
     Args:
         inside: pixels in a box, (N, S, S).
         maps: (N, S, S).
-        others: for each image, the one whose map stands in; itself where there is none.
+        others: for each image, the index of another patient's; its own index if there is none.
     """
     area = inside.mean(axis=(1, 2))
     found: dict[str, Floats] = {"chance": area}
@@ -161,7 +161,8 @@ def _outcomes(inside: Bools, maps: Maps, others: Integers) -> dict[str, Floats]:
         for level in LEVELS:
             found[f"{name}_{level}"] = _overlap(_marked(of, level), inside)
     for level in LEVELS:
-        # As many pixels as the map marks, anywhere: expected intersection over expected union.
+        # As many pixels as in the binarised map, placed at random: expected intersection over
+        # expected union.
         share = _marked(maps, level).mean(axis=(1, 2))
         both = share * area
         found[f"chance_{level}"] = both / (share + area - both)
@@ -173,7 +174,7 @@ def _outcomes(inside: Bools, maps: Maps, others: Integers) -> dict[str, Floats]:
 
 
 def box_mask(boxes: Floats, size: int) -> Bools:
-    """Which pixels of a square have their middle in a box: bool (size, size).
+    """Mask of the pixels of a square whose centre lies in a box: bool (size, size).
 
     Args:
         boxes: left, top, right and bottom, in shares of the image: (N, 4).
@@ -183,7 +184,7 @@ def box_mask(boxes: Floats, size: int) -> Bools:
     for left, top, right, bottom in boxes:
         rows = (middles >= top) & (middles <= bottom)
         columns = (middles >= left) & (middles <= right)
-        # A box between two middles still is somewhere.
+        # A box too thin to hold a pixel's centre gets the row or column at the box's centre.
         for near, start, end in ((rows, top, bottom), (columns, left, right)):
             if not near.any():
                 near[min(size - 1, int((start + end) / 2 * size))] = True
@@ -192,7 +193,7 @@ def box_mask(boxes: Floats, size: int) -> Bools:
 
 
 def _hits(maps: Maps, inside: Bools) -> Floats:
-    """Whether each map's largest value lies in a box; a map of nothing points nowhere."""
+    """Whether each map's largest value lies in a box; an all-zero map never hits."""
     flat = maps.reshape(len(maps), -1)
     largest = flat.argmax(axis=1)
     hit = inside.reshape(len(maps), -1)[np.arange(len(maps)), largest]
@@ -201,7 +202,7 @@ def _hits(maps: Maps, inside: Bools) -> Floats:
 
 
 def _marked(maps: Maps, level: float) -> Bools:
-    """Pixels (N, S, S) of at least this share of their map's largest value."""
+    """Binarised maps (N, S, S): pixels of at least this share of their map's largest value."""
     largest = maps.max(axis=(1, 2), keepdims=True)
     marked: Bools = (maps >= level * largest) & (largest > 0)
     return marked
@@ -215,7 +216,7 @@ def _overlap(marked: Bools, inside: Bools) -> Floats:
 
 
 def _others(patients: Sequence[str], random: np.random.Generator) -> Integers:
-    """For each image another patient's, drawn at random; itself where all are of one patient."""
+    """For each image, a random index of another patient's; its own if all are of one patient."""
     names = np.array(patients, dtype=object)
     others = np.arange(len(names))
     for place, name in enumerate(names):
@@ -232,7 +233,7 @@ def _scores(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Score]]:
-    """Of each measure, the score of each finding and of their mean."""
+    """By measure, the score of each finding and their mean."""
     everyone = sorted({name for names in patients.values() for name in names})
     number_of = {name: number for number, name in enumerate(everyone)}
     rows = {
@@ -242,7 +243,7 @@ def _scores(
     measures = ("hit", *(str(level) for level in LEVELS))
 
     def means(drawn: Integers) -> dict[str, Floats]:
-        """Of each measure, the weighted mean of each finding (F,)."""
+        """By measure, each finding's mean (F,), weighted by how often each patient was drawn."""
         return {
             measure: np.array(
                 [_mean(outcomes[f][f"own_{measure}"], drawn[rows[f]]) for f in outcomes]
@@ -305,18 +306,18 @@ class Box(NamedTuple):
 
 log = logging.getLogger(__name__)
 
-ABOVE = 3  # folders that are looked into: DIR/images_001/images, as NIH's archives are laid out
+ABOVE = 3  # folders searched upwards for boxes; NIH's images are in DIR/images_001/images
 
 
 def boxes_of(paths: Sequence[str], *, file: Path | None) -> Mapping[str, Sequence[Box]]:
     """The boxes of images, by path.
 
     Args:
-        file: the list of boxes; None for those found beside the images or in folders above.
+        file: the list of boxes; None for the nearest one beside the images or in folders above.
 
     Raises:
-        UserError: a `file` that is not there or has a fault. A faulty list that was not asked for
-            is told of and left out.
+        UserError: `file` is missing or faulty. A faulty list that was found without `file` is
+            logged and left out.
     """
     nearest, read = cache(_nearest), cache(partial(_read, asked_for=file is not None))
     found: dict[str, Sequence[Box]] = {}
@@ -359,10 +360,10 @@ def boxes_to_score(root: Path, *, images: Path | None = None, side: str = "test"
         side: `test`, the images of the official test list, or `all` of them.
 
     Returns:
-        As `read_boxes`, and `path`, `patient_id`; of images that have a row and a file.
+        Columns of `read_boxes`, `path` and `patient_id`, for images with a table row and a file.
 
     Raises:
-        UserError: a file that is not there or cannot be read, or no box that is left.
+        UserError: a file is missing or cannot be read, or no box is left.
     """
     if side not in SIDES:
         raise UserError(f"--side {side} is unknown; choose one of {', '.join(SIDES)}")

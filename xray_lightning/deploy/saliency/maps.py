@@ -27,7 +27,7 @@ BATCH = 16  # images at once: gradients take memory
 
 
 def captum() -> Any:
-    """The package, or one line on how to get it."""
+    """Import `captum.attr`; a UserError says how to install it."""
     try:
         return import_module("captum.attr")
     except ImportError as error:
@@ -38,10 +38,10 @@ def captum() -> Any:
 
 @dataclass(frozen=True)
 class Explainer:
-    """One checkpoint, and a way to ask it where it saw a finding."""
+    """One checkpoint, and the method that computes its saliency maps."""
 
     model: Model
-    network: TorchNetwork  # the same, as torch's module
+    network: TorchNetwork  # the torch backend of `model`
     method: str  # a key of `METHODS`
 
     @classmethod
@@ -71,10 +71,10 @@ class Explainer:
 
         Args:
             pixels: uint8 (B, 1, S, S).
-            finding: its place among `findings`.
+            finding: its index in `findings`.
 
         Returns:
-            What speaks for the finding, 0 and up, in no unit: float32 (B, S, S).
+            Evidence for the finding, at least 0, without a unit: float32 (B, S, S).
         """
         device = torch.device(self.network.device)
         model = self.network.members[0].model.to(device)
@@ -107,8 +107,8 @@ def gradcam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
 def layercam(model: RestoredModel, images: Tensor, finding: int) -> Tensor:
     """LayerCAM of all four stages, added up (Jiang et al., IEEE TIP 30, 2021).
 
-    Each place of a stage is weighed by its own gradient, so that stages of a finer grid than the
-    last may speak, too: the last one alone has 4 x 4 places in an image of 128 x 128.
+    Each position of a stage is weighted by its own gradient, so that stages with a finer grid than
+    the last contribute, too: at 128 x 128 pixels, the last stage has only 4 x 4 positions.
     """
     if _named_stages(model.backbone):
         attribution = captum().LayerGradientXActivation(model.backbone, stages(model.backbone))
@@ -129,7 +129,7 @@ METHODS: dict[str, Callable[[RestoredModel, Tensor, int], Tensor]] = {
     "layercam": layercam,
     "gradcam": gradcam,
 }
-# What people call them.
+# The methods' names for readers.
 NAMES = {"layercam": "LayerCAM of all stages", "gradcam": "Grad-CAM of the last stage"}
 
 
@@ -147,32 +147,32 @@ def _named_stages(backbone: nn.Module) -> list[nn.Module]:
     return []
 
 
-STAGES = 4  # grids that are looked at, the coarsest
+STAGES = 4  # grids used at most, the coarsest ones
 
 
 def feature_maps(
     backbone: nn.Module, images: Tensor, finding: int
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """The last map of each grid in a network of whatever names, and its gradient.
+    """The last feature map of each grid size and its gradient, whatever the modules are named.
 
-    What each part gives is looked at in the order of computing: a grid of places (B, C, h, w) or
-    (B, h, w, C), or a row of tokens (B, N, C). The last map of a grid that the finding's logit
-    depends on at its places is taken: behind the last block of a transformer that reads its class
-    token alone, it no longer does.
+    Outputs of all submodules are recorded in the order of computation: feature maps (B, C, h, w) or
+    (B, h, w, C), or tokens (B, N, C). For each grid, the last map with a nonzero gradient of the
+    finding's logit is taken: after the last block of a transformer that classifies by its class
+    token alone, the patch tokens have none.
 
     Returns:
-        Of each network side by side: both (B, C, h, w), from the finest grid to the coarsest,
-        `STAGES` at most.
+        For each parallel network, pairs of map and gradient, both (B, C, h, w), from the finest
+        grid to the coarsest, `STAGES` at most.
 
     Raises:
-        UserError: nothing in a network has places.
+        UserError: no output in a network can be read as a feature map.
     """
     networks = backbone.networks if isinstance(backbone, StagePooling) else [backbone]
     kept: list[tuple[int, Tensor]] = []
 
     def keep(number: int, module: nn.Module, given: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.requires_grad and out.shape[:1] == images.shape[:1]:
-            kept.append((number, out))  # other first sizes are those of windows
+            kept.append((number, out))  # any other first size counts attention windows
 
     hooks = [
         part.register_forward_hook(partial(keep, number))
@@ -206,13 +206,13 @@ def feature_maps(
 
 @dataclass(frozen=True)
 class _Layout:
-    """What timm tells of a network's outputs.
+    """Layout of a network's outputs, as timm describes it.
 
     Attributes:
-        extra: tokens that stand before those of places.
-        widths: channels that a stage may have, which a matrix of attention (B, heads, N, N) has
-            not; none where they are not told.
-        channels_last: how to read a map of as many channels as rows.
+        extra: prefix tokens, such as the class token, before the patch tokens.
+        widths: possible numbers of channels of a stage, to rule out attention matrices
+            (B, heads, N, N); empty if timm does not give them.
+        channels_last: whether an output that fits both layouts is read as (B, h, w, C).
     """
 
     extra: int
@@ -231,7 +231,7 @@ class _Layout:
         )
 
     def as_map(self, out: Tensor) -> Tensor | None:
-        """A part's output as (B, C, h, w), h = w > 1; None where it has no places."""
+        """A submodule's output as (B, C, h, w), h = w > 1; None if it is no feature map."""
         ways: list[Tensor] = []
         if out.ndim == 4:
             ways = [out, out.permute(0, 3, 1, 2)]
@@ -250,7 +250,7 @@ class _Layout:
 def _last_maps(
     outputs: list[tuple[Tensor, Tensor]], layout: _Layout
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """The last map of each grid that has a gradient, and that, by the grid's side."""
+    """By the grid's side, the last map with a nonzero gradient, and that gradient."""
     chosen: dict[int, tuple[Tensor, Tensor]] = {}
     channels: dict[int, int] = {}
     for out, gradient in reversed(outputs):

@@ -53,7 +53,7 @@ class Chest:
         return wall
 
     def medial(self, y: Array) -> Array:
-        """Distance of the lungs' inner border from the midline, by y; the heart is apart."""
+        """Distance of the lungs' inner border from the midline, by y, leaving out the heart."""
         t = np.clip((y - self.apex) / 3.5, 0.0, 1.0)
         inner = 0.36 * self.half_width
         border: Array = inner - (inner - 1.6) * np.sqrt(1 - (1 - t) ** 2)
@@ -143,9 +143,9 @@ def clouds(rng: np.random.Generator, *, cells: int, pixels: int) -> Array:
 class Film:
     """The layers of one chest; signs change them, and `render.density` adds them up.
 
-    All layers are float32 (pixels, pixels): `lung` the lungs' fields behind everything, `opacity`
-    the share of their air that a sign has replaced, `extra` added density, `bare` where no vessel
-    is drawn, `lucency` added air.
+    All layers are float32 (pixels, pixels): `lung` is the whole lung fields, also behind the heart,
+    `opacity` the share of their air that signs have replaced, `extra` added density, `bare` where
+    no vessel is drawn, `lucency` added air.
     """
 
     def __init__(self, chest: Chest, *, pixels: int) -> None:
@@ -193,7 +193,7 @@ class Film:
         return hill
 
     def boxes_of(self, layer: Array) -> list[Box]:
-        """The box around what the lungs show of a layer above a third of its maximum, if any."""
+        """The box around what the lungs show of a layer above 0.35 of its maximum, if anything."""
         seen = layer * self.lung * (1 - self.centre)
         mask: npt.NDArray[np.bool_] = seen > 0.35 * max(float(seen.max()), 1e-3)
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))

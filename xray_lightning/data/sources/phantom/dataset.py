@@ -70,14 +70,14 @@ def ensure_phantoms(
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> bool:
-    """Have the data set of `spec` lie at `root`; returns whether it was drawn now.
+    """Draw the data set of `spec` at `root` unless it is there; returns whether it was drawn.
 
-    It is drawn beside `root` and renamed, so that no kill leaves half a data set there, and of two
-    processes that draw at once the later one takes the earlier one's. A data set of another spec or
-    version is replaced.
+    It is drawn in a temporary folder beside `root` and renamed, so that a kill leaves no partial
+    data set. If two processes draw at once, the later one keeps the earlier one's. A data set of
+    another spec or version is replaced.
 
     Raises:
-        UserError: `root` holds something that is not ours (nothing is touched), or its place
+        UserError: `root` holds files other than phantoms (nothing is touched), or its parent
             cannot be written to.
         RunFailedError: the disk failed while drawing.
     """
@@ -101,7 +101,7 @@ def ensure_phantoms(
 
 
 def _is_drawn(root: Path, spec: PhantomSpec) -> bool:
-    """Whether `root` is this very data set, with all of its images."""
+    """Whether `root` holds the data set of `spec`, with all of its images."""
     if noted(root / MARK) != _mark(spec):
         return False
     return sum(1 for _ in (root / "images").glob("*.png")) >= spec.images
@@ -151,8 +151,8 @@ def write_phantoms(
     """Draw the data set into `root`: images/, table, split lists, boxes and phantom.json.
 
     `progress` is called with the number of images drawn since its last call. `workers` processes
-    draw (None: one a core, at most 8; a small set is drawn in this process); the files do not
-    depend on it. This writes in place: `ensure_phantoms` is the one that survives a kill.
+    draw (None: one per core, at most 8; a small set is drawn in this process); the files do not
+    depend on it. This writes in place and is not atomic; `ensure_phantoms` is.
     """
     exams = plan_exams(spec.images, seed=spec.seed)
     (root / "images").mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _cores() -> int:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # Freeing one large block raises glibc's dynamic thresholds (mallopt(3), M_MMAP_THRESHOLD), so
-    # that it keeps the heap between images; the page faults cost a quarter of the time.
+    # that it keeps the heap between images; page faults would cost a quarter of the time.
     np.empty(24 << 20, dtype=np.uint8)
 
 

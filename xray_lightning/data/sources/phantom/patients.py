@@ -30,7 +30,7 @@ _WEIGHTS = {
     "Pleural_Thickening": 0.7,
     "Hernia": 0.8,
 }
-_ALSO = 0.045  # chance of any further finding; more for those that keep company:
+_ALSO = 0.045  # chance of each further finding; higher for companions of the first one:
 _COMPANIONS = {
     "Effusion": {"Atelectasis": 0.25, "Edema": 0.10},
     "Cardiomegaly": {"Edema": 0.25, "Effusion": 0.20},
@@ -70,7 +70,7 @@ class Exam:
 
 
 def plan_exams(images: int, *, seed: int) -> list[Exam]:
-    """The first `images` exams of patients 1, 2, ...; a longer plan begins with a shorter one."""
+    """The first `images` exams of patients 1, 2, ...; a longer plan begins with the shorter one."""
     exams = (exam for patient in count(1) for exam in _exams_of(patient, seed=seed))
     return list(islice(exams, images))
 

@@ -233,7 +233,7 @@ def draw_phantom(
     size: int = 256,
     severity: float | None = None,
 ) -> tuple[npt.NDArray[np.uint8], list[PhantomBox]]:
-    """Draw one film of a patient of one's choice; see `draw_exam`.
+    """Draw one film of a patient with the given properties; see `draw_exam`.
 
     Two calls that differ in `findings` alone show the same chest, exposure and noise without and
     with the signs.

@@ -1,4 +1,4 @@
-"""The radiographic sign of each of the 14 findings, drawn where medicine puts it.
+"""The radiographic sign of each of the 14 findings, drawn in its typical place.
 
 Some signs change the chest before it is drawn (`reshape`): a wide heart, flat domes, lost volume.
 All others are layers over the drawn film (`add_signs`). `severity` runs from 0 (subtle) to 1. The
@@ -185,7 +185,7 @@ def atelectasis(film: Film, sign: Sign, rng: Rng) -> list[Box]:
 
 
 def reshape(chest: Chest, signs: Mapping[str, Sign]) -> Chest:
-    """The chest as the findings change its form, before anything is drawn."""
+    """The chest with its shape changed by the findings, before anything is drawn."""
     for name, sign in signs.items():
         if name in _RESHAPES:
             chest = _RESHAPES[name](chest, sign)
