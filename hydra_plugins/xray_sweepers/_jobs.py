@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from xray_lightning.errors import RunFailedError, UserError, XrayError, one_line
@@ -29,10 +30,20 @@ class Job:
     overrides: list[str]
 
 
-def parsed(arguments: Sequence[str], params: DictConfig | dict[str, Any] | None) -> list[Override]:
-    """What hydra.sweeper.params and the command line ask for; the latter wins."""
+def parsed(
+    arguments: Sequence[str],
+    params: DictConfig | dict[str, Any] | None,
+    *,
+    context: HydraContext | None,
+) -> list[Override]:
+    """Overrides of hydra.sweeper.params and the command line, where a key in both has the latter's.
+
+    Args:
+        context: Hydra's, whose loader finds the options of `experiment=glob(paper_*)`.
+    """
     texts = [f"{key!s}={value}" for key, value in (params or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*texts, *arguments])
+    parser = OverridesParser.create(config_loader=context.config_loader if context else None)
+    overrides = parser.parse_overrides([*texts, *arguments])
     return list({key_of(one): one for one in overrides}.values())
 
 

@@ -40,7 +40,7 @@ class GridSweeper(BasicSweeper):
         if self.config is None or self.launcher is None:
             raise RuntimeError("sweep comes after setup")
         config, folder = self.config, sweep_folder(self.config)
-        overrides = parsed(arguments, self.params)
+        overrides = parsed(arguments, self.params, context=self.hydra_context)
         (combinations,) = self.split_arguments(overrides, None)
         self.validate_batch_is_legal(combinations)
         world = detect()

@@ -53,7 +53,9 @@ class OptunaSweeper(Sweeper):
         if self.config is None or self._launcher is None:
             raise RuntimeError("sweep comes after setup")
         _refuse_bad_options(self._options)
-        fixed, swept = split_by_kind(parsed(arguments, self._options["params"]))
+        fixed, swept = split_by_kind(
+            parsed(arguments, self._options["params"], context=self.hydra_context)
+        )
         if not swept:
             raise UserError(
                 "hydra/sweeper=optuna has nothing to search; give a key a range, such as "

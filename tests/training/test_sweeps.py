@@ -331,6 +331,17 @@ def test_a_grid_killed_in_mid_job_goes_on_and_leaves_what_has_finished_as_it_was
         assert content(run.folder) == before[run.number]
 
 
+@pytest.mark.parametrize("options", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1")])
+def test_a_pattern_sweeps_the_options_of_a_group(
+    options: tuple[str, ...], call: Train, tmp_path: Path
+) -> None:
+    sweep = ("-m", f"hydra.sweep.dir={tmp_path}/runs/sweep", *options)
+    done = call(*sweep, "augment=glob(l*)", "stages=[fit]")
+    assert done.exit_code == 0, done.stdout + done.stderr
+    (run,) = read_trials(tmp_path / "runs" / "sweep")
+    assert (run.overrides["augment"], run.outcome.status) == ("light", "finished")
+
+
 @pytest.mark.slow
 def test_a_grid_that_grows_keeps_its_jobs_by_their_overrides(call: Train, tmp_path: Path) -> None:
     sweep = ("-m", f"hydra.sweep.dir={tmp_path}/runs/grid", "stages=[fit]")
