@@ -80,19 +80,20 @@ WORLD = detect()
 if WORLD.launcher == "none":  # on several hosts the one with node_rank=0 leads
     WORLD = starting_node(sys.argv[1:])
 SLURM = SlurmJob.of()
-LAUNCHED = "XRAY_LAUNCHED" in os.environ  # the ranks of a job that another train.py has started
-STARTED = same_clock(os.environ.get("XRAY_STARTED"), default=process_start())  # the first process
+LAUNCHED = "XRAY_LAUNCHED" in os.environ  # whether another train.py has started this rank
+# Start of the job's first process, in time.monotonic().
+STARTED = same_clock(os.environ.get("XRAY_STARTED"), default=process_start())
 GIVEN = sys.argv[1:]  # the command line, without what `resume=` adds to it
 COMMAND = given_command()
 
 GRACE_SECONDS = 3.0
-# What would take any text for true.
+# Boolean keys, checked because the code that reads them would take any text for true.
 SWITCHES = (
     *("report", "model.pretrained", "model.allow_seen_test"),
     *("strategy.sync_batchnorm", "optimizer.nesterov"),
 )
 
-# Hydra's plugins that are packages of their own, by their options.
+# Packages of Hydra's plugins that are installed separately, by the option that needs them.
 PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/launcher/ray": "hydra-ray-launcher",
@@ -106,28 +107,28 @@ PLUGINS = {
     "hydra/job_logging/colorlog": "hydra-colorlog",
 }
 
-# What reading a damaged YAML of a run raises; RecursionError where it is nested without end.
+# What reading a damaged YAML of a run raises; RecursionError if it is nested too deeply.
 DAMAGE = (
     *(OSError, ValueError, RecursionError),
     *(YAMLError, HydraException, OmegaConfBaseException),
 )
 
-# What ends a command line that has no run folder yet.
+# Errors that end a command before there is a run folder.
 FAILURES = (
     *(InterruptedRunError, XrayError, OSError),
     *(HydraException, OmegaConfBaseException),
 )
 
-LONGEST = 300  # characters of what a damaged file is said to hold
+LONGEST = 300  # characters quoted from a damaged file
 
 _folders: dict[str, str] = {}
 _met: set[str] = set()
 
 
 def run_folder(name: str, strategy: DictConfig | None = None) -> str:
-    """`runs/<date>_<time>_<name>`, made here and now so that no other run gets it too.
+    """`runs/<date>_<time>_<name>`, created at once so that no other run gets the same folder.
 
-    A host that follows another one is told by it.
+    Ranks get it from rank 0, and other hosts from the one with strategy.node_rank=0.
     """
     if not name or name in ("None", ".", "..") or "/" in name:
         raise UserError(f"name={name} names a folder: give a text without a slash")
@@ -149,7 +150,7 @@ def run_folder(name: str, strategy: DictConfig | None = None) -> str:
 
 
 def meet(strategy: Any) -> None:
-    """Agree with the other hosts of this job, once, on its folders.
+    """Exchange the run folders with the other hosts of this job, once per process.
 
     Args:
         strategy: the object, or its configuration.
@@ -173,10 +174,10 @@ def meet(strategy: Any) -> None:
 
 
 def arguments(given: list[str]) -> list[str]:
-    """The command line as Hydra shall see it.
+    """The command line to pass to Hydra.
 
-    `resume=RUN_FOLDER` brings back that run's own overrides, which this command line may add to,
-    and its folder. Ranks other than 0 leave Hydra's files to rank 0.
+    `resume=RUN_FOLDER` adds that run's folder, and its own overrides of keys that this command
+    line does not set. Ranks above 0 do not write Hydra's files.
     """
     extra = ["hydra.output_subdir=null"] if WORLD.rank > 0 and not LAUNCHED else []
     given = [*given, *requeued(given)]
@@ -191,14 +192,14 @@ def arguments(given: list[str]) -> list[str]:
         for text in earlier_overrides(folder)
         if key_of(text) not in {*named, *CONDUCT} and not key_of(text).startswith(changed)
     ]
-    # Hydra writes the configuration before a job may refuse it; `conduct` does so later.
+    # Hydra would write .hydra before the job is checked; `conduct` writes it afterwards.
     further = [*earlier, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
     place = given.index(texts[-1]) + 1  # argparse wants overrides side by side
     return [*given[:place], *further, *given[place:]]
 
 
 def requeued(given: list[str]) -> list[str]:
-    """`resume=` of the run that this command was at when Slurm queued its job again."""
+    """`resume=FOLDER` of this command's run if Slurm has requeued the job; else nothing."""
     if SLURM is None or not SLURM.restarts or LAUNCHED or is_sweep(given):
         return []
     folder = share(WORLD, "requeued", str(SLURM.noted(COMMAND) or ""))
@@ -209,7 +210,7 @@ def requeued(given: list[str]) -> list[str]:
 
 def is_sweep(arguments: list[str]) -> bool:
     """Whether a command line asks Hydra for a multirun."""
-    return bool({"-m", "--multirun"} & {*arguments})
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments})
 
 
 def key_of(override: str) -> str:
@@ -218,7 +219,7 @@ def key_of(override: str) -> str:
 
 
 def earlier_overrides(folder: Path) -> list[str]:
-    """The overrides that a run was started with, as its folder says, be it somebody else's.
+    """The overrides that a run was started with, read from its folder, which is not trusted.
 
     Raises:
         UserError: there are none, they are damaged, or they set Hydra itself, which could run and
@@ -245,9 +246,9 @@ def earlier_overrides(folder: Path) -> list[str]:
 
 
 def changed_groups(folder: Path, given: list[str]) -> tuple[str, ...]:
-    """`strategy.` for each group that the command line sets to another option than the run's.
+    """Prefix, such as `strategy.`, of each group for which the command line has another option.
 
-    What the run set of such a group's keys is not brought back: the new option may not have them.
+    The run's own overrides with these prefixes are dropped: the new option may not have the keys.
     """
     try:
         choices = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
@@ -265,15 +266,16 @@ def changed_groups(folder: Path, given: list[str]) -> tuple[str, ...]:
 def job(cfg: DictConfig) -> None:
     """One job: Hydra calls it once, or once for each combination of a multirun."""
     if WORLD.rank > 0:
-        logging.getLogger().handlers = [logging.NullHandler()]  # rank 0 alone speaks
+        logging.getLogger().handlers = [logging.NullHandler()]  # only rank 0 logs
     warnings.showwarning = log_warning
     # Lightning 2.6 calls a torch function that torch 2.15 renames; nothing a user could do.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", category=FutureWarning)
-    # Wherever srun is on PATH; Lightning has no switch for it. Under srun, strategy=mpi joins.
+    # Lightning's hint wherever srun is on PATH, which no option turns off; it is not needed, since
+    # strategy=mpi under srun joins the step's ranks.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     exit_codes.append(conduct(cfg, Path(HydraConfig.get().runtime.output_dir)))
     if exit_codes[-1] in STOPPED:
-        sys.exit(exit_codes[-1])  # the rest of a multirun is not wanted either
+        sys.exit(exit_codes[-1])  # also skip the later jobs of a multirun
 
 
 def log_warning(
@@ -286,11 +288,11 @@ def log_warning(
 
 def conduct(cfg: DictConfig, folder: Path) -> int:
     """Run one job to whatever end it takes, record that end, and return its exit code."""
-    # The later jobs of a multirun find this process started and torch imported.
+    # Later jobs of a multirun start now, in a process that has already imported torch.
     started = STARTED if not exit_codes else monotonic()
     earlier: RunFiles | None = None
     try:
-        if cfg.resume and not LAUNCHED:  # the process that started the ranks has done so
+        if cfg.resume and not LAUNCHED:  # the launching process has checked it
             earlier = check_resumed(cfg, folder)
         record = open_record(cfg, folder)
         refuse_bad_values(cfg)
@@ -302,9 +304,9 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
             train_here(cfg, record, strategy, started=started)
         else:
             environ = rank_environment(started)
-            if "torch.distributed.run" in command:  # it else sets the same, and says so at length
+            if "torch.distributed.run" in command:  # else torchrun does, with a long warning
                 environ.setdefault("OMP_NUM_THREADS", "1")
-                # A stopped rank does not end when asked to; torchrun else waits 30 s for it.
+                # A suspended rank ignores SIGTERM; torchrun would wait 30 s for it.
                 environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
             meet(strategy)
             tagged = bool(OmegaConf.select(cfg, "strategy.hosts", default=None))
@@ -320,7 +322,7 @@ def conduct(cfg: DictConfig, folder: Path) -> int:
 
 
 def check_resumed(cfg: DictConfig, folder: Path) -> "RunFiles":
-    """Refuse what a run folder, be it somebody else's, must not ask for; keep its files.
+    """Refuse a run folder, possibly somebody else's, that is unsafe to resume; back up its record.
 
     Raises:
         UserError: a link or an override that leads elsewhere, or a damaged results.json.
@@ -343,7 +345,7 @@ def check_resumed(cfg: DictConfig, folder: Path) -> "RunFiles":
         for target in re.findall(r"_target_: *['\"]?([\w.]+)", path.read_text(encoding="utf-8"))
     }
     refuse_links_outside(folder)
-    if config.mode == RunMode.MULTIRUN:  # a sweep that goes on: this command line asks for it all
+    if config.mode == RunMode.MULTIRUN:  # a resumed sweep: this command line sets it all
         return RunFiles(folder)
     refuse_foreign_settings(
         plain(cfg),
@@ -355,14 +357,14 @@ def check_resumed(cfg: DictConfig, folder: Path) -> "RunFiles":
 
 
 def configuration(cfg: DictConfig) -> dict[str, str]:
-    """The files that Hydra writes to `.hydra`, for a run that it was kept from writing them for."""
+    """Texts of the files in `.hydra` by name, for a resume, where Hydra does not write them."""
     hydra = HydraConfig.get()
     nodes = {"config": cfg, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
     return {f"{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def train_here(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: float) -> None:
-    """Be a rank of the job; rank 0 ends its record, and writes the card and the report."""
+    """Run this rank; rank 0 then sets the final status, and writes model card and report."""
     from xray_lightning.training.fit import run
 
     pruned = run(build(cfg, record, strategy, started=started))
@@ -386,7 +388,7 @@ def name_results(folder: Path) -> None:
 def settle(
     error: BaseException, cfg: DictConfig, folder: Path, earlier: "RunFiles | None" = None
 ) -> int:
-    """Tell and record how a job failed, once for all ranks; a refused resume changes nothing."""
+    """Report and record a failure, once for all ranks; a refused resume leaves its folder as is."""
     if "XRAY_DEBUG" in os.environ:
         traceback.print_exception(error)
     error = cause_of(error)
@@ -400,11 +402,11 @@ def settle(
         return 0
     failure = Failure.of(error, WORLD)
     if failure.exit_code == EXIT_USER_ERROR and WORLD.rank > 0:
-        sleep(GRACE_SECONDS)  # most likely every rank met it: let rank 0 tell
+        sleep(GRACE_SECONDS)  # probably raised on every rank: let rank 0 report it
     refused = cfg.resume and failure.exit_code == EXIT_USER_ERROR
     if refused and WORLD.rank == 0 and earlier is not None:
         earlier.restore()
-    if WORLD.launcher == "none" and WORLD.rank > 0:  # the host that leads records it
+    if WORLD.launcher == "none" and WORLD.rank > 0:  # the lead host records it
         record = RunRecord.load(folder)
         if record is not None and record.status == RUNNING:
             failure.claim(folder)
@@ -412,7 +414,7 @@ def settle(
         return failure.exit_code
     leads = failure.claim(folder)
     if leads:
-        if not LAUNCHED:  # else the process that started the ranks tells and records it
+        if not LAUNCHED:  # else the launching process reports and records it
             if not refused:
                 failure.record(folder)
                 close_loggers(cfg, folder, failure.status)
@@ -420,7 +422,7 @@ def settle(
             if WORLD.size == 1:
                 (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     else:
-        sleep(GRACE_SECONDS)  # another rank was first: let it finish telling
+        sleep(GRACE_SECONDS)  # another rank was first: let it finish its report
     requeue(failure.exit_code, folder, leads=leads)
     if WORLD.size > 1:
         end(WORLD, failure.exit_code)
@@ -428,7 +430,7 @@ def settle(
 
 
 def close_loggers(cfg: DictConfig, folder: Path, status: str) -> None:
-    """Close what a failed job's ranks have left open in their loggers."""
+    """Close the runs that a failed job's ranks have left open in their loggers."""
     if any(folder.glob(".*_run")):
         from xray_lightning.training.loggers import close_left_runs
 
@@ -436,34 +438,34 @@ def close_loggers(cfg: DictConfig, folder: Path, status: str) -> None:
 
 
 def requeue(exit_code: int, folder: Path | None = None, *, leads: bool) -> None:
-    """Have Slurm queue the job of a stopped run again; one rank does, and the others let it.
+    """Requeue the Slurm job of a stopped run; one rank does so, and the others wait for it.
 
     Args:
-        leads: whether this rank does at once, as the first to stop. Any other, rank 0 too, may
-            still wait for it in a collective, where no signal reaches it.
+        leads: whether this rank, as the first to stop, does so at once. Any other rank, even
+            rank 0, may be blocked in a collective, where it cannot handle the signal.
     """
     if SLURM is None or LAUNCHED or exit_code not in STOPPED or exit_code == EXIT_INTERRUPTED:
         return
     if is_sweep(GIVEN):
         log.warning("Slurm job %s is not queued again: a sweep is started anew", SLURM.name)
         return
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm's further ones, as it ends the job
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm repeats them as it ends the job
         signal.signal(number, signal.SIG_IGN)
     seconds = AWAITED_SECONDS + (SCONTROL_SECONDS if WORLD.rank else 0.0)
     if leads or not SLURM.await_requeue(folder, seconds=seconds):
         told = SLURM.requeue(warned=exit_code == EXIT_WARNED, folder=folder)
         if WORLD.rank == 0:
             log.warning("%s", told)
-        else:  # whose log is silent
+        else:  # ranks above 0 do not log
             sys.stdout.write(f"{told}\n")
 
 
 def leave_word(failure: Failure, *, folder: Path) -> None:
-    """Tell and record a failure, unless another rank was first."""
+    """Report and record a failure, unless another rank was first."""
     if failure.claim(folder) and not LAUNCHED:
         failure.record(folder)
         complain(failure.reason)
-    if LAUNCHED:  # else it may serve the user's further jobs
+    if LAUNCHED:  # else the daemon may serve other jobs of the user
         end_daemon()
 
 
@@ -479,7 +481,10 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
         earlier = RunRecord.load(folder)
         if earlier is None:
             raise UserError(f"resume={cfg.resume}: {folder / 'results.json'} cannot be read")
-        refuse_other_configuration(folder, was=earlier.content["config"], now=config)
+        if not LAUNCHED:  # the process that started the ranks has compared them
+            given = {key_of(arg) for arg in GIVEN}
+            was = earlier.content["config"]
+            refuse_other_configuration(folder, was=was, now=config, given=given)
         record.content["history"] = earlier.content["history"]
     if SLURM is not None:
         record.content["environment"]["slurm"] = asdict(SLURM)
@@ -502,16 +507,16 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
 
 
 def refuse_bad_values(cfg: DictConfig) -> None:
-    """Say early and by its key what would be refused late, in other words, or not at all.
+    """Check values that would otherwise be refused late, without their key, or not at all.
 
     Raises:
-        UserError: the first value that is of another kind, or out of range.
+        UserError: the first value that is of the wrong type, or out of range.
     """
     check_whole("seed", cfg.seed, least=0, most=2**32 - 1)  # as numpy takes it
     check_whole("trainer.max_epochs", cfg.trainer.max_epochs, least=1)
     check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, least=1)
     for key in SWITCHES:
-        value = OmegaConf.select(cfg, key, default=False)  # not every strategy has each
+        value = OmegaConf.select(cfg, key, default=False)  # not every option of a group has it
         if not isinstance(value, bool) and (value is not None or key != "model.allow_seen_test"):
             raise UserError(f"{key}={value} must be true or false")
     rate = cfg.optimizer.lr
@@ -541,7 +546,7 @@ def launch_command(cfg: DictConfig, strategy: "Strategy") -> list[str] | None:
 
 
 def rank_environment(started: float) -> dict[str, str]:
-    """What the ranks find in their environment beside the caller's."""
+    """The environment of the ranks: this process's, and what they need."""
     extra = {
         "XRAY_LAUNCHED": "1",
         "XRAY_STARTED": f"{started} {boot_id()}",
@@ -568,7 +573,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
     from xray_lightning.progress import display, unseen
     from xray_lightning.training.fit import Job
 
-    # Lightning's warnings, in our log alone: on import it sets up levels and handlers.
+    # Lightning's warnings go to our log alone: on import it sets its own levels and handlers.
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
@@ -627,7 +632,7 @@ def build(cfg: DictConfig, record: RunRecord, strategy: "Strategy", *, started: 
 
 
 def make(cfg: DictConfig, key: str, **further: Any) -> Any:
-    """Instantiate one group of the configuration; what it refuses is a one-line error."""
+    """Instantiate one group of the configuration; errors of the objects become one-line errors."""
     if cfg.get(key) is None:
         raise UserError(f"{key}=null: a run needs it; give one of its options")
     try:
@@ -645,10 +650,10 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
-    """The choices that tell runs of a sweep apart, for TensorBoard's HPARAMS tab.
+    """The settings that tell runs of a sweep apart, for TensorBoard's HPARAMS tab.
 
-    It sorts them by name, those that differ between runs first, and shows no more than five until
-    it is asked: those with a capital, which sort first.
+    The tab sorts them by name, those that differ between runs first, and shows only five at first:
+    so the main ones have capitalised names, which sort first.
     """
     choices = HydraConfig.get().runtime.choices
     return {
@@ -679,14 +684,14 @@ def main() -> int:
     if WORLD.launcher != "none":
         die_with_parent()
     OmegaConf.register_new_resolver("run_folder", run_folder)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to the lines below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, handled below
     interruptible()
     try:
         sys.argv[1:] = arguments(sys.argv[1:])
         job()
     except FAILURES as error:
         if isinstance(error, BrokenPipeError) and reader_has_gone(sys.stdout):
-            return EXIT_RUN_FAILED  # `--help | head` has seen enough
+            return EXIT_RUN_FAILED  # the reader has closed the pipe, as in `--help | head`
         if "XRAY_DEBUG" in os.environ:
             traceback.print_exception(error)
         cause = cause_of(error)
@@ -698,7 +703,7 @@ def main() -> int:
             return cause.exit_code
         own = error.exit_code if isinstance(error, XrayError) else EXIT_USER_ERROR
         return max(own, *exit_codes, 0)
-    except ValueError as error:  # Hydra's, of a group that is no name of an option
+    except ValueError as error:  # from Hydra, of a group that is set to no option's name
         if WORLD.rank == 0:
             nulls = " ".join(arg for arg in GIVEN if arg.endswith("=null"))
             complain(f"{nulls or 'the command line'}: {one_line(error)}")

@@ -180,6 +180,8 @@ CONFIG: dict[str, Any] = {
     "data": {"root": "a", "batch_size": 32},
     "trainer": {"max_epochs": 1},
     "strategy": {"name": "single"},
+    "loss": {"_target_": "losses.BCE"},
+    "growth": None,
 }
 
 
@@ -192,6 +194,8 @@ CONFIG: dict[str, Any] = {
         {"data": {"root": "b", "batch_size": 32}},
         # The class has moved to another module.
         {"augment": {"_target_": "new.Augment", "rotate": 5}},
+        # The project has got these since.
+        {"data": {"root": "a", "batch_size": 32, "folds": 5}, "mixing": {"_target_": "new.None"}},
     ],
 )
 def test_a_resumed_run_may_change_how_and_where_it_runs(
@@ -207,11 +211,25 @@ def test_a_resumed_run_may_change_how_and_where_it_runs(
         ({"model": {"arch": "a", "hidden": []}}, r"\(model.arch: resnet18 -> a\)"),
         ({"data": {"root": "a", "batch_size": 8}}, r"\(data.batch_size: 32 -> 8\)"),
         ({"seedling": 1}, r"\(seedling: None -> 1\)"),
+        ({"mixing": {"alpha": 1.0}}, r"\(mixing.alpha: None -> 1.0\)"),
+        (
+            {"loss": {"_target_": "losses.BCE", "smoothing": 0.1}},
+            r"\(loss.smoothing: None -> 0.1\)",
+        ),
+        ({"growth": {"start": 64}}, r"\(growth.start: None -> 64\)"),
         ({"augment": {"_target_": "new.Other", "rotate": 5}}, "old.place.Augment -> new.Other"),
     ],
 )
 def test_a_resumed_run_may_not_change_what_it_computes(
     change: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
+    given = ("seedling", "mixing", "loss.smoothing")  # keys, a group, and a key of a group
     with pytest.raises(UserError, match=told):
-        refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change)
+        refuse_other_configuration(tmp_path, was=CONFIG, now=CONFIG | change, given=given)
+
+
+def test_an_experiment_given_anew_has_no_new_keys(tmp_path: Path) -> None:
+    now = CONFIG | {"mixing": {"alpha": 1.0}}
+    refuse_other_configuration(tmp_path, was=CONFIG, now=now)
+    with pytest.raises(UserError, match=r"mixing\.alpha"):
+        refuse_other_configuration(tmp_path, was=CONFIG, now=now, given=("experiment",))

@@ -1,7 +1,7 @@
-"""Resume of a run folder: under its own configuration, and safe where it is somebody else's.
+"""Resume of a run folder under its own configuration, safely even if it is somebody else's.
 
-Its checkpoint is loaded as data alone. Its overrides are checked here: what they would have
-instantiated, started or written elsewhere has to stand on the command line too.
+Its checkpoint is loaded with `weights_only`. Its settings are checked here: those that would
+instantiate foreign classes, start programs or write elsewhere must be repeated on the command line.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -12,33 +12,44 @@ from typing import Any
 from xray_lightning.errors import UserError, printable
 from xray_lightning.files import remove_leftovers, write_atomically
 from xray_lightning.runs.results_json import FILE_NAME as RESULTS
-from xray_lightning.runs.results_json import FREE_KEYS, differences, finite
+from xray_lightning.runs.results_json import FREE_KEYS, differences, finite, flat
 from xray_lightning.runs.run_folder import DamagedResultsError, read_run
 
 HYDRA = ".hydra"
 CONFIGURATION = ("config.yaml", "hydra.yaml", "overrides.yaml")  # below HYDRA
-# What mpirun would run: the agent is a command, and a host gets the environment.
+# Keys passed to mpirun: it runs the agent as a command, and hosts get the environment.
 LAUNCHING = ("strategy.agent", "strategy.hosts", "strategy.mpirun_args")
-# Groups whose objects write, and the keys that name where.
+# Groups whose objects write files, and the keys that name their places.
 WRITERS = ("callbacks", "logger", "trainer")
 PLACES = ("default_root_dir", "dirpath", "log_dir", "path", "root_dir", "save_dir")
-# Of loggers, the keys that say to whom a run is told.
+# Keys of loggers that name the server or account to which a run is reported.
 RECEIVERS = ("artifact_location", "base_url", "entity", "tracking_uri")
 AGAIN = "give it on this command line too if you trust it"
 
 
 def refuse_other_configuration(
-    folder: Path, *, was: Mapping[str, Any], now: Mapping[str, Any]
+    folder: Path,
+    *,
+    was: Mapping[str, Any],
+    now: Mapping[str, Any],
+    given: Collection[str] = (),
 ) -> None:
     """Refuse to go on with a run under another configuration.
+
+    A key that the project has got since the run was started, and that nobody sets, is no change:
+    its default leaves everything as it was.
+
+    Args:
+        given: keys and groups that this command line sets.
 
     Raises:
         UserError: every difference that changes what is computed.
     """
+    free = (*FREE_KEYS, *(key for key in flat(now) if _is_newer(key, was=was, given=given)))
     changed = [
         line
         for line in differences(_with_moved_classes(was, now=now), finite(now))
-        if not any(line.startswith((f"{key}.", f"{key}:")) for key in FREE_KEYS)
+        if not any(line.startswith((f"{key}.", f"{key}:")) for key in free)
     ]
     if changed:
         raise UserError(
@@ -47,11 +58,25 @@ def refuse_other_configuration(
         )
 
 
-def _with_moved_classes(was: Any, *, now: Any) -> Any:
-    """An earlier configuration with each `_target_` where the class of this name is now.
+def _is_newer(key: str, *, was: Mapping[str, Any], given: Collection[str]) -> bool:
+    """Whether a configuration had no such key, nor null in place of its group, and none is set."""
+    if "experiment" in given or any(f"{key}.".startswith(f"{one}.") for one in given):
+        return False
+    here: Any = was
+    for part in key.split("."):
+        if not isinstance(here, Mapping):
+            return False
+        if part not in here:
+            return True
+        here = here[part]
+    return False
 
-    A run stays resumable when a class has moved to another module; a class of another name is
-    another one.
+
+def _with_moved_classes(was: Any, *, now: Any) -> Any:
+    """An earlier configuration with each `_target_` replaced by today's if the class names agree.
+
+    So a run stays resumable after a class has moved to another module; a class of another name
+    remains a difference.
     """
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return was
@@ -66,7 +91,7 @@ def refuse_links_outside(folder: Path) -> None:
     """Refuse a run folder in which a link leads to a file or folder elsewhere.
 
     Raises:
-        UserError: names the first.
+        UserError: there is one; the message names the first.
     """
     root = folder.resolve()
     for path in folder.rglob("*"):
@@ -80,12 +105,12 @@ def refuse_links_outside(folder: Path) -> None:
 def refuse_foreign_settings(
     config: Mapping[str, Any], *, folder: Path, targets: Collection[str], given: Collection[str]
 ) -> None:
-    """Refuse what a run's own overrides must not ask for.
+    """Refuse settings that only the command line may ask for, not a run folder's overrides.
 
     Args:
         config: the resolved configuration.
-        folder: of the run.
-        targets: classes and functions that `conf/` and the command line name.
+        folder: the run folder.
+        targets: classes and functions that the YAML files of `conf/` (or --config-dir) name.
         given: keys that the command line sets.
 
     Raises:
@@ -110,7 +135,7 @@ def refuse_foreign_settings(
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping or list, with its dotted key; a list's items have its key."""
+    """Each scalar in nested mappings and lists with its dotted key; list items have the list's."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _leaves(item, f"{key}.{name}" if key else str(name))
@@ -122,7 +147,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _leads_outside(value: Any, folder: Path, *, place: bool) -> bool:
-    """Whether a text is a path to elsewhere; a relative one is taken for a path in a place only."""
+    """Whether a text is a path outside `folder`; without `place`, only if absolute or with ".."."""
     if not isinstance(value, str):
         return False
     path = Path(value).expanduser()
@@ -132,7 +157,7 @@ def _leads_outside(value: Any, folder: Path, *, place: bool) -> bool:
 
 
 class RunFiles:
-    """Record and configuration of a run, which a refused resume leaves as they were.
+    """Copy of a run's record and configuration, from which a refused resume restores them.
 
     Raises:
         UserError: results.json is not that of a run.
@@ -155,12 +180,12 @@ class RunFiles:
                 self._before[path] = path.read_bytes()
 
     def write_configuration(self, texts: Mapping[str, str]) -> None:
-        """Replace the configuration, by the names of its files, by that of the resumed run."""
+        """Write the configuration of the resumed run: texts by file name."""
         for name, text in texts.items():
             write_atomically(self._folder / HYDRA / name, text)
 
     def restore(self) -> None:
-        """Put back what was remembered."""
+        """Write the record and the configuration back as they were before the resume."""
         for path, content in self._before.items():
-            with suppress(OSError):  # the reason of the refusal is what must be said
+            with suppress(OSError):  # the reason for the refusal must still be reported
                 write_atomically(path, content)
