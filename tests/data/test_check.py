@@ -200,6 +200,16 @@ def test_two_files_of_one_name_are_told_unless_they_are_one(nih: Path) -> None:
     assert names(health, "two_files") == ("00000001_000.png",)
 
 
+def test_a_file_that_a_custom_csv_names_by_its_path_has_no_rival(tmp_path: Path) -> None:
+    write(tmp_path / "films.csv", "image,patient,Mass", "a.png,1,0", "b.png,2,1")
+    for seed, name in enumerate(("a.png", "x/a.png", "b.png")):
+        draw_noise(tmp_path / name, seed=seed)
+    assert "two_files" not in kinds(check_data(tmp_path))
+    (tmp_path / "a.png").rename(tmp_path / "y.png")
+    draw_noise(tmp_path / "y" / "a.png", seed=5)
+    assert names(check_data(tmp_path), "two_files") == ("a.png",)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
 def test_a_folder_that_may_not_be_looked_into_is_told(nih: Path) -> None:
     (nih / "closed").mkdir(mode=0)

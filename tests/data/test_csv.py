@@ -190,7 +190,9 @@ def test_two_files_of_a_name_without_a_folder_are_refused(tmp_path: Path) -> Non
         touch(tmp_path / folder / "a.png")
     assert "two files are named 'a.png'" in fault(tmp_path)
     (tmp_path / "a.png").touch()
-    assert read(tmp_path).table["path"][0] == str(tmp_path / "a.png")
+    manifest = read(tmp_path)
+    assert manifest.table["path"][0] == str(tmp_path / "a.png")
+    assert manifest.unlisted_files == 2
 
 
 # -- faults ----------------------------------------------------------------------------------------

@@ -103,6 +103,17 @@ def test_an_image_on_two_sides_is_exported_twice_and_can_be_read(
     assert (copy.table["path"] != "").all()
 
 
+def test_an_image_that_lies_on_one_side_needs_no_room_on_its_other(tmp_path: Path) -> None:
+    manifest, out = read_manifest(leaky(tmp_path / "leaky")), tmp_path / "out"
+    asked = make_split(manifest, "ai4m")
+    usable = usable_split(manifest, asked, missing="skip", allow_patient_overlap=True)
+    split = usable.split
+    export_folders(manifest, split, out)
+    (out / "val" / "b.png").unlink()
+    export_folders(manifest, split, out, free=lambda folder: 0)
+    assert (out / "val" / "b.png").samefile(out / "train" / "b.png")
+
+
 def test_a_leak_and_a_missing_file_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     root, out = leaky(tmp_path / "leaky"), tmp_path / "out"
     done = CliRunner().invoke(app, ["export-folders", str(root), str(out)])

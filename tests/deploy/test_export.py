@@ -466,6 +466,16 @@ def test_a_damaged_account_of_int8_is_one_line(
 # -- weights alone ---------------------------------------------------------------------------------
 
 
+def test_images_are_refused_where_no_outputs_are_compared(
+    ckpt: Path, tmp_path: Path, xray: Xray
+) -> None:
+    out = tmp_path / "one.safetensors"
+    options = ("--format", "safetensors", "--images", tmp_path)
+    code, _, error = xray("export", ckpt, "--out", out, *options)
+    assert (code, out.exists()) == (2, False)
+    assert "--images: --format safetensors compares no graph's outputs; leave it out" in error
+
+
 def test_weights_without_pickle_take_the_checkpoints_place_in_every_command(
     ckpt: Path, tmp_path: Path, xray: Xray
 ) -> None:

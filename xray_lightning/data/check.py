@@ -36,15 +36,15 @@ from xray_lightning.terminal import counted
 from xray_lightning.workers import threads
 
 SCHEMA_VERSION = 1
-_UNKNOWN = UNKNOWN_PATIENT + ": "  # how the manifest begins a patient of its own
+_UNKNOWN = UNKNOWN_PATIENT + ": "  # prefix of the IDs that rows of unknown patients get
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """A split that is there.
+    """The sizes of a split that was found, and what its sides share.
 
     Attributes:
-        sides: images and patients of each side, of the images that have a row.
+        sides: numbers of images and patients on each side, without images that have no row.
         overlaps: what pairs of sides share: "train-val" -> {"patients": n, "images": n}.
     """
 
@@ -54,19 +54,19 @@ class SplitCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What was found: the content of --json, whose keys stay; new ones may come.
+    """Result of the check, and the content of --json: keys may be added, but none is removed.
 
     Attributes:
         root, images: the folders of the tables and of the images.
-        dialect, release, told_by: the kind of the data set, and what that was told by.
+        dialect, release, told_by: layout of the tables, name of the release, and evidence for it.
         sound: whether there is no problem.
         counts: rows read, images in them, patients (None where none is known), image_files below
-            the folder, found (images that have one), decoded (None without decoding), boxes.
+            the folder, found (images with a file), decoded (None without decoding), boxes.
         positives: images of each finding.
         modes: images by format and mode, the most common first.
         sizes: images by width and height, the most common first.
-        splits: those that are there, by name.
-        problems, notes: what to say, in the order of `faults.KINDS`.
+        splits: the splits that were checked, by name.
+        problems, notes: the remarks, in the order of `faults.KINDS`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -105,10 +105,11 @@ def check_data(
         root: folder of the tables.
         images: folder of the images; `root` when None.
         split: `official`, `ai4m`, `column`, or a CSV (image, split); None for all that are there.
-        own: how to read a custom CSV, rather than a table that is known; where there is none of
-            these, any single CSV is taken for one.
-        findings: those of the custom CSV; None for all of NIH's 14 that it has.
-        decode: whether to look into the images, in so many `jobs`; None for one a core.
+        own: how to read a custom CSV; None to recognise a known data set, or else to read the
+            folder's only CSV as a custom one.
+        findings: those to read from a custom CSV; None for all of NIH's 14 that it has.
+        decode: whether to decode the images.
+        jobs: threads that decode; None for one per core.
 
     Raises:
         UserError: no such folder, no table, no such split.
@@ -135,7 +136,7 @@ def check_data(
     folder.files = {name: distinct(files) for name, files in folder.files.items()}
     paths = {name: folder.path_of(name, by_path=source.by_path) for name in table["image"]}
     there = {name: path for name, path in paths.items() if path}
-    check_files(folder, paths, listing.named, faults)
+    check_files(folder, paths, listing.named, faults, by_path=source.by_path)
     pictures: dict[str, Picture] = {}
     if decode:
         with progress("checking images", len(there)) as advance:
@@ -177,7 +178,7 @@ def _custom_csv(root: Path) -> OwnTable:
     """The only CSV of a folder, to be read as a custom CSV."""
     if not any(path.suffix.lower() == ".csv" for path in root.iterdir()):
         raise UserError(_no_table(root))
-    # -1 and empty cells are counted, not refused: what they mean is said by the configuration.
+    # -1 and empty cells are counted, not refused: only a run's configuration defines their meaning.
     return OwnTable(uncertain="negative", empty="negative")
 
 
@@ -195,7 +196,7 @@ def _no_table(root: Path) -> str:
 def _splits(
     root: Path, source: Source, listing: Listing, split: str | None, faults: Faults
 ) -> dict[str, Given]:
-    """The sides of each split that is there, or of the one that is asked for."""
+    """The images by side of each split that was found, or only of the one asked for."""
     given, of_lists = Faults(), Faults()
     found: dict[str, tuple[Given, Faults]] = {}
     sides = source.given_split(root, listing, of_lists)
@@ -229,7 +230,7 @@ def check_split(name: str, given: Given, table: pd.DataFrame, faults: Faults) ->
     """Compare every pair of sides of a split, and the sides with the table."""
     patient_of = dict(zip(table["image"], table["patient_id"], strict=True))
     sides = {side: patient_of.keys() & names for side, names in given.items()}
-    # Also images without a row: the lists contradict each other all the same.
+    # Of all listed images, also those without a row: an image on two sides is a fault either way.
     shared = overlaps(given, patient_of)
     for (one, other), both in shared.items():
         where = f"in both {one} and {other} of the split {name}"
@@ -279,15 +280,19 @@ def check_boxes(path: Path, table: pd.DataFrame, faults: Faults) -> int:
     return len(boxes) + of_boxes.count("short_row")
 
 
-def check_files(folder: Folder, paths: Mapping[str, str], named: Set[str], faults: Faults) -> None:
-    """Tell what is wrong with the files, and between them and the rows."""
+def check_files(
+    folder: Folder, paths: Mapping[str, str], named: Set[str], faults: Faults, *, by_path: bool
+) -> None:
+    """Report faults of the files, and mismatches between files and rows."""
     odd = {os.path.basename(path): what for path, what in folder.odd.items()}
     missing = [name for name, path in paths.items() if not path]
     several = {
         name: " and ".join(sorted(files)[:3])
         for name, files in folder.files.items()
-        # A custom CSV may mean the one in the folder itself.
-        if len(files) > 1 and paths.get(name) in files
+        # Only where a row takes its image from one of these files, and by the name alone.
+        if len(files) > 1
+        and paths.get(name) in files
+        and not (by_path and paths[name] == os.path.join(folder.root, name))
     }
     used = set(paths.values())
     rows_of = Counter(paths.values())
@@ -311,7 +316,7 @@ NIH_SIZE = (1024, 1024)
 
 
 def check_pictures(pictures: Mapping[str, Picture], release: Release, faults: Faults) -> None:
-    """Tell what is wrong with images, by their names; a release says if they have one size."""
+    """Report faults of decoded images; with `release.one_size`, a differing size is a problem."""
     bad = {name: one for name, one in pictures.items() if one.fault}
     good = {name: one for name, one in pictures.items() if not one.fault}
     faults.tell("truncated_image", {name: one.fault for name, one in bad.items() if one.cut})
@@ -342,10 +347,10 @@ def check_same_pictures(
     splits: Mapping[str, Given],
     faults: Faults,
 ) -> None:
-    """Tell of images whose decoded pixels are those of an earlier one, to the bit.
+    """Report images whose decoded pixels equal those of an image with an earlier name.
 
-    They contradict each other where their patient, their labels or their side of a split differ.
-    Images of a single shade are all alike, and are left out.
+    Such a pair is contradictory if the patient, the labels or the side of a split differ. Images
+    of a single shade are left out, since all of them are equal.
     """
     groups: dict[bytes, list[str]] = {}
     for name in sorted(pictures):
@@ -391,7 +396,7 @@ def _sides_of(given: Given) -> dict[str, set[str]]:
     return sides
 
 
-NAMES = 5  # named of each remark; --json has them all
+NAMES = 5  # most names printed for a remark; --json has them all
 
 
 def show_health(health: Health, console: Console) -> None:
@@ -462,7 +467,7 @@ def _show(one: Remark, console: Console) -> None:
 
 
 def _indented(text: Text, console: Console, *, by: int) -> None:
-    """Print a text in lines that all begin there, and end where their last word does."""
+    """Print a text wrapped, indented by `by` columns, and without trailing spaces."""
     for line in text.wrap(console, console.width - by):
         line.rstrip()
         console.print(Text(" " * by) + line)
@@ -491,5 +496,5 @@ def _verdict(health: Health) -> Text:
 
 
 def _text(text: str, *, style: str = "") -> Text:
-    """Names from disks and tables on one line, with what is invisible spelled out."""
+    """A text that may quote file names or cells: on one line, invisible characters escaped."""
     return Text(printable(text), overflow="fold", style=style)

@@ -1,4 +1,4 @@
-"""Files put into another folder: copied or linked, each whole or not there at all."""
+"""Export of a split's images into folders by side: each file is copied or linked atomically."""
 
 import errno
 import hashlib
@@ -36,7 +36,7 @@ _NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Placing:
-    """Puts files to their places; `part` is where one is made, on the file system of its place."""
+    """Copies or links files; each is made as `part`, on its target's file system, then renamed."""
 
     def __init__(self, mode: str, part: Path) -> None:
         self.new = 0  # how many were not there already
@@ -45,14 +45,14 @@ class Placing:
         self._copies: dict[Path, Path] = {}
 
     def place(self, source: Path, target: Path) -> None:
-        """Put a file, absolute and no link, to its place; what is there and differs is replaced."""
+        """Copy or link `source`, an absolute path and no link; replaces a target that differs."""
         try:
             if not self._is_there(source, target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._part.unlink(missing_ok=True)
                 self._make(source)
                 os.replace(self._part, target)
-                # Two names of one file: a rename does nothing then, and the other name stays.
+                # If both are hard links to one file, the rename does nothing, and `part` stays.
                 self._part.unlink(missing_ok=True)
                 self.new += 1
         except OSError as error:
@@ -76,27 +76,24 @@ class Placing:
         elif self._mode == "hardlink":
             os.link(source, self._part)
         elif source in self._copies:
-            # An image on two sides stays one file, as the search for images by name demands.
+            # An image on two sides stays one file: the search by name refuses two different ones.
             os.link(self._copies[source], self._part)
         else:
             shutil.copy2(source, self._part)
 
 
 def remaining_bytes(files: Mapping[Path, Path]) -> int:
-    """What copying still takes, of files by their places; raises where one is gone."""
-    places = {source: target for target, source in files.items()}
+    """Bytes still to be copied, of `files`: target -> source; raises if a source is gone."""
     try:
-        return sum(
-            source.stat().st_size
-            for source, target in places.items()
-            if not (target.is_file() and _same_copy(source, target))
-        )
+        # A source that one target holds is linked, not copied, into its other sides.
+        there = {s for target, s in files.items() if target.is_file() and _same_copy(s, target)}
+        return sum(source.stat().st_size for source in {*files.values()} - there)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; it was there before") from error
 
 
 def _same_copy(source: Path, target: Path) -> bool:
-    """By size and time of modification, which a copy keeps."""
+    """Whether the size and the modification time agree, which `shutil.copy2` keeps."""
     one, other = source.stat(), target.stat()
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
@@ -115,19 +112,19 @@ def _told(error: OSError, source: Path, target: Path, mode: str) -> UserError | 
     return UserError(f"{target} cannot be made of {source}: {error.strerror or error}")
 
 
-RECORD = "export.json"  # of what, how, and whether it is finished
+RECORD = "export.json"  # which split and tables, in which mode, and whether it is finished
 OWN_TABLE = "images.csv"
-_STATE = ".export"  # the lock, and the file that is being written
+_STATE = ".export"  # folder of the lock, and of the file that is being written
 _GENERATOR = "xray-lightning export-folders"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has left."""
+    """Result of an export."""
 
     images: dict[str, int]  # files of each side
-    new: int  # how many of all were not there before
-    dialect: str  # what the folder is read as, `ai4m` or `csv`
+    new: int  # files, over all sides, that were not there before
+    dialect: str  # layout of its tables, `ai4m` or `csv`
 
 
 def export_folders(
@@ -141,12 +138,12 @@ def export_folders(
 ) -> Exported:
     """Put each side's images into OUT/train, OUT/val and OUT/test, and their tables into OUT.
 
-    A file is whole or not there, and the tables come last: a folder that was left unfinished is
-    no data set yet, and the same export goes on where it was.
+    Each file is written atomically, and the tables come last: an interrupted export is not yet
+    readable as a data set, and running the same export again resumes it.
 
     Args:
-        manifest: whose images.
-        split: its rows, of which every one has a file.
+        manifest: the data set to export from.
+        split: the images of each side, which must all have a file.
         out: a new or empty folder, or one that this export has begun.
         mode: `copy`, `hardlink` or `symlink`. A copy of an image on two sides is one file with two
             names.
@@ -154,8 +151,8 @@ def export_folders(
         free: how many bytes may still be written into a folder.
 
     Raises:
-        UserError: OUT is another's, or inside the source, or cannot be written, or the files
-            cannot be linked.
+        UserError: OUT holds something else, is inside the source, or cannot be written, or the
+            files cannot be linked.
         RunFailedError: the disk is full or fails.
     """
     if mode not in MODES:
@@ -163,7 +160,7 @@ def export_folders(
     check_writable(out, key="OUT")
     _refuse_inside(out, manifest)
     tables = _tables(manifest, split)
-    job = {  # what tells one export from another
+    job = {  # what identifies this export
         "generator": _GENERATOR,
         "split": split.name,
         "split_sha256": split.sha256,
@@ -180,7 +177,7 @@ def export_folders(
         for image in split.sides[side]
     }
     with working_in(out, state=_STATE, work="export") as state, ExitStack() as at_the_end:
-        at_the_end.callback(shutil.rmtree, state)  # also the lock's file, while it is held
+        at_the_end.callback(shutil.rmtree, state)  # with the lock's file, while it is held
         _refuse_same_names(files, state)
         if mode == "copy":
             check_room(out, remaining_bytes(files), free=free)
@@ -237,14 +234,14 @@ def _check_out(out: Path, job: Mapping[str, object]) -> bool:
 
 
 def _refuse_inside(out: Path, manifest: Manifest) -> None:
-    """Two files of one name in a data set's folder would make it unreadable."""
+    """Refuse OUT inside the source, which second files of the same names would make unreadable."""
     for folder in (manifest.images or manifest.root, manifest.root):
         if out.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out} is inside {folder}, which is read; give a folder outside of it")
 
 
 def _refuse_same_names(files: Mapping[Path, Path], state: Path) -> None:
-    """Names that differ in case alone, where the file system takes them for one."""
+    """Refuse names that differ only in case, if the file system ignores case."""
     if not state.with_name(state.name.upper()).exists():
         return
     most, count = Counter(str(path).casefold() for path in files).most_common(1)[0]

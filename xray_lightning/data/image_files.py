@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 def find_files(folder: Path, wanted: frozenset[str]) -> tuple[dict[str, str], int]:
-    """The path of each wanted name under `folder`, and how many image files nobody wanted.
+    """The path of each wanted name under `folder`, and the number of other image files there.
 
     Raises:
         UserError: a folder that cannot be read, or two files of one name.
@@ -26,12 +26,12 @@ def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int
 
     Args:
         folder: the images' folder.
-        names: without "..", and none that starts with "/". One without a slash that is not in
-            `folder` itself is looked for at any depth.
+        names: relative paths without "..". A name without a slash that is not in `folder` itself
+            is looked for at any depth.
     """
     paths, unlisted = _found(folder, names, below=True)
     for name in names - paths.keys():
-        # Not seen: named unlike an image, or by another way through a link to a folder.
+        # Not found by the search: no image suffix, or a path through a link to a searched folder.
         if "/" in name or not name.lower().endswith(IMAGE_SUFFIXES):
             path = os.path.join(folder, name)
             if os.path.isfile(path):
@@ -40,7 +40,7 @@ def find_named(folder: Path, names: frozenset[str]) -> tuple[dict[str, str], int
 
 
 def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[str, str], int]:
-    """Paths by name; with `below` by the path below `folder` first, wherever it leads."""
+    """As `find_files`; with `below`, matches by relative path come before those by file name."""
     paths: dict[str, str] = {}
     unlisted, start = 0, len(os.path.join(folder, ""))
     found = search(folder)
@@ -49,9 +49,9 @@ def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[s
     for name, files in found.files.items():
         exact = {p[start:]: p for p in files if p[start:] in wanted} if below else {}
         others = [path for path in files if path[start:] not in exact] if exact else files
-        if name not in wanted:
+        if name not in wanted or name in exact:
             unlisted += len(others)
-        elif name not in exact and others:
+        elif others:
             if len(others) > 1 and len(two := distinct(others)) > 1:
                 raise UserError(
                     f"two files are named {shown(name)}: {' and '.join(sorted(two[:2]))}; remove "
@@ -63,7 +63,7 @@ def _found(folder: Path, wanted: frozenset[str], *, below: bool) -> tuple[dict[s
 
 
 def distinct(paths: list[str]) -> list[str]:
-    """The paths without those that lead to the file of the first."""
+    """The first path, and those of the others that do not lead to the same file as the first."""
     return [paths[0], *(path for path in paths[1:] if not os.path.samefile(path, paths[0]))]
 
 
@@ -90,9 +90,9 @@ class Folder:
     Attributes:
         root: the folder.
         files: paths of the regular files named like an image, or links to one, by their names.
-        odd: paths of what is named like an image and is no file, with what it is.
-        again: links to folders that were searched already; a loop of links is one.
-        unreadable: folders that cannot be looked into, with the reason.
+        odd: paths named like an image that are no regular file, with what they are.
+        again: links to folders that had been searched already, as in a loop of links.
+        unreadable: folders that cannot be listed, with the reason.
     """
 
     root: Path
@@ -106,8 +106,8 @@ class Folder:
 
         Args:
             name: as in the table.
-            by_path: whether that may be a path below the folder, as in a custom CSV, where a file
-                of the folder itself comes before those further down.
+            by_path: whether `name` may be a path relative to the folder, as in a custom CSV; the
+                file at that path comes before files of that name at other depths.
         """
         if by_path and os.path.isfile(joined := os.path.join(self.root, name)):
             return joined
@@ -115,7 +115,7 @@ class Folder:
 
 
 def search(root: Path) -> Folder:
-    """Look for images at any depth, and stop at nothing.
+    """Look for images at any depth; errors are recorded in the result, not raised.
 
     Links to folders are followed, each folder visited once, so that a loop of links ends.
     """
@@ -137,7 +137,7 @@ def search(root: Path) -> Folder:
 
 
 def _sorted_in(entries: Iterator["os.DirEntry[str]"], found: Folder) -> Iterator[str]:
-    """Put each entry where it belongs; yields the folders among them."""
+    """Record the entries that are named like an image in `found`; yields the subfolders."""
     for entry in entries:
         try:
             if entry.is_dir():

@@ -1,4 +1,4 @@
-"""Export of a checkpoint as ONNX or torch.export (`xray export`), refused where answers differ."""
+"""Export of a checkpoint as ONNX or torch.export (`xray export`), refused if outputs differ."""
 
 import copy
 import hashlib
@@ -44,7 +44,7 @@ from xray_lightning.models.checkpoint import (
 )
 from xray_lightning.progress import Display, unseen
 
-DESCRIPTION = "xray.json"  # of a torch-export file: what an ONNX file has as its metadata
+DESCRIPTION = "xray.json"  # in a torch-export file: holds what is metadata in an ONNX file
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -52,7 +52,7 @@ Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Graph:
-    """An exported model as a file holds it, and as it answers from there."""
+    """An exported model: the bytes of its file, and a function that runs the model from them."""
 
     content: bytes
     answers: Callable[[npt.NDArray[np.uint8]], Answers]
@@ -77,9 +77,9 @@ def _torch_answers(module: nn.Module, pixels: npt.NDArray[np.uint8]) -> Answers:
 
 
 class PerImage(nn.Module):
-    """`Normalize("per_image")`, its means taken row by row and then over the rows.
+    """`Normalize("per_image")`, with means taken over each row and then over the rows.
 
-    onnxruntime adds up one pixel after the other, and over a whole image loses two digits.
+    onnxruntime sums pixels sequentially, which loses two digits over a whole image.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ def onnx_graph(model: Answering, described: Mapping[str, Any]) -> Graph:
 
 
 def check_onnx() -> None:
-    """Refuse to begin what needs packages that are not installed.
+    """Refuse an export to ONNX if packages that it needs are not installed.
 
     Raises:
-        UserError: naming them.
+        UserError: naming the missing packages.
     """
     lacking = []
     for name in ONNX_PACKAGES:
@@ -142,9 +142,9 @@ def check_onnx() -> None:
 
 
 def _program(model: Answering) -> torch.export.ExportedProgram:
-    """The graph, for any number of images at once."""
+    """The exported program, for any number of images at once."""
     size = model.model.image_size
-    # Two images: one alone would be taken for the only number there is.
+    # Two images: torch.export would take a batch of one for a constant.
     example = torch.zeros((2, 1, size, size), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     if model.model.normalize.mode == "per_image":
@@ -152,14 +152,14 @@ def _program(model: Answering) -> torch.export.ExportedProgram:
         model.model.normalize = PerImage()  # type: ignore[assignment]
     program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:
-        # They name files and folders of this machine.
+        # These entries name files and folders of this machine.
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)
     return program
 
 
 def _tidy(proto: Any) -> None:
-    """Leave out what the exporter notes of its own, with folders of this machine, and name N."""
+    """Remove the exporter's metadata, which names local folders, and name the batch axis N."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
@@ -171,7 +171,7 @@ def _tidy(proto: Any) -> None:
 
 # A format and the ending of its files.
 FORMATS = {"onnx": EXPORTED, "torch-export": ".pt2", "safetensors": SAFETENSORS}
-MOST_APART = 1e-4  # of a probability or a logit, in float32
+MOST_APART = 1e-4  # largest difference allowed in a probability or a logit, in float32
 MOST_IMAGES = 200  # that are compared, at most
 PHANTOMS = 24  # where no images are given
 # Batches of other sizes than the graph was made with, one of a single image among them.
@@ -186,7 +186,7 @@ class Exported:
     images: int
     probabilities: float  # the largest difference from torch's, in float32
     logits: float
-    told: list[str]  # all of it, and what int8 has cost, in lines
+    told: list[str]  # lines to print: the comparison, the cost of int8, the file written
 
 
 def export(
@@ -198,31 +198,33 @@ def export(
     int8: Path | None = None,
     progress: Display = unseen,
 ) -> Exported:
-    """Write a checkpoint's model as one graph, and compare its answers with torch's first.
+    """Write a checkpoint's model as one graph, after comparing its outputs with torch's.
 
     Args:
         out: the file to write, with the format's ending.
         format: `onnx`, `torch-export`, or `safetensors` for the weights alone, without a graph.
         images: files, folders or patterns to compare on, the first `MOST_IMAGES` of them that can
             be read; none for phantoms.
-        int8: folder of a data set: write the model in integers of 8 bits, with ranges from its
-            validation images, and score both on its test images.
+        int8: folder of a data set: quantise the model to int8, with ranges from its validation
+            images, and score float32 and int8 on its test images.
 
     Raises:
         UserError: a checkpoint that cannot be read, a place that cannot be written, another
             format or ending, or packages that are not installed.
-        RunFailedError: the graph answers otherwise than torch; nothing is written.
+        RunFailedError: the graph's outputs differ from torch's; nothing is written.
     """
     check_out(out, format=format)
     if int8 is not None and format != "onnx":
         raise UserError(f"--int8 is of --format onnx, not of {format}; leave one of them out")
+    if images and format == "safetensors":
+        raise UserError("--images: --format safetensors compares no graph's outputs; leave it out")
     found = find_inputs(images, leave_out=out).paths if images else []
     kept = read_checkpoint(checkpoint)
     if format == "safetensors":
         restore(kept, source=checkpoint)  # refuses weights that do not fit
         content = as_safetensors(kept)
         return Exported(len(content), 0, 0.0, 0.0, [_write(out, content)])
-    # Channels last is torch's own affair, and would be a copy in the graph.
+    # Channels-last is for torch only; in the graph it would be an additional copy.
     model = Answering(restore(kept, source=checkpoint, channels_last=False)).eval()
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -260,7 +262,7 @@ def _write(out: Path, content: bytes) -> str:
 
 
 def check_out(out: Path, *, format: str) -> None:
-    """Refuse, before the work, what could not be written after it.
+    """Refuse, before the export, a file that could not be written after it.
 
     Raises:
         UserError: another format, another ending, a folder, or a place that is not there.
@@ -305,10 +307,10 @@ def _compared(
 def _pixels(
     paths: Sequence[str], size: int, unreadable: list[str]
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Images to compare on, uint8 (size, size): of files, or phantoms where there are none.
+    """Images to compare on, uint8 (size, size): of files, or phantoms if no paths are given.
 
     Args:
-        unreadable: is given the paths that cannot be read.
+        unreadable: a list to which the paths that cannot be read are added.
     """
     prepare = Preprocessing(size)
     for path in paths:
