@@ -1,4 +1,4 @@
-"""Launcher of ranks, and the one end of a run, whichever rank fails.
+"""Launcher of ranks; gives a run a single outcome, whichever rank fails.
 
 It starts mpirun or torchrun with a strategy's command line: see `training.mpi_command` and
 `training.strategies`.
@@ -45,13 +45,13 @@ from xray_lightning.training.strategies import World, die_with_parent
 
 log = logging.getLogger(__name__)
 
-# The parent of launched ranks leaves its wish to stop in this file of the run folder: a signal to
-# mpirun would kill the ranks before they could save.
+# By this file in the run folder the launching process asks its ranks to stop: a signal to mpirun
+# would kill the ranks before they could save.
 STOP_FILE = ".stop"
 
 
 def given_command() -> str:
-    """The command line that the job was begun by, also in ranks that another train.py started."""
+    """The user's command line of the job, also in ranks that another train.py has started."""
     return os.environ.get("XRAY_COMMAND", shlex.join(["python", *sys.argv]))
 
 
@@ -64,7 +64,7 @@ def quoted(path: object) -> str:
 def job_command(
     program: str, *, config_name: object, overrides: Iterable[object], folder: object
 ) -> list[str]:
-    """The command line of one job alone, in a folder that it is given."""
+    """The command line of a single job (no multirun) with the given run folder."""
     return [
         program,
         f"--config-name={config_name}",
@@ -74,7 +74,7 @@ def job_command(
     ]
 
 
-exit_codes: list[int] = []  # of the jobs of this process: one, or as many as a multirun has
+exit_codes: list[int] = []  # of this process's jobs: one, or one for each job of a multirun
 
 _NAMES = {EXIT_INTERRUPTED: "Ctrl-C", EXIT_TERMINATED: "SIGTERM", EXIT_WARNED: "SIGUSR1"}
 SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
@@ -91,9 +91,9 @@ asked_to_stop: list[int] = []  # exit codes of the signals that `interruptible` 
 
 
 def interruptible() -> None:
-    """Have a signal to stop raise its error, until something better answers it.
+    """Make SIGTERM and SIGUSR1 raise InterruptedRunError, until `Interruption` handles them.
 
-    Without this SIGTERM and SIGUSR1 would end the process without a word; Ctrl-C is Python's.
+    By default they would end the process without a message. Ctrl-C is left to Python.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -105,13 +105,13 @@ def interruptible() -> None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The wish to stop, where there was one: compiled code may have made another failure of it."""
+    """`error`, or the interruption by a signal that compiled code may have turned into it."""
     return interrupted(asked_to_stop[0]) if asked_to_stop else error
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of a world, left in the run folder by the rank that met it."""
+    """The first failure of a job, written to the run folder by the rank on which it occurred."""
 
     FILE_NAME: ClassVar[str] = ".failure.json"
 
@@ -137,10 +137,10 @@ class Failure:
         return "interrupted" if self.exit_code in STOPPED else "failed"
 
     def claim(self, folder: Path) -> bool:
-        """Leave this failure in the folder; False when another rank was first.
+        """Write this failure to the folder; False if another rank has already written one.
 
-        It is there whole or not at all: another rank, or another thread of this one, may find it
-        there and end the job at once.
+        The file appears complete or not at all, since another rank, or another thread of this
+        one, may read it and end the job at once.
         """
         path, content = folder / self.FILE_NAME, json.dumps(asdict(self)).encode()
         try:
@@ -159,13 +159,13 @@ class Failure:
                 os.unlink(own)
         except FileExistsError:
             return False
-        except OSError:  # a folder that cannot be written: say it all the same
+        except OSError:  # the folder cannot be written: report the failure all the same
             return True
         return True
 
     @classmethod
     def read(cls, folder: Path) -> "Failure | None":
-        """The failure that a rank has left in the folder."""
+        """The failure that a rank has written to the folder; None if there is none."""
         try:
             return cls(**json.loads((folder / cls.FILE_NAME).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -180,15 +180,15 @@ class Failure:
         return RunFailedError(self.reason)
 
     def record(self, folder: Path) -> None:
-        """Put this failure into the folder's results.json, unless the run was settled before."""
+        """Put this failure into the folder's results.json, unless its status is already final."""
         record = RunRecord.load(folder)
         if record is not None and record.status == RUNNING:
-            with suppress(OSError):  # the line on the terminal must still come
+            with suppress(OSError):  # the error line must still be printed
                 record.end(self.status, self.reason)
 
 
-LINGER_SECONDS = 10.0  # how long a launcher may stay after a rank has told its failure
-SETTLE_SECONDS = 20.0  # in which the host with rank 0 ends the record
+LINGER_SECONDS = 10.0  # how long a launcher may run on after a rank has recorded a failure
+SETTLE_SECONDS = 20.0  # in which rank 0's host has to set the record's final status
 POLL_SECONDS = 0.2
 LAST_LINES = 40  # of the launcher's own messages, kept to find out what ended a rank
 
@@ -221,9 +221,9 @@ def launch(
     succeeded when the launcher returned 0 and rank 0 has written a finished record.
 
     Args:
-        tagged: each line comes with its rank's tag: rank 0's are passed on as they are, those of
-            others go to the log with their rank.
-        leads: whether this host has rank 0; others leave the folder to it.
+        tagged: whether each line of output begins with its rank's tag. Rank 0's lines are passed
+            on without it; those of other ranks go to the log with their rank.
+        leads: whether this host has rank 0, and so removes leftover files from the folder.
 
     Raises:
         InterruptedRunError: it was stopped by Ctrl-C, SIGTERM or SIGUSR1.
@@ -263,7 +263,7 @@ def _copy_output(stream: IO[str]) -> None:
 
 
 def _pass_on(line: str, stream: TextIO) -> None:
-    """Write a line as rank 0 and the launcher have said it; log another rank's, with its rank."""
+    """Write a line of rank 0 or the launcher, without a tag; log another rank's with its rank."""
     tag = TAG.match(line)
     if tag is not None and tag["rank"] != "0":
         log.info("rank %s: %s", tag["rank"], line[tag.end() :].rstrip())
@@ -271,12 +271,12 @@ def _pass_on(line: str, stream: TextIO) -> None:
         try:
             stream.write(line[tag.end() :] if tag else line)
             stream.flush()
-        except OSError as error:  # the ranks' lines are taken all the same: a full pipe stops them
+        except OSError as error:  # keep reading the ranks' lines: a full pipe would block them
             go_on_without(stream, error)
 
 
 class _Watch:
-    """Waits for the launcher, forwards the wish to stop, and ends a launcher that lingers."""
+    """Waits for the launcher, passes stop signals on by file, and kills a lingering launcher."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -296,15 +296,18 @@ class _Watch:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         exit_code = SIGNALS[signal.Signals(number)]
         if self.stop_code == EXIT_WARNED and exit_code != EXIT_INTERRUPTED:
-            return  # the cluster goes on as it has warned; the ranks are saving
+            return  # the cluster ends the job, as it has warned; the ranks are saving
         if self.stop_code:  # the second time: at once
             self._kill()
             return
         self.stop_code = exit_code
-        (self._folder / STOP_FILE).write_text(str(self.stop_code))
+        try:
+            (self._folder / STOP_FILE).write_text(str(self.stop_code))
+        except OSError:  # a full disk: the ranks cannot be told, nor could they save
+            self._kill()
 
     def copy_errors(self, stream: IO[str]) -> None:
-        """Pass the ranks' stderr on, and remember the launcher's last words."""
+        """Pass stderr on until a rank has recorded a failure; keep the last lines for diagnosis."""
         for line in stream:
             self.lines = [*self.lines[-LAST_LINES:], line]
             if not self._settled():
@@ -333,15 +336,15 @@ class _Watch:
 
 
 def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch, *, leads: bool) -> None:
-    failure = Failure.read(folder) or watch.failure  # the host that leads may have removed it
+    failure = Failure.read(folder) or watch.failure  # rank 0's host may have removed the file
     if leads:
         (folder / Failure.FILE_NAME).unlink(missing_ok=True)
     record = RunRecord.load(folder) if leads or failure is not None else _settled_record(folder)
     death = _death(watch.lines)
-    # A launcher ends the other ranks of one that has failed by SIGTERM: that is no cause.
+    # After one rank's failure a launcher ends the others by SIGTERM: that is not the cause.
     ended = failure is not None and "signal 15" in death
     if death and not watch.stop_code and not ended:
-        raise RunFailedError(death)  # what the other ranks say came of it
+        raise RunFailedError(death)  # other ranks' errors are consequences of it
     if failure is not None:
         raise failure.error()
     if watch.stop_code:
@@ -357,7 +360,7 @@ def _raise_unless_finished(folder: Path, exit_code: int, watch: _Watch, *, leads
 
 
 def _settled_record(folder: Path) -> RunRecord | None:
-    """The record once the host with rank 0 has ended it, which it does a moment after its ranks."""
+    """The record, once rank 0's host has set its final status, a moment after the ranks end."""
     deadline = monotonic() + SETTLE_SECONDS
     while True:
         record = RunRecord.load(folder)
@@ -367,13 +370,13 @@ def _settled_record(folder: Path) -> RunRecord | None:
 
 
 def shortest(folder: Path) -> Path:
-    """A folder as it is named on the command line: from here, where it is below."""
+    """The folder relative to the working directory if it is below that, else unchanged."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _lost_host(lines: Sequence[str]) -> str:
-    """The host that Open MPI's mpirun has lost, which may be before its rank is; empty for none."""
+    """The host that Open MPI's mpirun reports as lost, perhaps before any rank does; else empty."""
     found = _LOST.search(" ".join(" ".join(lines).split()))
     return found["host"] if found else ""
 

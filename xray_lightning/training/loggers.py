@@ -1,8 +1,8 @@
 """Loggers beside TensorBoard: CSV, MLflow and Weights & Biases, with one run for each job.
 
-They are Lightning's own. What is added: a run is opened on rank 0 alone, when the job begins; a
-resumed job goes on with its run; it is closed at the job's end, however that comes; and a logger
-that fails ends no training.
+They subclass Lightning's loggers. What is added: a run is opened on rank 0 only, when the job
+begins; a resumed job continues its run; the run is closed whether the job succeeds, fails or is
+interrupted; and an error of a logger does not end the training.
 """
 
 import csv
@@ -13,7 +13,7 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,21 +30,21 @@ FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 
 
 class RunLogger(Logger):
-    """One of Lightning's loggers, made when its run begins.
+    """A Lightning logger whose constructor is deferred to `begin`.
 
-    Lightning's connect, or make files, where they are made: on every rank, and before a job may
-    be refused.
+    The constructors of Lightning's loggers connect to a server or create files: on every rank, and
+    before the job's configuration has been checked.
 
     Args:
         folder: the run folder.
-        arguments: of Lightning's logger.
+        arguments: keyword arguments of Lightning's logger.
 
     Raises:
         UserError: its packages are not installed.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[str] = ""  # of the project, with these packages
+    extra: ClassVar[str] = ""  # the project's extra (optional dependencies) with these packages
     outlives: ClassVar[bool] = False  # whether its runs stay open when their process is killed
 
     def __init__(self, *, folder: str, **arguments: Any) -> None:
@@ -59,7 +59,7 @@ class RunLogger(Logger):
 
     @abstractmethod
     def begin(self, *, resume: bool) -> None:
-        """Open the job's run: a new one, or where it is resumed the earlier one."""
+        """Open a new run for the job, or the earlier one if the job is resumed."""
 
     @abstractmethod
     def end(self, status: str) -> None:
@@ -70,12 +70,12 @@ class RunLogger(Logger):
         """Add a matplotlib figure."""
 
     def attempt(self, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call the logger; at its first error say so, and ask nothing more of it."""
+        """Call the logger; after its first error, which is logged as a warning, skip all calls."""
         if self._lost:
             return
         try:
             call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - of a package, a server, a disk: curves end no run
+        except Exception as error:  # noqa: BLE001 - whatever fails in a logger, the run goes on
             self._lost = True
             log.warning("%s: %s. The run goes on without it", type(self).__name__, one_line(error))
 
@@ -89,14 +89,14 @@ class RunLogger(Logger):
         self.attempt(super().save)
 
     def finalize(self, status: str) -> None:
-        """Nothing: Lightning calls it at the end of the fit, and a job ends after its test."""
+        """Do nothing: Lightning calls it after the fit, but the run stays open for the test."""
 
     @property
     def _kept(self) -> Path:
         return self.folder / f".{self.extra}_run"
 
     def kept_id(self, *, open_only: bool = False) -> str | None:
-        """ID of the run that the run folder has in this logger; None where there is none."""
+        """ID of the logger's run as stored in the run folder; or None; see `open_only`."""
         try:
             kept = json.loads(self._kept.read_text(encoding="utf-8"))
             return str(kept["id"]) if kept["open"] or not open_only else None
@@ -126,7 +126,7 @@ class CsvRun(RunLogger, CSVLogger):  # type: ignore[misc]
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Lightning's deletes the rows that a resumed run has already."""
+    """Writer that keeps the rows of a resumed run; Lightning's deletes the file."""
 
     def _check_log_dir_exists(self) -> None:
         if self._fs.isfile(self.metrics_file_path):
@@ -135,14 +135,14 @@ class _AppendingWriter(ExperimentWriter):
 
 
 class MlflowRun(RunLogger, MLFlowLogger):  # type: ignore[misc]
-    """A run of MLflow, its store a server or an SQLite file.
+    """An MLflow run, stored on a server or in an SQLite file.
 
-    Without a `tracking_uri` it is MLFLOW_TRACKING_URI's, or one file for all runs in `runs`.
+    Without a `tracking_uri` the store is MLFLOW_TRACKING_URI, or else one file for all of `runs/`.
     """
 
     DEFAULT_URI: ClassVar[str] = "sqlite:///runs/mlflow.db"
     STATUS: ClassVar = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
-    # So that a server that is gone costs seconds, not minutes; and no usage reports.
+    # An unreachable server should cost seconds, not minutes; and no telemetry is sent.
     ENVIRONMENT: ClassVar = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -157,12 +157,12 @@ class MlflowRun(RunLogger, MLFlowLogger):  # type: ignore[misc]
     def begin(self, *, resume: bool) -> None:
         for name, value in self.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a server that is gone
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # else it logs each retry
         given = dict(self._arguments)
         uri = given.pop("tracking_uri", None)
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or self.DEFAULT_URI
         with _own_store(uri), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what MLflow calls of SQLAlchemy is deprecated
+            warnings.simplefilter("ignore")  # MLflow calls deprecated SQLAlchemy functions
             MLFlowLogger.__init__(self, tracking_uri=uri, **given)
             run_id = self.kept_id() if resume else None
             if run_id is not None and self._is_there(run_id):
@@ -177,12 +177,12 @@ class MlflowRun(RunLogger, MLFlowLogger):  # type: ignore[misc]
 
         try:
             self._mlflow_client.get_run(run_id)
-        except MlflowException:  # of another store than this, or deleted
+        except MlflowException:  # the run is in another store, or deleted
             return False
         return True
 
     def _make_experiment(self, uri: str) -> None:
-        """Make the experiment, if it is not there: Lightning would warn of it."""
+        """Create the experiment if it does not exist: Lightning would warn of that."""
         if self._mlflow_client.get_experiment_by_name(self._experiment_name) is None:
             path = _sqlite_file(uri)
             if path is not None and self._artifact_location is None:
@@ -194,8 +194,7 @@ class MlflowRun(RunLogger, MLFlowLogger):  # type: ignore[misc]
 
     def end(self, status: str) -> None:
         self.attempt(MLFlowLogger.finalize, self, self.STATUS[status])
-        if not self._lost:
-            self.keep_id(str(self.run_id), is_open=False)
+        self.attempt(self.keep_id, str(self.run_id), is_open=False)
 
     def log_figure(self, key: str, figure: Any) -> None:
         self.attempt(self._mlflow_client.log_figure, self.run_id, figure, f"{key}.png")
@@ -207,7 +206,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 @contextmanager
 def _own_store(uri: str) -> Iterator[None]:
-    """An SQLite store to ourselves: two jobs at once must not both make its tables."""
+    """Lock an SQLite store within the block: two jobs must not create its tables at once."""
     path = _sqlite_file(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,8 +223,8 @@ class WandbRun(RunLogger, WandbLogger):
     extra = "wandb"
 
     def begin(self, *, resume: bool) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own, to its makers
-        # No lines of its own between ours, and no copy of the terminal: train.log has it.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no crash reports to W&B
+        # W&B prints nothing, and does not record the terminal, which train.log does.
         settings = {"silent": True, "console": "off", **self._arguments.get("settings", {})}
         check_writable(self.folder, key=type(self).__name__)
         run_id = self._arguments.get("id") or (self.kept_id() if resume else None)
@@ -236,15 +235,16 @@ class WandbRun(RunLogger, WandbLogger):
         self._unlink()
 
     def _unlink(self) -> None:
-        """Remove W&B's link to its log elsewhere: a run folder that leads outside is refused."""
+        """Remove W&B's symbolic link to a log outside: a resume refuses folders with such links."""
         for link in self.folder.glob("wandb/*/logs/debug-core.log"):
             if link.is_symlink():
                 link.unlink(missing_ok=True)
 
     def end(self, status: str) -> None:
-        self.attempt(self.experiment.finish, exit_code=self.EXIT_CODE[status])
-        self.keep_id(str(self.version), is_open=False)
-        self._unlink()
+        self.attempt(lambda: self.experiment.finish(exit_code=self.EXIT_CODE[status]))
+        with suppress(OSError):  # a full disk: the run goes on, as with any fault of a logger
+            self.keep_id(str(self.version), is_open=False)
+            self._unlink()
 
     def log_figure(self, key: str, figure: Any) -> None:
         self.attempt(self.log_image, key, [figure])
@@ -259,13 +259,13 @@ def open_loggers(
     resume: bool = False,
     hyperparameters: Mapping[str, Any],
 ) -> Iterator[list[Logger]]:
-    """Those loggers that can be opened; one that cannot is told in a warning, and the run goes on.
+    """Open the loggers, and yield those that could be opened; of the others, only warn.
 
-    All are closed as the job ends.
+    The `RunLogger`s are closed when the block ends.
 
     Args:
         folder: the run folder.
-        leads: whether this is the rank that writes: the others get none of the run loggers.
+        leads: whether this is rank 0; the other ranks get no `RunLogger`.
         hyperparameters: to log at once, so that a run that fails has them too.
     """
     opened = []
@@ -299,7 +299,7 @@ def open_loggers(
 
 
 def close_left_runs(loggers: Sequence[Logger], *, status: str) -> None:
-    """Close what a failed job's ranks have left open: rank 0 may have been killed with the rest."""
+    """Close the runs that a failed job's loggers left open, as where rank 0 was killed."""
     for logger in loggers:
         if isinstance(logger, RunLogger) and logger.outlives and logger.kept_id(open_only=True):
             try:

@@ -1,7 +1,7 @@
-"""Rendezvous of the processes that start torchrun on several hosts, before they do.
+"""Rendezvous of the launching processes on several hosts, before each of them starts torchrun.
 
-The one with `strategy.node_rank=0` has the run folder; it tells the others where that is, at the
-address and port at which torchrun's own processes meet afterwards.
+The process with `strategy.node_rank=0` makes the run folder, and tells the others its path. It uses
+the address and port that torchrun's own rendezvous uses afterwards.
 """
 
 import json
@@ -21,14 +21,14 @@ MOST_BYTES = 65536
 
 
 def hold_meeting(port: int, *, nodes: int, folders: Mapping[str, str], timeout: float) -> None:
-    """Tell every other host the run's folders, and wait until all know.
+    """Serve the run's folders until every other host has asked for them.
 
     Args:
-        folders: of this run, by name.
-        timeout: seconds in which they have to ask.
+        folders: paths by the run's name.
+        timeout: seconds within which every host has to ask.
 
     Raises:
-        UserError: the port is in use, or a host does not ask.
+        UserError: the port is in use, or a host has not asked in time.
     """
     deadline, missing = monotonic() + timeout, {*range(1, nodes)}
     try:
@@ -47,7 +47,7 @@ def hold_meeting(port: int, *, nodes: int, folders: Mapping[str, str], timeout: 
                     f"strategy.node_rank={min(missing)}"
                 )
             server.settimeout(min(left, TRY_SECONDS))
-            with suppress(OSError, ValueError, TypeError):
+            with suppress(OSError, ValueError, TypeError, LookupError):
                 guest, _ = server.accept()
                 with guest:
                     missing -= _answer(guest, nodes=nodes, missing=missing, folders=folders)
@@ -56,7 +56,7 @@ def hold_meeting(port: int, *, nodes: int, folders: Mapping[str, str], timeout: 
 def _answer(
     guest: socket.socket, *, nodes: int, missing: set[int], folders: Mapping[str, str]
 ) -> set[int]:
-    """Answer one host; returns its node rank, or nothing where it has another configuration."""
+    """Answer one host; returns a set of its node rank, empty if its configuration does not fit."""
     guest.settimeout(TRY_SECONDS)
     asked = json.loads(guest.recv(MOST_BYTES))
     rank, problem = asked["node_rank"], ""
@@ -76,7 +76,7 @@ def join_meeting(
     """Ask the host with `strategy.node_rank=0` for the run's folders, by name.
 
     Raises:
-        UserError: it does not answer, has another configuration, or shares no storage with this.
+        UserError: it does not answer, has another configuration, or its folder is not found here.
     """
     deadline, told = monotonic() + timeout, b""
     while not told:
@@ -84,6 +84,8 @@ def join_meeting(
             with socket.create_connection((address, port), timeout=5 * TRY_SECONDS) as host:
                 host.sendall(json.dumps({"nodes": nodes, "node_rank": node_rank}).encode())
                 told = host.makefile("rb").read(MOST_BYTES)
+                if not told:
+                    raise ConnectionError("it closes the connection without an answer")
         except OSError as error:
             unknown = isinstance(error, socket.gaierror)
             if unknown or monotonic() > deadline:
@@ -92,13 +94,20 @@ def join_meeting(
                     "the same command with strategy.node_rank=0 on the host that it names"
                 ) from error
             sleep(TRY_SECONDS)
-    answer = json.loads(told)
-    if answer["problem"]:
-        raise UserError(str(answer["problem"]))
-    for folder in answer["folders"].values():
+    try:
+        answer = json.loads(told)
+        problem, folders = answer["problem"], dict(answer["folders"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(
+            f"strategy.port={port}: what answers on {address} is no host of this run; give a free "
+            "port, the same on every host"
+        ) from error
+    if problem:
+        raise UserError(str(problem))
+    for folder in folders.values():
         if not Path(folder).is_dir():
             raise not_shared(socket.gethostname(), folder, of=address)
-    return dict(answer["folders"])
+    return folders
 
 
 def not_shared(host: str, folder: object, *, of: str) -> UserError:
