@@ -1,5 +1,6 @@
 """Files that are whole at every moment, whatever fails while they are written."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import pytest
 from conftest import REPOSITORY, Ended
 from failing_disk import failures
 
+from xray_lightning import files
 from xray_lightning.files import hold, is_held, replacing, write_atomically
 
 
@@ -110,3 +112,25 @@ def test_a_file_is_held_until_its_process_is_gone(tmp_path: Path) -> None:
         process.kill()
     assert is_held(path) is False
     assert hold(tmp_path / "none") is True  # where there is nothing to hold nobody is kept out
+
+
+def test_a_file_that_is_released_at_the_last_moment_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.log"
+    path.touch()
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+
+        def released(asked: Path) -> bool | None:
+            process.kill()
+            process.wait()
+            return is_held(asked)
+
+        monkeypatch.setattr(files, "is_held", released)
+        assert hold(path, seconds=0.0) is True
+    monkeypatch.undo()
+    with path.open("r+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, a folder's lock and free space, and closed streams."""
+"""Atomic file writes, advisory locks, free disk space, and standard streams that fail."""
 
 import errno
 import json
@@ -18,12 +18,12 @@ from xray_lightning.errors import RunFailedError, UserError, one_line
 
 log = logging.getLogger(__name__)
 
-# What ends a write and is no mistake of the caller's: no room, a quota, a limit, a failing disk.
+# Failed writes that are not the caller's mistake: disk full, quota, file size limit, I/O error.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def check_writable(folder: Path, *, key: str) -> None:
-    """Refuse a folder, there or not yet, that could not be written to when the work is done.
+    """Refuse an output folder, existing or not, that cannot be written to.
 
     Raises:
         UserError: naming the option `key`.
@@ -36,10 +36,11 @@ def check_writable(folder: Path, *, key: str) -> None:
 
 
 def check_file(path: Path, *, key: str) -> None:
-    """Refuse, before the work, a FILE that could not be written after it.
+    """Refuse, before the work starts, an output file that could not be written at its end.
 
     Raises:
-        UserError: naming the option `key`: a folder, or a place that is not there or read-only.
+        UserError: naming the option `key`: the path is a folder, or its parent is missing or
+            read-only.
     """
     if path.is_dir():
         raise UserError(f"{key} {path} is a folder; give a file")
@@ -50,16 +51,16 @@ def check_file(path: Path, *, key: str) -> None:
 
 @contextmanager
 def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
-    """Turn the OSError of a place that cannot be written into one line.
+    """Turn an OSError of writing, raised in the block, into an error of one line.
 
     Args:
         what: the line's beginning, such as `--out a.csv cannot be written`.
         advice: what the caller can do, such as `give another file`.
 
     Raises:
-        RunFailedError: the disk is full, or fails.
-        UserError: it is anything else.
-        BrokenPipeError: as it is: whoever reads has seen enough.
+        RunFailedError: the disk is full or fails (`DISK_FULL`).
+        UserError: any other OSError.
+        BrokenPipeError: passed on: the reader of the pipe has closed it.
     """
     try:
         yield
@@ -73,22 +74,22 @@ def told_if_unwritable(what: str, *, advice: str) -> Iterator[None]:
 
 
 def let_go(stream: TextIO) -> None:
-    """Send a standard stream to nowhere from now on: its reader has gone, or its disk is full."""
+    """Redirect a standard stream to /dev/null: its pipe has no reader, or its disk is full."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def go_on_without(stream: TextIO, error: OSError) -> None:
-    """Let a standard stream go that takes no more, and say so in the log."""
+    """Redirect a standard stream that cannot be written to /dev/null, and log a warning."""
     let_go(stream)
     log.warning("%s takes no more (%s); the run goes on", stream.name, one_line(error))
 
 
 def reader_has_gone(stream: TextIO) -> bool:
-    """Whether nobody reads a standard stream any more, as below `| head`; it is let go then."""
+    """Whether the reader of a stream's pipe has exited, as `| head` does; redirects it then."""
     pipe = select.poll()
-    pipe.register(stream.fileno(), 0)  # errors are told without asking
+    pipe.register(stream.fileno(), 0)  # POLLERR is reported without being asked for
     gone = any(event & select.POLLERR for _, event in pipe.poll(0))
     if gone:
         let_go(stream)
@@ -97,21 +98,21 @@ def reader_has_gone(stream: TextIO) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream beside the file that takes its place at the end: a kill leaves the old or the new.
+    """Atomic write: yields a stream to a temporary file, which replaces `path` at the end.
 
     Args:
-        path: in a folder that exists.
+        path: its folder must exist.
 
     Raises:
-        OSError: it cannot be written; the old file is untouched, and nothing is left beside it,
-            as after any other exception in the block.
+        OSError: it cannot be written. The old file is untouched and the temporary one removed, as
+            after any other exception in the block.
     """
-    # A part of the name says whose leftover it is, and stays below the 255 bytes of a file name.
-    # It has no ending: what a kill leaves must not be taken for a checkpoint or a table.
+    # The temporary name begins with that of the file, cut to fit in the 255 bytes of a file name.
+    # It has no suffix, so that a leftover is not taken for a checkpoint or a table.
     prefix = f".{path.name[:40]}."
     remove_leftovers(path.parent, prefix)
     handle, partial = tempfile.mkstemp(prefix=prefix, dir=path.parent)
-    held = os.dup(handle)  # beyond the stream's end, until the file has its name
+    held = os.dup(handle)  # keeps the lock when the stream is closed, until the rename
     _lock(held)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -128,15 +129,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, prefix: str = ".") -> None:
-    """Remove the temporary files of killed processes; those that live hold a lock on theirs.
+    """Remove temporary files of `replacing` that killed processes left; running ones lock theirs.
 
     Args:
-        prefix: of the names; by default those of any file.
+        prefix: start of the temporary files' names; the default matches those of any file.
     """
     pattern = re.compile(rf"{re.escape(prefix)}{'' if len(prefix) > 1 else '.+[.]'}[a-z0-9_]{{8}}")
     for name in os.listdir(folder):
         if pattern.fullmatch(name):
-            with suppress(OSError):  # another has removed it, or it is not ours to remove
+            with suppress(OSError):  # removed by another process, or not permitted
                 file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     if _lock(file):
@@ -146,37 +147,39 @@ def remove_leftovers(folder: Path, prefix: str = ".") -> None:
 
 
 def _lock(file: int) -> bool:
-    """Lock a file for as long as this process lives; False where another has, or nobody can."""
+    """Take an exclusive lock without waiting; False if it is taken or locking is unsupported."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # no POSIX, or a file system without locks
+    except (ImportError, OSError):  # taken; or no POSIX, or a file system without locks
         return False
     return True
 
 
-_held: dict[Path, int] = {}  # open files
+_held: dict[Path, int] = {}  # descriptors of the files that `hold` has locked
 
 
 def hold(path: Path, *, seconds: float = 5.0) -> bool:
-    """Hold a file that is there for as long as this process lives; see `is_held`.
+    """Lock an existing file until this process ends; other processes see it by `is_held`.
 
     Args:
-        seconds: in which another process may let go of it: one that dies, or only looks.
+        seconds: how long to wait for another's lock: of a process that is ending, or of `is_held`.
 
     Returns:
-        False where another process holds it; True, too, where no file can be locked.
+        False if another process holds the file; True otherwise, also if it cannot be locked.
     """
     path = path.resolve()
     if path in _held:
         return True
     deadline = monotonic() + seconds
     with suppress(OSError):
-        file = os.open(path, os.O_RDWR)  # NFS locks nothing that is open to read alone
+        file = os.open(path, os.O_RDWR)  # NFS locks exclusively only what is open for writing
         while not _lock(file):
             held = is_held(path)
             if held is None or monotonic() > deadline:
+                if held is False and _lock(file):  # released between the two looks
+                    break
                 os.close(file)
                 return not held
             sleep(0.05)
@@ -185,7 +188,7 @@ def hold(path: Path, *, seconds: float = 5.0) -> bool:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process of this machine holds a file; None where that cannot be told."""
+    """Whether a process of this machine has locked a file by `hold`; None if it cannot be told."""
     try:
         import fcntl
 
@@ -204,7 +207,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
-STATE = ".download"  # beside the data: what is on its way, and notes of what is finished
+STATE = ".download"  # folder in that of the data: partial files, and records of finished work
 
 Free = Callable[[Path], int]
 
@@ -216,14 +219,14 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def working_in(root: Path, *, state: str = STATE, work: str = "download") -> Iterator[Path]:
-    """Make the folder and hold it: yields the folder below it for what is on its way.
+    """Create and lock `root`; yields its subfolder for partial files and records.
 
     Args:
-        state: name of that folder.
-        work: what is done there, to tell another of its kind.
+        state: name of the subfolder.
+        work: what is done in `root`, for the message that another process is doing it.
 
     Raises:
-        UserError: it cannot be written, or another one works in it.
+        UserError: `root` cannot be written, or another process works in it.
     """
     from filelock import FileLock, Timeout  # `--help` should not wait for it
 
@@ -245,10 +248,10 @@ def working_in(root: Path, *, state: str = STATE, work: str = "download") -> Ite
 
 
 def check_room(root: Path, needed: int, *, free: Free) -> None:
-    """Refuse to start what cannot be finished.
+    """Refuse to start if fewer than `needed` bytes are free.
 
     Raises:
-        UserError: with what is needed and what is there.
+        UserError: with both numbers.
     """
     there = free(root)
     if needed > there:
@@ -259,7 +262,7 @@ def check_room(root: Path, needed: int, *, free: Free) -> None:
 
 
 def note(path: Path, content: Mapping[str, object]) -> None:
-    """Write down that something is finished."""
+    """Write a JSON record of work begun or finished, atomically."""
     try:
         write_atomically(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
@@ -267,10 +270,10 @@ def note(path: Path, content: Mapping[str, object]) -> None:
 
 
 def noted(path: Path) -> dict[str, object]:
-    """What was written down there, or {}."""
+    """The record that `note` wrote; {} if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # nested without end
+    except (OSError, ValueError, RecursionError):  # too deeply nested
         return {}
     return content if isinstance(content, dict) else {}
 

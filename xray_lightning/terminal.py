@@ -1,4 +1,4 @@
-"""Text for people: figures as text, tables, and lines on a terminal."""
+"""Text for people: numbers as text, tables, and lines on a terminal."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from xray_lightning.errors import printable
 
-NONE = "-"  # in the place of a figure that is not known
+NONE = "-"  # stands for an unknown number
 
 Number = Callable[[float | None], str]
 
@@ -47,8 +47,12 @@ def percentage_points(value: float | None) -> str:
 
 
 def probability(value: float) -> str:
-    """Three digits, or as many as it takes to be told from 0 and from 1."""
-    return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.2g}"
+    """Three decimals; two significant digits of it or of its distance from 1 where that is less."""
+    least = min(value, 1 - value)
+    if least >= 0.001 or value in (0, 1):
+        return f"{value:.3f}"
+    magnitude = int(f"{least:.1e}".partition("e")[2])
+    return f"{value:.2g}" if value < 0.5 else f"{value:.{1 - magnitude}f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -87,7 +91,7 @@ def readable(name: str) -> str:
 
 
 def said_alike(said: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Of names and what is said of them: the names by what is said, in their order, each once."""
+    """Group pairs (name, words) by their words: the distinct names for each, in their order."""
     names: dict[str, dict[str, None]] = {}  # a dict of dicts keeps order and drops repeats
     for name, words in said:
         names.setdefault(words, {})[name] = None
@@ -101,7 +105,7 @@ def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def say(*lines: str, console: Console | None = None, style: str = "") -> None:
-    """Print each line as it is: never folded, and no name in it can carry markup."""
+    """Print each line unwrapped; Rich markup and control characters in it show as text."""
     console = console or Console()
     for line in lines:
         console.print(Text(printable(line), style=style), soft_wrap=True)
@@ -112,7 +116,7 @@ Cell = tuple[str, ...]  # its lines
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, and whether it holds numbers, which stand to the right."""
+    """A column's heading, and whether it holds numbers, which are right-aligned."""
 
     heading: str
     number: bool = False
@@ -150,18 +154,18 @@ class Table:
         rows: Iterable[Iterable[str | Cell]],
         notes: Iterable[str] = (),
     ) -> "Table":
-        """A table some of whose cells are text of one line."""
+        """A table from cells that may be plain strings, each a single line."""
         cells = (tuple((cell,) if isinstance(cell, str) else cell for cell in row) for row in rows)
         return cls(title, tuple(columns), tuple(cells), tuple(notes))
 
 
 _ANY_WIDTH = 10_000
-# How lines of a cell that begin so are coloured.
+# Colours of lines in cells, by how the line begins.
 _STATE_STYLES = {"run on ": "yellow", "skipped": "yellow", "failed": "red", "interrupted": "red"}
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table as wide as the console, and its notes."""
+    """Print a table, fitted to the console's width, and its notes."""
     rich = _rich_table(table)
     whole = console.measure(rich, options=console.options.update(max_width=_ANY_WIDTH)).maximum
     console.print(rich if whole <= console.width else _rich_table(table, narrow=True))
@@ -170,7 +174,7 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _rich_table(table: Table, *, narrow: bool = False) -> RichTable:
-    """Text folds where there is no room, numbers do not; `narrow` folds the headings of those."""
+    """As a Rich table: text wraps, numbers do not; `narrow` wraps the headings of numbers."""
     rich = RichTable(
         title=table.title,
         title_justify="left",

@@ -108,6 +108,12 @@ def test_the_threshold_lies_below_the_first_patients_that_fail() -> None:
     assert RULE.threshold(scores, labels & False, np.arange(200), high=0.9) == 0.9
     few = RULE.threshold(scores[:21], labels[:21], np.arange(21), high=0.9)
     assert few == "needs more validation patients than 21 to say no of any"
+    # Allowed from the sixth patient on, and no second miss among all 33.
+    unsure = AbstentionRule(alpha=0.01, confidence=0.05)
+    assert misses_allowed(0.01, 0.95, 33).tolist()[-27:] == [0] * 27
+    sure = np.arange(33) >= 20
+    low = unsure.threshold(scores[:33], sure, np.arange(33), high=0.9)
+    assert low == pytest.approx((scores[19] + scores[20]) / 2)
 
 
 def test_several_images_of_a_patient_count_once() -> None:

@@ -267,6 +267,33 @@ def test_every_metric_of_a_run_follows_from_its_predictions(here: Path, xray: Xr
     assert "fitted to runs/0/predictions_val.csv" in out
 
 
+def test_validation_predictions_are_found_beside_a_name_with_test_in_another_word(
+    here: Path, xray: Xray
+) -> None:
+    (here / "named").mkdir()
+    for side in ("test", "val"):
+        copied = here / f"named/latest_predictions_{side}.csv"
+        shutil.copy(here / f"runs/0/predictions_{side}.csv", copied)
+    code, out, _ = xray(
+        "evaluate", "--predictions", "named/latest_predictions_test.csv", "--json", "named/m"
+    )
+    assert code == 0
+    assert "fitted to named/latest_predictions_val.csv" in out
+
+
+def test_an_evaluation_removes_the_other_sides_of_an_earlier_one_alone(
+    here: Path, xray: Xray
+) -> None:
+    other = here / "mine" / "predictions_val.csv"
+    other.parent.mkdir()
+    other.write_text("mine")
+    for kept in (True, False):
+        code, _, _ = xray(
+            "evaluate", "runs/0/checkpoints/best.ckpt", "--out", "mine", "--resamples", "0"
+        )
+        assert (code, other.exists()) == (0, kept)
+
+
 def test_predictions_alone_are_scored_as_far_as_they_go(
     here: Path, xray: Xray, tmp_path: Path
 ) -> None:

@@ -207,6 +207,8 @@ DAMAGED: list[tuple[str, dict[str, Any], str]] = [
     ("calibration", {"slope": torch.ones(14, 2)}, "14 findings"),
     ("calibration", {"intercept": ONES | {"Mass": float("inf")}}, "intercept of Mass is inf"),
     ("calibration", {"intercept": [0.0] * 14}, "14 findings"),
+    ("calibration", {"slope": ONES | {"Mass": 10**400}}, "slope of Mass is 1000"),
+    ("operating_points", {"rule": "cost", "target": 10**400}, "no known rule"),
     ("calibration", {"undefined": ["Mass"]}, "undefined is"),
     ("calibration", {"slope": ABSENT}, "no slope"),
 ]

@@ -285,3 +285,13 @@ def test_an_unknown_name_of_timm_is_told_with_those_close_to_it() -> None:
 def test_a_package_that_is_not_installed_is_told_in_one_line() -> None:
     with pytest.raises(UserError, match="package nosuch_weights is not installed"):
         build_backbone(arch="resnet18", weights_path="package://nosuch_weights/a.pth")
+
+
+def test_of_a_dotted_package_nothing_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"package hostile\.weights is not installed"):
+        build_backbone(arch="resnet18", weights_path="package://hostile.weights/a.pth")

@@ -21,7 +21,7 @@ from xray_lightning.evaluation.published_results import (
 from xray_lightning.html.page import NOTICE
 from xray_lightning.report.wording import NO_BETTER
 from xray_lightning.report.write import build_report, print_report, write_report, write_run_report
-from xray_lightning.terminal import duration
+from xray_lightning.terminal import duration, probability
 
 PUBLISHED = "Macro AUROC on the official split"
 
@@ -373,3 +373,14 @@ def test_a_disk_that_is_full_leaves_the_former_report(
 )
 def test_a_duration_is_given_in_the_unit_that_reads_best(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        *((0, "0.000"), (1, "1.000"), (0.25, "0.250"), (0.999, "0.999"), (0.9995, "0.99950")),
+        *((0.99901, "0.99901"), (0.99999, "0.999990"), (0.0009, "0.0009"), (3e-7, "3e-07")),
+    ],
+)
+def test_a_probability_next_to_0_or_1_is_not_shown_as_0_or_1(value: float, shown: str) -> None:
+    assert probability(value) == shown

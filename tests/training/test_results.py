@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import subprocess
 import warnings
 from importlib import metadata
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from xray_lightning.runs import results_json
 from xray_lightning.runs.results_json import (
     FILE_NAME,
     RunRecord,
@@ -96,6 +98,14 @@ def test_the_commit_is_that_of_the_checkout_or_none(
 ) -> None:
     found = git_commit()
     assert found is None or len(found) == 40
+    other = tmp_path / "other" / "site-packages" / "results_json.py"  # installed below another's
+    other.parent.mkdir(parents=True)
+    other.touch()
+    options = ("-c", "user.name=x", "-c", "user.email=x@x", "commit", "--allow-empty", "-m", "x")
+    for command in (("init", "--quiet"), (*options, "--quiet")):
+        subprocess.run(["git", "-C", str(tmp_path / "other"), *command], check=True)
+    monkeypatch.setattr(results_json, "__file__", str(other))
+    assert git_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
 

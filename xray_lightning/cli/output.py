@@ -7,15 +7,14 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from xray_lightning.errors import UserError
-from xray_lightning.files import check_file, write_atomically
+from xray_lightning.files import check_file, told_if_unwritable, write_atomically
 from xray_lightning.terminal import say
 
-STDOUT = "-"  # in the place of a file
+STDOUT = "-"  # as the name of a file
 
 
 class FilesOrStdout(TyperCommand):
-    """Lets the options --json and --card stand without a file, for stdout."""
+    """A command whose options --json and --card mean stdout if given without a file."""
 
     BARE = ("--json", "--card")
 
@@ -31,12 +30,12 @@ class FilesOrStdout(TyperCommand):
 
 
 def command_line(*program: str) -> str:
-    """This command as a shell takes it; `xray` where no other program is named."""
+    """This process's command line, quoted for a shell; the program is `xray` by default."""
     return shlex.join([*(program or ["xray"]), *sys.argv[1:]])
 
 
 def check_json(path: Path | None, *, option: str = "--json") -> None:
-    """Refuse, before the work, a FILE of this option that could not be written; stdout always can.
+    """Refuse, before the work, a FILE of this option that could not be written; stdout is fine.
 
     Raises:
         UserError: it is a folder, or its folder is missing or read-only.
@@ -46,7 +45,7 @@ def check_json(path: Path | None, *, option: str = "--json") -> None:
 
 
 def print_json(content: dict[str, object]) -> None:
-    """Write what a command has found to stdout, for a program to read."""
+    """Print a command's results to stdout as JSON."""
     from json import dump
 
     dump(content, sys.stdout, indent=1, allow_nan=False)
@@ -54,7 +53,7 @@ def print_json(content: dict[str, object]) -> None:
 
 
 def write_json(path: Path | None, content: dict[str, object]) -> None:
-    """Write what a command has found where it was told to, if it was."""
+    """Write a command's results to a file as JSON; nothing if `path` is None."""
     if path is None:
         return
     from json import dumps
@@ -65,9 +64,7 @@ def write_json(path: Path | None, content: dict[str, object]) -> None:
 
 
 def write_text(path: Path, text: str, *, option: str = "--json") -> None:
-    """Write a whole file, and say so."""
-    try:
+    """Write a file atomically, and print its path."""
+    with told_if_unwritable(f"{option} {path} cannot be written", advice="give another file"):
         write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"{option} {path} cannot be written: {error.strerror}") from error
     say(f"Written: {path}")

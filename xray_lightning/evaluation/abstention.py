@@ -1,16 +1,17 @@
-"""Abstention: thresholds between which the model says neither yes nor no of a finding.
+"""Abstention: two thresholds per finding, between which the model answers neither yes nor no.
 
-From its operating point on it says yes, below a lower threshold it says no. The lower one is the
-largest at which the share of patients who are missed, among those it says no of, is under alpha
-with the confidence asked for (learn then test: Angelopoulos et al., arXiv 2110.01052, with fixed
-sequence testing). A patient has as score the least over the images, and is missed where an image
-that scores below the threshold shows the finding.
+The model says yes at or above the operating point and no below a lower threshold. The lower
+threshold is the largest one at which, with the requested confidence, less than a share alpha of the
+patients it says no to is missed (learn then test: Angelopoulos et al., arXiv 2110.01052, with fixed
+sequence testing). A patient's score is the lowest over the patient's images. A patient is missed if
+an image that scores below the threshold shows the finding.
 
-The k patients of the lowest scores are tested against alpha by the binomial tail P(Bin(k, alpha) <=
-misses), k going up by one until a test fails. Let t be the lowest threshold at which the share of
-misses is too high, and N the patients below it. Given N these are drawn independently from all
-patients below t, so that their misses are Bin(N, >= alpha), and to go beyond t the test at k = N
-must pass, which it does with at most 1 - confidence. Where k starts depends on no label.
+The k patients with the lowest scores are tested against alpha by the binomial tail P(Bin(k, alpha)
+<= misses), for rising k, until a test fails. Let t be the lowest threshold at which the true share
+of misses is alpha or more, and N the number of patients below t. Given N, these are independent
+draws from all patients below t, so their misses are Bin(N, p) with p >= alpha. A threshold above t
+is chosen only if the test at k = N passes, which has a probability of at most 1 - confidence. The
+k of the first test depends on no label.
 """
 
 import math
@@ -36,7 +37,7 @@ from xray_lightning.runs.predictions import (
     validation_arrays,
 )
 
-FIRST = 5  # the tests start at this part of the patients: to say no of fewer is of little use
+FIRST = 5  # the tests start at a fifth of the patients: saying no to fewer is of little use
 NEVER_NO = "it says no of no patient"
 FEW_NO = "needs at least ten patients whom it says no of"
 
@@ -48,9 +49,9 @@ class Abstention:
     Attributes:
         alpha, confidence: see `AbstentionRule`.
         patients: validation patients that it was fitted on.
-        low: of each finding, at most its operating point; 0, below which nothing lies, where there
-            is none.
-        undefined: why a finding has none.
+        low: the lower threshold of each finding, at most its operating point; 0, below which no
+            probability lies, for a finding without one.
+        undefined: the reason, for each finding without one.
     """
 
     alpha: float
@@ -65,10 +66,10 @@ class Abstention:
 
     @classmethod
     def from_plain(cls, plain: object, *, findings: Sequence[str] = FINDINGS) -> "Abstention":
-        """What `to_plain` gave of these findings.
+        """Restore what `to_plain` returned, checked against these findings.
 
         Raises:
-            UserError: one line, where it is anything else.
+            UserError: one line, if `plain` is anything else.
         """
         fitted = FittedValues(plain, findings, "the checkpoint's abstention thresholds")
         return cls(
@@ -82,15 +83,15 @@ class Abstention:
 
 @dataclass(frozen=True)
 class AbstentionRule:
-    """Fits the lower thresholds on validation; see the head of this module.
+    """Fits the lower thresholds on validation; see the module's docstring.
 
     Args:
-        alpha: the share of patients who may be missed among those it says no of.
-        confidence: with which, over the validation patients drawn, that holds; of each finding for
-            itself.
+        alpha: upper limit of the share of missed patients among those the model says no to.
+        confidence: probability, over draws of the validation patients, that the limit is kept; it
+            holds for each finding separately, not jointly.
 
     Raises:
-        UserError: one that does not lie between 0 and 1.
+        UserError: a value that is not strictly between 0 and 1.
     """
 
     alpha: float = 0.05
@@ -109,7 +110,7 @@ class AbstentionRule:
         """Fit on a table of validation predictions; see `validation_arrays`.
 
         Args:
-            predictions: with `patient_id`, too.
+            predictions: as described there, with `patient_id` as well.
             points: fitted on the same images.
         """
         findings, scores, labels = validation_arrays(predictions, purpose="abstention")
@@ -134,7 +135,7 @@ class AbstentionRule:
 
         Args:
             patients: number of each image's patient, from 0, shape (N,).
-            high: above which it may not lie.
+            high: upper limit of the threshold, the operating point.
         """
         count = int(patients.max()) + 1
         allowed = misses_allowed(self.alpha, 1 - self.confidence, count)
@@ -145,9 +146,10 @@ class AbstentionRule:
             np.sort(_least(values, patients, count))
             for values in (scores, np.where(labels, scores, np.inf))
         )
-        # The first k from a fifth of the patients on at which one more miss becomes possible.
+        # The first k, of at least a fifth of the patients, that allows one more miss than k - 1.
         steps = np.flatnonzero(np.diff(allowed, prepend=-1) > 0)
-        start = steps[steps >= max(enough[0], count / FIRST)][0]
+        least = max(enough[0], count / FIRST)
+        start = min(steps[steps >= least], default=math.ceil(least))
         above = np.append(lowest[1:], np.inf)  # the score that follows k = 1, 2, ... patients
         told_apart = above - lowest > CLOSEST * above
         told_apart[-1] = True
@@ -171,15 +173,15 @@ def _least(values: Floats, patients: Integers, count: int) -> Floats:
     return least
 
 
-@lru_cache(maxsize=64)  # of a decision curve, two a threshold
+@lru_cache(maxsize=64)  # a decision curve asks for two entries per threshold
 def misses_allowed(alpha: float, risk: float, most: int) -> Integers:
-    """The misses m of k = 0 to `most` patients up to which P(Bin(k, alpha) <= m) <= risk.
+    """The largest m with P(Bin(k, alpha) <= m) <= risk, for each k from 0 to `most` patients.
 
     Returns:
-        Shape (most + 1,); -1 where not even none suffices.
+        Shape (most + 1,), by k; -1 where not even m = 0 satisfies this.
     """
     allowed = np.full(most + 1, -1, dtype=np.int64)
-    m, beyond = -1, 1.0  # P(Bin(k, alpha) <= m + 1), for k = 0
+    m, beyond = -1, 1.0  # beyond: P(Bin(k, alpha) <= m + 1), here for k = 0
     for k in range(most + 1):
         if k > 0:  # P(Bin(k) <= m) = P(Bin(k - 1) <= m) - alpha P(Bin(k - 1) = m)
             beyond -= alpha * _binomial(m + 1, k - 1, alpha)
@@ -200,11 +202,12 @@ def _binomial(hits: int, of: int, share: float) -> float:
 
 @dataclass(frozen=True)
 class AbstentionScores:
-    """What the thresholds do on a table, as a function of how often each patient counts.
+    """Shares of answers and of misses on a table, as a function of how often each patient counts.
 
     Attributes:
-        counts: of each patient its images, the images that are answered, whether the model says no
-            of it and whether it misses it so, of each finding, shape (patients, 4, findings).
+        counts: per patient and finding, the number of images, the number answered yes or no, 1 if
+            the model says no to the patient, and 1 if the patient is missed by that, shape
+            (patients, 4, findings).
     """
 
     images: ScoredImages
@@ -216,7 +219,7 @@ class AbstentionScores:
     def of(
         cls, images: ScoredImages, fitted: Abstention | None, cuts: Floats
     ) -> "AbstentionScores":
-        """Count; `cuts` (findings,) are the operating points. Without thresholds nothing is."""
+        """Count by patient; all 0 if `fitted` is None. `cuts` (findings,): the operating points."""
         counts = np.zeros((images.count, 4, len(images.findings)), dtype=np.int64)
         if fitted is None:
             return cls(images, None, cuts, counts)

@@ -59,11 +59,12 @@ class Options:
         accelerator: `auto`, `cpu` or `cuda`.
         precision: as the configuration's group of that name.
         resamples, seed: of the bootstrap; None for those of the first checkpoint's run.
-        prevalence: of the findings where the model is to be used; None for what its run states.
-        out: the folder to write to; None for `evaluation` in the run folder, or of several
-            checkpoints `ensemble` above them all.
-        labels, map: other labels for the same images, and what they mean; None for none.
-        tta: `flip` or `none`; None for what the checkpoint's operating points were fitted to.
+        prevalence: of the findings at the place of use; None for that in the run's configuration.
+        out: the folder to write to; None for `evaluation` in the run folder or, for several
+            checkpoints, `ensemble` in the closest folder above all of their runs.
+        labels, map: a CSV of other labels for the same images, and the map from its findings to
+            the model's; None for none.
+        tta: `flip` or `none`; None for the one that the operating points were fitted with.
     """
 
     data: DataChoice = field(default_factory=DataChoice)
@@ -87,13 +88,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was scored.
+    """Results of an evaluation, not yet written.
 
     Attributes:
-        predictions: by side, one row an image, of the checkpoint or of the ensemble: the side
-            asked for, and `val` where something was fitted to it.
-        content: evaluation.json.
-        out: the folder that it is to be written to.
+        predictions: of the checkpoint or the ensemble, by side, one row per image: the requested
+            side, and `val` if something was fitted to it.
+        content: of evaluation.json.
+        out: the folder to write to.
     """
 
     predictions: dict[str, pd.DataFrame]
@@ -107,7 +108,7 @@ def score(
     """Score checkpoints on one side of a split.
 
     Raises:
-        XrayError: checkpoints or data that cannot be used, or an answer that is no number.
+        XrayError: checkpoints or data that cannot be used, or a NaN or infinite logit.
     """
     members = read_members(checkpoints, tta=options.tta)
     first = members[0]
@@ -216,7 +217,7 @@ def head(
 
 @contextmanager
 def _told_of_map(choice: DataChoice) -> Iterator[None]:
-    """Say of a table elsewhere that lacks the model's findings how others can be scored."""
+    """Add the advice --map to an error about findings that the table of other data lacks."""
     try:
         yield
     except UserError as error:
@@ -235,8 +236,9 @@ def write(scored: Scored) -> Path:
     text = json.dumps(finite(scored.content), indent=1, allow_nan=False)
     with told_if_unwritable(f"--out {out} cannot be written", advice="give another folder"):
         out.mkdir(parents=True, exist_ok=True)
-        for side in set(SIDES) - scored.predictions.keys():
-            (out / predictions_name(side)).unlink(missing_ok=True)  # of an earlier evaluation
+        if (out / FILE_NAME).is_file():  # an earlier evaluation, which may have had more sides
+            for side in set(SIDES) - scored.predictions.keys():
+                (out / predictions_name(side)).unlink(missing_ok=True)
         for side, predictions in scored.predictions.items():
             write_predictions(out, predictions, side=side)
         write_atomically(out / FILE_NAME, text + "\n")
@@ -248,8 +250,9 @@ def _fitted(
 ) -> tuple[OperatingPoints | None, Calibration | None, dict[str, Any]]:
     """Operating points and calibration, and where each is from.
 
-    A checkpoint's own are used. An ensemble is a model of its own, and so is one with another
-    test-time augmentation: they are fitted anew, by the first member's rule, on validation alone.
+    A single checkpoint's own are used. For an ensemble, another test-time augmentation or a
+    checkpoint without any, they are fitted on validation by the first member's rule and method;
+    both are None if validation is the side to be scored.
     """
     try:
         points, calibration = fitted_of(members[0].described)
@@ -279,11 +282,11 @@ def _combined(
     *,
     own: Mapping[str, Any],
 ) -> CombinedModel | None:
-    """Metadata and the model together: as its run had it, or fitted on validation where it can be.
+    """Metadata and the model combined: the run's regressions, or fitted on validation if possible.
 
     Args:
-        own: where operating points are from; those of the checkpoint that its run has tested are
-            stored in it.
+        own: where the operating points are from. If from the checkpoint, it is the one that its
+            run has tested, and the run's regressions are for its outputs.
     """
     kept = CombinedModel.from_plain(trained.combined_model)
     if kept is not None and own["operating_points"] == FROM_CHECKPOINT:
@@ -298,7 +301,7 @@ def _combined(
 def _abstention(
     members: Sequence[Member], answers: Answers, points: OperatingPoints | None
 ) -> Abstention | None:
-    """The checkpoint's own lower thresholds, or an ensemble's, fitted by the first's rule."""
+    """The checkpoint's lower thresholds; refitted for an ensemble or another augmentation."""
     try:
         own = abstention_of(members[0].described)
     except UserError as error:
@@ -313,10 +316,11 @@ def _abstention(
 def folder_for(
     members: Sequence[Member], asked_for: Path | None, *, name: str = "evaluation"
 ) -> Path:
-    """Where to write: by default a `name` in the run folder, or `ensemble` above them all.
+    """The output folder: `asked_for`, else `name` in the run folder or `ensemble` above all runs.
 
     Raises:
-        UserError: the files there are a run's, or of other checkpoints where nobody has named it.
+        UserError: it is a run folder or not writable, or a default with an evaluation of other
+            checkpoints.
     """
     paths = [member.path.absolute() for member in members]
     folders = [Provenance.of_checkpoint(path).folder or path.parent for path in paths]

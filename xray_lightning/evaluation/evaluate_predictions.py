@@ -1,5 +1,6 @@
 """Recomputation of every metric from files of predictions (`xray evaluate --predictions`)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,14 @@ NO_RESULTS = "no results.json beside the file: without training prevalences ther
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What predictions score.
+    """Metrics recomputed from files of predictions.
 
     Attributes:
-        predictions: the file of them; of a cross-validation one of each fold.
+        predictions: the file; for a cross-validation, one per fold.
         val: the file that operating points and calibration were fitted to; None for none.
         metrics: as metrics.test of results.json.
-        notes: what was not there, or is not what it was in the run.
-        expert_labels: as of evaluation.json; None where none were given.
+        notes: one line for each thing that was missing, or that differs from the run's own test.
+        expert_labels: as in evaluation.json; None if none were given.
     """
 
     predictions: tuple[Path, ...]
@@ -71,12 +72,13 @@ def recompute(
 
     Args:
         predictions: predictions_test.csv of a run folder, or the like. The results.json beside it,
-            if any, gives the training prevalences, and how the run was evaluated. Several are the
-            folds of a cross-validation, whose first run gives both.
+            if any, gives the training prevalences and the evaluation options. Several files are
+            the folds of a cross-validation; the results.json of the first is used.
         val: the validation predictions; by default predictions_val.csv beside predictions_test.csv.
         resamples, seed: of the bootstrap; None for those of the run.
-        labels, map: other labels for the same images, and what they mean; None for none.
-        prevalence: of the findings where the model is to be used; None for what the run states.
+        labels, map: a CSV of other labels for the same images, and the map from its findings to
+            the model's; None for none.
+        prevalence: of the findings at the place of use; None for that in the run's configuration.
 
     Raises:
         UserError: a file that is not there, or the first fault in it with its line and column.
@@ -131,7 +133,7 @@ def recompute(
 
 def _beside(predictions: Path) -> Path | None:
     """The validation predictions beside those of the test images, if they are there."""
-    beside = predictions.with_name(predictions.name.replace("test", "val"))
+    beside = predictions.with_name(re.sub(r"(?<![a-z])test(?![a-z])", "val", predictions.name))
     return beside if beside.name != predictions.name and beside.is_file() else None
 
 

@@ -1,8 +1,8 @@
 """External validation: a checkpoint on another site's images, whose findings have other names.
 
-What its operating points and calibration do there stands beside the same figures recalibrated
-there, each from folds of patients that have not seen the patient who is judged; and its AUROC,
-sensitivity and specificity beside those of the run's own test, with the gap between the two.
+Its operating points and calibration are compared with ones refitted on the site, by cross-fitting:
+no patient is judged by a fit that includes the patient. Its AUROC, sensitivity and specificity are
+compared with those of the run's own test, with the gap between the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,7 @@ from xray_lightning.evaluation.mapped_findings import (
 from xray_lightning.evaluation.metrics import reliability
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.resampled_scores import COUNTS, THRESHOLD, sums_by_patient, too_few
+from xray_lightning.hardware import choose_accelerator, choose_precision
 from xray_lightning.progress import Display, unseen
 from xray_lightning.runs.predictions import Bools, Floats, Integers, ScoredImages, read_predictions
 from xray_lightning.runs.results_json import predictions_name
@@ -44,7 +45,7 @@ from xray_lightning.runs.run_folder import Provenance
 
 Drawn = tuple[dict[str, Floats], dict[str, Floats]]  # plain, and of each resample
 
-AT_POINTS = ("sensitivity", "specificity", "ppv")  # and `brier`: what is recalibrated
+AT_POINTS = ("sensitivity", "specificity", "ppv")  # with `brier`: what recalibration changes
 COMPARED = ("auroc", "sensitivity", "specificity")  # with the run's own test
 NO_RUN = "the checkpoint lies in no run folder whose predictions_test.csv is of it"
 
@@ -94,7 +95,9 @@ def validate(
     content = {
         **head([member], data, side=options.side, command=command),
         "note": "; ".join(filter(None, notes)) or None,
-        "precision": options.precision,
+        "precision": choose_precision(
+            options.precision, accelerator=choose_accelerator(options.accelerator)
+        ),
         "average": None,
         "fitted": None,
         "bootstrap": {"resamples": resamples, "seed": seed},
@@ -116,7 +119,7 @@ def validate(
 def own_test(
     trained: Provenance, findings: Mapping[str, Sequence[str]], points: OperatingPoints | None
 ) -> CallScores | None:
-    """The run's own test, its findings mapped alike; None where it is not of this checkpoint."""
+    """The run's own test with findings mapped alike; None if lacking or of another checkpoint."""
     if trained.folder is None or points is None or trained.thresholds != points.cuts:
         return None
     path = trained.folder / predictions_name("test")
@@ -130,13 +133,13 @@ def own_test(
 
 @dataclass(frozen=True)
 class Judged:
-    """A site's images at a checkpoint's operating points and calibration, and recalibrated.
+    """A site's images, scored with a checkpoint's operating points and calibration, and refitted.
 
     Attributes:
-        kept, refit: calls and labels, by the checkpoint's points and by those fitted there.
-        probabilities: calibrated by the checkpoint and by the site, each of shape (N, findings).
+        kept, refit: scores of calls by the checkpoint's operating points, and by those refitted.
+        probabilities: by the checkpoint's calibration and the refitted one, each (N, findings).
         undefined: the findings that cannot be recalibrated, and why.
-        rule, method: of the operating points and of the calibration; None where there is none.
+        rule, method: of the checkpoint's operating points and calibration; None if it has none.
     """
 
     kept: CallScores
@@ -156,7 +159,7 @@ class Judged:
         *,
         seed: int,
     ) -> "Judged":
-        """Judge a site's images; a checkpoint without points calls from 0.5 on."""
+        """Score a site's images; 0.5 is the cut for a checkpoint without operating points."""
         cuts = [THRESHOLD if points is None else points.cuts[name] for name in known]
         called = site.mapped.any_of(site.single >= np.array(cuts))
         calibrated = site.images.scores
@@ -184,7 +187,7 @@ class Judged:
         resamples: int,
         seed: int,
     ) -> dict[str, Any]:
-        """The `external` part of evaluation.json, but for names."""
+        """The `external` part of evaluation.json, except for `map` and `not_scored`."""
         images = self.kept.images
         errors = np.stack([np.square(one - images.labels) for one in self.probabilities], axis=1)
         sums, sizes = sums_by_patient(images, errors), np.bincount(images.patients)
@@ -196,7 +199,7 @@ class Judged:
             return kept | {"brier": brier[0], "recalibrated_brier": brier[1]}
 
         plain, draws = resampled(statistic, patients=images.count, resamples=resamples, seed=seed)
-        # Another seed: the two sets of patients are drawn apart.
+        # Another seed: the two sets of patients are resampled independently.
         before = None
         if own is not None:
             options = {"resamples": resamples, "seed": seed + 1}
@@ -274,14 +277,14 @@ class Judged:
         probabilities: Floats,
         place: int,
     ) -> dict[str, Any]:
-        """What one set of operating points and calibration does for a finding."""
+        """A finding's figures with one set of operating points and calibration."""
         of = {name: found[f"{prefix}{name}"][place] for name in (*AT_POINTS, "brier")}
         counts = {name: int(calls.confusion[name][place]) for name in COUNTS}
         curve = reliability(probabilities[:, place], calls.images.labels[:, place])
         return curve | counts | figures_of(of)
 
     def _macro(self, drawn: Drawn, own: CallScores | None, before: Drawn | None) -> dict[str, Any]:
-        """The figures over all findings that both tests can rank, and that can be recalibrated."""
+        """Means: AUROC over findings that both tests can rank, the rest over recalibrated ones."""
         plain, draws = drawn
         names = self.kept.images.findings
         ranked = ~np.isnan(plain["auroc"])
@@ -322,7 +325,7 @@ class Judged:
 def _compared(
     here: CallScores, drawn: Drawn, own: CallScores, before: Drawn
 ) -> dict[str, dict[str, list[Estimate]]]:
-    """The scores of the run's own test, and the site's minus these, draws set side by side."""
+    """The scores of the run's own test, and the gap: the site's minus these, draw by draw."""
     (plain, draws), (first, drawn_first) = drawn, before
     of_own, gap = {}, {}
     for name in COMPARED:

@@ -5,18 +5,20 @@ longer than the first prediction.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from xray_lightning.errors import UserError, brief
 
+LARGEST = sys.float_info.max  # a whole number of a damaged file may be larger than any float
 AGAIN = "evaluate the run again, or use another checkpoint"
 
 
 @dataclass(frozen=True)
 class FittedValues:
-    """Operating points or a calibration as plain values; a method raises UserError, one line.
+    """Fitted values as a checkpoint holds them; methods raise a one-line UserError on a fault.
 
     Attributes:
         values: what the checkpoint holds; anything at all.
@@ -29,7 +31,7 @@ class FittedValues:
     where: str
 
     def value(self, key: str) -> Any:
-        """What stands under the key, unchecked."""
+        """The value of a key, unchecked."""
         if not isinstance(self.values, Mapping) or key not in self.values:
             raise self._damaged(f"no {key}")
         return self.values[key]
@@ -58,12 +60,12 @@ class FittedValues:
             raise self._damaged(f"{key} has not the {len(self.findings)} findings")
         for finding, value in values.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not low <= value <= high:
+            if not number or not abs(value) <= LARGEST or not low <= value <= high:
                 raise self._damaged(f"{key} of {finding} is {brief(value)}")
         return {finding: float(values[finding]) for finding in self.findings}
 
     def undefined(self) -> dict[str, str]:
-        """The reason of each finding that nothing was fitted to."""
+        """The reason for each finding without fitted values."""
         values = self.value("undefined")
         if not isinstance(values, Mapping) or not all(
             finding in self.findings and isinstance(reason, str)

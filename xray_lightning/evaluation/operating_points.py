@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from xray_lightning.errors import UserError, one_line
-from xray_lightning.evaluation.fitted_value_checks import FittedValues
+from xray_lightning.evaluation.fitted_value_checks import LARGEST, FittedValues
 from xray_lightning.evaluation.resampled_scores import THRESHOLD
 from xray_lightning.findings import FINDINGS
 from xray_lightning.runs.predictions import SAME_SCORE, Bools, Floats, one_class, validation_arrays
 
 RATES = ("sensitivity", "specificity")  # the rules whose target is a rate to reach
-# The rules that need a target: above 0, and below this.
+# The rules that need a target, each with its exclusive upper limit; the lower limit is 0.
 AIMED = {**dict.fromkeys(RATES, 1.0), "cost": math.inf, "alerts": 1000.0}
 RULES = ("youden", "f1", *AIMED)
 _TARGETS = {
@@ -27,9 +27,9 @@ _TARGETS = {
     "alerts": "it is how many of 1,000 images may be called positive",
 }
 
-# Scores that differ by less than this share count as one: a table of predictions may keep only
-# seven significant digits, which moves a score by up to 5e-7 of itself. A cut midway between two
-# scores that differ by more has the same images on its sides before and after.
+# Scores with a smaller relative difference count as equal: a table of predictions may keep only
+# seven significant digits, a relative error of up to 5e-7. A cut midway between two scores that
+# differ by more separates the same images before and after such rounding.
 CLOSEST = 2e-6
 
 NO_CUT_TELLS = "no cut tells validation images with it from those without it"
@@ -62,10 +62,10 @@ class OperatingPoints:
 
     @classmethod
     def from_plain(cls, plain: object, *, findings: Sequence[str] = FINDINGS) -> "OperatingPoints":
-        """What `to_plain` gave of these findings.
+        """Restore what `to_plain` returned, checked against these findings.
 
         Raises:
-            UserError: one line, where it is anything else.
+            UserError: one line, if `plain` is anything else.
         """
         where = "the checkpoint's operating_points"
         fitted = FittedValues(plain, findings, where)
@@ -87,19 +87,19 @@ class OperatingPoints:
 class OperatingRule:
     """How each finding's cut is chosen on validation.
 
-    Every cut that the scores tell apart is tried, so that the choice is exact. It lies midway
-    between two neighbouring scores. On a score itself, an image that scores a little less, or the
-    same image after rounding, would be called otherwise; and that score is the lowest that was
-    seen on its side, where the next patient's may well be lower. A cut that calls all images
-    the same is none: a finding whose best one does so keeps 0.5, and the reason is told.
+    Every cut that separates the scores differently is tried, so that the choice is exact. Cuts lie
+    midway between two neighbouring scores. With a cut on a score, rounding could change the call of
+    that image; and that score is the lowest seen on its side, where the next patient's may well be
+    lower. Cuts that call all images positive, or all negative, are excluded: if such a cut would be
+    best, the finding keeps 0.5, and `undefined` holds the reason.
 
     Args:
         rule: `youden`, the largest sensitivity + specificity - 1 (Youden, Cancer 1950); `f1`, the
-            largest F1; `sensitivity`, the highest cut that has at least the target;
-            `specificity`, the lowest that has; `cost`, the least target x missed findings + false
-            alarms; `alerts`, the lowest cut that calls at most the target of 1,000 images
-            positive. Of cuts that are equally good by `youden`, `f1` or `cost` the lowest is
-            taken: it misses fewer findings.
+            largest F1; `sensitivity`, the highest cut whose sensitivity reaches the target;
+            `specificity`, the lowest whose specificity does; `cost`, the least target x missed
+            findings + false alarms; `alerts`, the lowest cut that calls at most the target of
+            1,000 images positive. Of cuts that are equally good by `youden`, `f1` or `cost` the
+            lowest is taken: it misses fewer findings.
         target: strictly between 0 and 1 for `sensitivity` and `specificity`; above 0 for `cost`,
             how many false alarms one missed finding weighs; between 0 and 1,000 for `alerts`;
             None for the others.
@@ -125,10 +125,10 @@ class OperatingRule:
             return
         most = AIMED[self.rule]
         number = isinstance(self.target, int | float) and not isinstance(self.target, bool)
-        if not number or not 0 < self.target < most:  # type: ignore[operator]
+        if not number or not 0 < self.target < min(most, LARGEST):  # type: ignore[operator]
             bounds = f"more than 0 and less than {most:g}" if most < math.inf else "more than 0"
             raise UserError(
-                f"{key}.target={self.target} must be {bounds}: "
+                f"{key}.target={str(self.target)[:60]} must be {bounds}: "
                 f"{_TARGETS[self.rule].format(rule=self.rule)}"
             )
 
@@ -167,14 +167,14 @@ class OperatingRule:
             rates = hits / positives if sensitive else (negatives - alarms) / negatives
             reached = np.flatnonzero(rates >= (self.target or 0.0))
             if len(reached):
-                return float(cuts[reached[-1 if sensitive else 0]])  # furthest to the other rate
+                return float(cuts[reached[-1 if sensitive else 0]])  # the best for the other rate
             way = "positive" if sensitive else "negative"
             return (
                 f"validation {self.rule} {self.target:g} is reached only by calling every image "
                 f"{way}"
             )
         if self.rule == "youden":
-            # J times positives and negatives: whole numbers, so that ties are exact.
+            # J times positives times negatives: whole numbers, so that ties are exact.
             values, least, reason = hits * negatives - alarms * positives, 0.0, NO_CUT_TELLS
         elif self.rule == "cost":
             weight = self.target or 0.0

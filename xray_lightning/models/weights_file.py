@@ -18,7 +18,7 @@ from xray_lightning.models.checkpoint import SAFETENSORS, read_safetensors
 PACKAGE = "package://"  # package://NAME/FILE: a file that an installed Python package ships
 SIDECAR_KEYS = ("weights_seen", "findings", "input")
 
-# Where training loops keep the weights within what they save; the averaged ones first.
+# Keys under which training loops save the weights; averaged weights first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 
 TORCHXRAYVISION = "torchxrayvision"
@@ -28,20 +28,20 @@ PATHOLOGIES = (
     *("Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass"),
     *("Hernia", "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"),
 )
-# Classes whose instances a pickled module is made of; each is read as an inert `_Part`.
+# Packages of the classes in a pickled module; each instance is read as an inert `_Part`.
 _MODULE_CLASSES = ("torchxrayvision.", "torchvision.", "timm.", "torch.nn.")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """The content of a file of weights.
 
     Attributes:
-        source: its name, for messages.
-        findings: what the outputs mean, in their order; None where the file does not say.
-        seen: the data that they were trained on, as far as it is known.
-        trained_on, split_sha256: data set and split of a checkpoint of this project.
-        input: `torchxrayvision`, or None for normalised pixels.
+        source: the file's name, for messages.
+        findings: names of the outputs, in their order; None if unknown.
+        seen: data that the weights were trained on, as far as it is known.
+        trained_on, split_sha256: data set and split recorded in a checkpoint of this project.
+        input: `torchxrayvision` for pixels in its range, or None for normalised ones.
     """
 
     source: str
@@ -60,7 +60,7 @@ def read_weights(given: str | Path, *, key: str = "model.weights_path") -> Weigh
         given: a path, or `package://NAME/FILE` for one that a Python package ships.
 
     Raises:
-        UserError: there is no such file, or it holds anything else than weights.
+        UserError: there is no such file, or it holds anything other than weights.
     """
     path = _located(str(given), key)
     where = f"{key}={given}"
@@ -101,7 +101,8 @@ def _located(given: str, key: str) -> Path:
         return Path(given)
     name, _, file = given.removeprefix(PACKAGE).partition("/")
     try:
-        spec = importlib.util.find_spec(name)  # which runs nothing of the package
+        # Runs nothing of the package; of a dotted name it would import the parent.
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
@@ -112,14 +113,14 @@ def _located(given: str, key: str) -> Path:
 
 
 class _Part:
-    """What stands for an instance of any class of a pickled module: its attributes, inert."""
+    """Stands for an instance of any class in a pickled module: its attributes without its code."""
 
     def __init__(self, *_: object) -> None:
         pass
 
 
 def _pickled(path: Path, where: str) -> Any:
-    """What torch.save has written, with a `_Part` for each module in it."""
+    """Load a file of torch.save, with a `_Part` in the place of each module in it."""
     known: list[str] = []
     try:
         with path.open("rb") as stream:
@@ -136,7 +137,7 @@ def _pickled(path: Path, where: str) -> Any:
 
 
 def _classes(stream: BinaryIO) -> set[str]:
-    """The names of classes and functions in the pickles of a file; it is only looked at."""
+    """The names of classes and functions in a file's pickles, which are not executed."""
     names: set[str] = set()
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
@@ -212,7 +213,7 @@ def _sidecar(path: Path) -> dict[str, Any]:
 
 
 def _of_torchxrayvision(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights are a torchxrayvision classifier's: gray, with its 18 outputs or points."""
+    """Whether this is a torchxrayvision classifier: gray, with 18 outputs or `op_threshs`."""
     stem = next((tensor for tensor in state.values() if tensor.ndim == 4), None)
     head = next((tensor for tensor in reversed([*state.values()]) if tensor.ndim == 2), None)
     gray = stem is not None and stem.shape[1] == 1
@@ -221,6 +222,6 @@ def _of_torchxrayvision(state: Mapping[str, Tensor]) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first sentence's worth of an error: torch.load's own advice runs over many lines."""
+    """The first line of an error's message, cut to 200 characters: torch.load gives many lines."""
     lines = str(error).strip().splitlines()
     return printable(lines[0][:200]) if lines else type(error).__name__

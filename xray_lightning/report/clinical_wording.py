@@ -1,19 +1,19 @@
-"""Wording of what clinicians ask for: what a call is worth, and to whom.
+"""Wording for clinicians: predictive values, decision curves and abstention.
 
-Positive and negative predictive values are those of the patients that they were measured on. Each
-sentence names these patients first, and then what would be so of those whom the user states: a
-test set is often richer in findings than any clinic, and nothing in its figures shows that.
+Positive and negative predictive values hold for the patients that they were measured on. Sentences
+name the prevalence among these first, and then the value at the prevalence that the user states:
+findings are often more frequent in a test set than in any clinic, which its figures do not show.
 """
 
 from xray_lightning.evaluation.decision_curves import NOWHERE
 from xray_lightning.runs.schema import DecisionCurve, FindingRow, TestMetrics
 from xray_lightning.terminal import by_reason, counted, readable, with_interval
 
-FAR = 2.0  # times as frequent as stated, or the other way round: another set of patients
+FAR = 2.0  # ratio of test to stated prevalence, or its inverse, from which on it is noted
 
 
 def predictive_values(test: TestMetrics) -> list[str]:
-    """Of which patients PPV and NPV are, and how far the test set is from what is stated."""
+    """Which patients PPV and NPV hold for, and how prevalences differ from those stated."""
     known = [row for row in test.finding_rows if row.ppv is not None and row.prevalence is not None]
     if not known:
         return []
@@ -53,11 +53,11 @@ def _enriched(test: TestMetrics) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{share:.0%}".replace("%", " %")
 
 
 def useful_range(curve: DecisionCurve) -> str:
-    """At which thresholds acting on the model is shown to be better than on all and on none."""
+    """The thresholds at which acting on the model is shown to beat acting on all and on none."""
     if curve.useful_from is None or curve.useful_to is None:
         return "not shown" if curve.net_benefit_ci95 else "no interval"
     if curve.useful_from == curve.useful_to:
@@ -66,7 +66,7 @@ def useful_range(curve: DecisionCurve) -> str:
 
 
 def usefulness(test: TestMetrics) -> str:
-    """Of which findings the model is shown to be worth acting on, at which thresholds."""
+    """The findings for which the model is shown to be worth acting on, with the thresholds."""
     curves = [
         (readable(row.finding), row.decision_curve)
         for row in test.finding_rows
@@ -83,7 +83,7 @@ def usefulness(test: TestMetrics) -> str:
 
 
 def about_curves(test: TestMetrics) -> list[str]:
-    """Of which probabilities and patients the curves are, and what has none."""
+    """Notes on the decision curves: probabilities, prevalences, intervals, and missing figures."""
     curves = {row.finding: row.decision_curve for row in test.finding_rows if row.decision_curve}
     raw = [readable(finding) for finding, curve in curves.items() if curve.of == "raw"]
     of = "calibrated" if len(raw) < len(curves) else "raw"
@@ -101,7 +101,7 @@ def about_curves(test: TestMetrics) -> list[str]:
 
 
 def abstention(test: TestMetrics) -> str:
-    """What the thresholds between yes and no promise, and on how many patients."""
+    """What the abstention thresholds guarantee, and how many patients they were fitted on."""
     rule = test.abstention
     if rule is None:
         return "No thresholds of abstention were fitted."
@@ -120,7 +120,7 @@ def abstention_rows(test: TestMetrics) -> list[FindingRow]:
 
 
 def without_abstention(test: TestMetrics) -> list[str]:
-    """Why the others have none, one sentence a reason."""
+    """Why the other findings have no lower threshold, one sentence per reason."""
     return by_reason(
         (readable(row.finding), f"no lower threshold, {reason}" if key == "low" else reason)
         for row in test.finding_rows

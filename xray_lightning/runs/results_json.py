@@ -1,7 +1,6 @@
-"""Record of a run, results.json: written whole at every moment.
+"""Record of a run, results.json: written atomically, so that it is complete at any moment.
 
-`runs.schema` has its types; reading them is slower than a run may take to start, so that nothing
-here imports it.
+Its types are in `runs.schema`. Nothing here imports that, as it would delay the start of a run.
 """
 
 import json
@@ -20,7 +19,7 @@ from xray_lightning.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
-LOG_NAME = "train.log"  # which the process that trains holds
+LOG_NAME = "train.log"  # the training process holds a lock on it
 RUNNING = "running"
 MOST_WARNINGS = 100
 
@@ -36,7 +35,7 @@ def predictions_name(split: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same nested value with None for NaN and infinities, which standard JSON has not."""
+    """The same nested value with None for NaN and infinities, which standard JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -48,11 +47,19 @@ def finite(value: Any) -> Any:
 
 def git_commit() -> str | None:
     """The commit of the project's checkout; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    here = Path(__file__)
+    # An installed package may lie below some other project's checkout.
+    commands = (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"])
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
+        for command in commands:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *command],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=5,
+            )
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -79,7 +86,7 @@ FREE_KEYS = (
 
 
 def leaving_out(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Settings of dotted names, without these and what is below them."""
+    """Settings by dotted name, without those named `keys` or nested below them."""
     below = tuple(f"{key}." for key in keys)
     return {name: value for name, value in settings.items() if not f"{name}.".startswith(below)}
 
@@ -144,11 +151,11 @@ class RunRecord:
         """The folder's record; None where there is none that can be read."""
         try:
             return cls(folder, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError):  # nested without end
+        except (OSError, ValueError, RecursionError):  # RecursionError: nested too deeply
             return None
 
     def write(self) -> None:
-        """Replace the file, so that a kill leaves the old one or the new one."""
+        """Replace the file atomically: a killed process leaves the old one or the new one."""
         text = json.dumps(finite(self.content), indent=1, allow_nan=False, default=str)
         write_atomically(self.folder / FILE_NAME, text + "\n")
 
@@ -190,7 +197,7 @@ def bare_environment() -> dict[str, Any]:
 
     try:
         own = version("xray-lightning")
-    except PackageNotFoundError:  # a checkout that was never installed: git_commit tells
+    except PackageNotFoundError:  # a checkout that was never installed; see git_commit
         own = None
     return {
         "python": platform.python_version(),

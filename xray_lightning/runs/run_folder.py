@@ -225,21 +225,25 @@ GONE = "its process is gone without a word: killed, or its machine stopped"
 
 
 def read_run(folder: Path) -> Run:
-    """Read `folder`/results.json; a run of this machine that nothing runs any more is interrupted.
+    """Read `folder`/results.json.
+
+    A run with status "running" on this host is reported as interrupted if no process holds its log.
 
     Raises:
-        DamagedResultsError: it cannot be read, is no JSON (NaN included), or lacks a key.
+        DamagedResultsError: it cannot be read, is not standard JSON (which has no NaN), or does
+            not match the schema.
     """
     path = folder / RESULTS
     try:
         if not path.is_file():  # reading a named pipe would wait for ever
             raise DamagedResultsError("not a file")
-        text = path.read_text(encoding="utf-8")
-        results = json.loads(text, parse_constant=_refuse_constant)
+        results = _json_in(path)
         run = run_of(folder, results)
         here = results["environment"]["hosts"][:1] == [socket.gethostname()]
         if run.status == RUNNING and here and is_held(folder / LOG_NAME) is False:
-            return replace(run, status="interrupted", reason=GONE)
+            run = run_of(folder, _json_in(path))  # it may have ended between the two
+            if run.status == RUNNING:
+                return replace(run, status="interrupted", reason=GONE)
         return run
     except DamagedResultsError:
         raise
@@ -249,6 +253,10 @@ def read_run(folder: Path) -> Run:
         raise DamagedResultsError(error.strerror or "cannot be read") from error
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise DamagedResultsError(f"not a run's results: {error}") from error
+
+
+def _json_in(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
 
 
 def _folders_below(start: Path) -> list[Path]:
