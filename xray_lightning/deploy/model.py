@@ -132,8 +132,8 @@ class Model:
         """Predict images.
 
         Args:
-            images: a path (PNG or JPEG) or a uint8 array (H, W), gray, bright where X-rays were
-                stopped; or an iterable of them, such as an array (N, H, W).
+            images: a path (PNG, JPEG or DICOM) or a gray uint8 array (H, W), bright where X-rays
+                were stopped; or an iterable of them, such as an array (N, H, W).
 
         Raises:
             UnreadableImageError: a file that cannot be read; `predict_each` continues after it.
