@@ -103,7 +103,7 @@ def test_the_weights_that_phantoms_make_lie_where_the_next_experiment_looks_for_
     quick = ("accelerator=cpu", "trainer.max_epochs=1", "evaluation.resamples=20", "report=false")
     made = train("experiment=phantom_pretraining", *short, *quick, defaults=False)
     assert made.exit_code == 0, made.stderr
-    further = ("data=phantom", "data.name=of_patients", *short, *quick)
+    further = ("data=phantom", "data.name=of_patients", "growth.start=32", *short, *quick)
     ended = train("experiment=nih_small_phantoms", *further, defaults=False)
     assert ended.exit_code == 0, ended.stderr
     (taken,) = (result["first_weights"] for result in ended.results if "first_weights" in result)
