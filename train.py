@@ -44,7 +44,7 @@ from xray_lightning.errors import (
 )
 from xray_lightning.files import hold, reader_has_gone
 from xray_lightning.runs.results_json import LOG_NAME, RUNNING, RunRecord
-from xray_lightning.runs.sweep import CONDUCT, PRUNED
+from xray_lightning.runs.sweep import CONDUCT, LAST_CHECKPOINT, PRUNED
 from xray_lightning.training.launch import (
     Failure,
     cause_of,
@@ -130,6 +130,7 @@ def run_folder(name: str, strategy: DictConfig | None = None) -> str:
 
     Ranks get it from rank 0, and other hosts from the one with strategy.node_rank=0.
     """
+    name = str(name)  # 42 is a number to Hydra
     if not name or name in ("None", ".", "..") or "/" in name:
         raise UserError(f"name={name} names a folder: give a text without a slash")
     if name not in _folders and WORLD.launcher == "none" and WORLD.rank > 0:
@@ -495,6 +496,8 @@ def open_record(cfg: DictConfig, folder: Path) -> RunRecord:
                     f"run folder {folder}: another process trains this run; wait for it, or stop it"
                 )
             (folder / Failure.FILE_NAME).unlink(missing_ok=True)
+            if not cfg.resume and not LAUNCHED:  # an earlier run's, which resume= would go on from
+                (folder / LAST_CHECKPOINT).unlink(missing_ok=True)
             record.write()
             if SLURM is not None and not LAUNCHED:
                 SLURM.note(COMMAND, folder)
@@ -541,8 +544,18 @@ def launch_command(cfg: DictConfig, strategy: "Strategy") -> list[str] | None:
         config_name=config.job.config_name,
         overrides=config.overrides.task,
         folder=config.runtime.output_dir,
+        options=config_options(config),
     )
     return [*launcher, *command, "hydra.output_subdir=null"]  # this process has written .hydra
+
+
+def config_options(config: Any) -> list[str]:
+    """Options of Hydra's own that say where configuration files are, which the ranks need too."""
+    sources = config.runtime.config_sources
+    options = [f"--config-dir={one.path}" for one in sources if one.provider == "command-line"]
+    if config.searchpath:
+        options.append(f"hydra.searchpath=[{','.join(map(quoted, config.searchpath))}]")
+    return options
 
 
 def rank_environment(started: float) -> dict[str, str]:

@@ -387,6 +387,7 @@ def test_fault_16_a_run_folder_that_cannot_be_made_is_told(call: Train, tmp_path
         (["stages=predict"], ["stages=[predict]"]),
         (["stages=[test]"], ["stages=[test] needs ckpt_path"]),
         (["stages=[test]", "ckpt_path=nosuch.ckpt"], ["nosuch.ckpt does not exist"]),
+        (["stages=[test]", "ckpt_path=a.safetensors"], ["takes a .ckpt; score this file with"]),
         (["trainer.precision=int8"], ["precision=int8 is unknown", "16-mixed"]),
         (["trainer.accelerator=tpu"], ["accelerator=tpu is unknown"]),
         (["optimizer=sgd", "optimizer.momentum=-1"], ["optimizer: ", "momentum"]),

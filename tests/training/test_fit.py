@@ -35,6 +35,7 @@ PLATEAU = {
     ),
 }
 COSINE = {"interval": "step", "needs_total_steps": True, "scheduler": warmup_cosine}
+ONE_CYCLE = {**COSINE, "scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3)}
 SCHEDULERS = {"none": None, "cosine": COSINE, "plateau": PLATEAU}
 
 
@@ -75,6 +76,7 @@ class StopAt(Callback):
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step + 1 == self.step and not self.validating:
+            self.step = 0  # a step has several batches where they are accumulated
             os.kill(os.getpid(), self.number)
 
     def on_validation_batch_start(self, trainer: Any, *_: Any, **__: Any) -> None:
@@ -162,6 +164,53 @@ class UpAt(FitClock):
 
 
 not_empty = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def test_a_one_cycle_run_goes_on_for_more_epochs_than_it_was_planned_for(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    def fitted(epochs: int, resume: Path | None = None) -> Any:
+        model = tiny_classifier(scheduler=ONE_CYCLE)
+        fit = trainer(tmp_path, epochs=epochs)
+        images = data(phantoms, tmp_path)
+        fit.fit(model, datamodule=images, ckpt_path=resume, weights_only=True)
+        return fit
+
+    fitted(1)
+    fit = fitted(3, tmp_path / "last.ckpt")
+    assert fit.global_step == 12
+    (config,) = fit.lr_scheduler_configs
+    assert config.scheduler.total_steps == 12
+
+
+def test_a_checkpoint_of_another_split_is_not_gone_on_with(phantoms: Path, tmp_path: Path) -> None:
+    split = {"split": "patient_random"}
+    trainer(tmp_path).fit(tiny_classifier(), datamodule=data(phantoms, tmp_path, **split))
+    other = data(phantoms, tmp_path, **split, split_seed=3)
+    last = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match=r"split .{7} is not that of the data, .{7}: it may have"):
+        trainer(tmp_path, epochs=2).fit(
+            tiny_classifier(), datamodule=other, ckpt_path=last, weights_only=True
+        )
+
+
+def test_a_stop_waits_for_the_end_of_accumulated_batches_whose_gradients_no_checkpoint_holds(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    def fitted(folder: str, *callbacks: Callback, resume: Path | None = None) -> Classifier:
+        model = tiny_classifier(backbone=normalising_backbone())
+        fit = trainer(tmp_path / folder, *callbacks, epochs=2, accumulate_grad_batches=3)
+        images = data(phantoms, tmp_path)
+        fit.fit(model, datamodule=images, ckpt_path=resume, weights_only=True)
+        return model
+
+    whole, seen, last = fitted("a"), Seen(), tmp_path / "b" / "last.ckpt"
+    interruption = Interruption(last.parent, checkpoint=last, world=World("none"))
+    with pytest.raises(InterruptedRunError):  # in the first of three batches
+        fitted("b", seen, StopAt(step=3), interruption)
+    assert len(seen.rows) == 4 + 3
+    for name, value in fitted("b", resume=last).state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ class Watch(Callback):
     def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.state.fn == "fit":
             self.validated.append(pl_module.state_dict()[WEIGHT].clone())
+            if self.cut is not None:
+                trainer.save_checkpoint(self.cut.with_stem("validating"))
 
 
 def fitted(
@@ -105,6 +107,18 @@ def test_a_run_cut_within_an_epoch_ends_bit_for_bit_as_an_uncut_one(
             assert one.keys() == other.keys()
             assert all(torch.equal(one[key], other[key]) for key in one)
     assert "current_model_state" in before[0]
+
+
+def test_a_checkpoint_of_a_stop_in_validation_holds_both_weights_under_their_own_names(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    watch = Watch(tmp_path / "cut.ckpt")
+    fitted(phantoms, tmp_path, watch=watch)
+    last, held = (read_checkpoint(tmp_path / name) for name in ("last.ckpt", "validating.ckpt"))
+    assert torch.equal(held["state_dict"][WEIGHT], watch.validated[-1])
+    assert not torch.equal(held["current_model_state"][WEIGHT], watch.validated[-1])
+    for kind in ("state_dict", "current_model_state"):  # saved after that epoch's last step, too
+        assert torch.equal(held[kind][WEIGHT], last[kind][WEIGHT])
 
 
 @pytest.mark.slow  # 20 s

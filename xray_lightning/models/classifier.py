@@ -1,5 +1,6 @@
 """The one LightningModule: normalise, backbone, loss, and predictions gathered by image."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +36,8 @@ from xray_lightning.models.gathered_outputs import (
 from xray_lightning.models.image_growth import ImageGrowth
 from xray_lightning.models.losses import BinaryCrossEntropy, FindingsLoss
 from xray_lightning.models.schedules import RateScaling, ScaledRate
+
+log = logging.getLogger(__name__)
 
 RECIPE_KEYS = ("model", "normalize", "image_size", "split_sha256")  # what builds a model again
 
@@ -370,6 +373,19 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, findings=self.findings)
+        was, now = checkpoint["xray"].get("split_sha256"), self.recipe.get("split_sha256")
+        if was and now and was != now:
+            told = f"the checkpoint's split {str(was)[:7]} is not that of the data, {now[:7]}"
+            stage = self.trainer.state.fn
+            if stage == "fit":
+                raise UserError(
+                    f"{told}: it may have trained on images that are tested now; start a new run"
+                )
+            if stage == "test" and self.global_rank == 0:
+                log.warning("%s: it may have been trained on some of the test images", told)
+        for state in checkpoint.get("lr_schedulers", ()):
+            for key in ("total_steps", "_schedule_phases"):  # OneCycleLR; max_epochs may be new
+                state.pop(key, None)
         self._train_sums.zero_()
         if self.global_rank == 0:  # the sum over all ranks; their number may differ
             self._train_sums += torch.tensor(checkpoint.get(LOSS_SO_FAR, [0.0, 0.0]))

@@ -17,7 +17,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console, RenderableType
@@ -30,7 +30,7 @@ from xray_lightning.evaluation.metadata_baseline import MetadataModel
 from xray_lightning.files import go_on_without
 from xray_lightning.hardware import Speed, choose_accelerator, choose_precision, device_name
 from xray_lightning.models.backbones import taken_over
-from xray_lightning.models.checkpoint import BEST, LAST, read_checkpoint
+from xray_lightning.models.checkpoint import BEST, LAST, SAFETENSORS, read_checkpoint
 from xray_lightning.models.classifier import Classifier
 from xray_lightning.progress import on_terminal
 from xray_lightning.runs.predictions import prediction_table, write_predictions
@@ -311,6 +311,11 @@ def _refuse_bad_stages(job: Job) -> None:
             "ckpt_path names the checkpoint of stages=[test]; to go on with a run, give "
             "resume=RUN_FOLDER"
         )
+    if job.ckpt_path is not None and job.ckpt_path.suffix.lower() == SAFETENSORS:
+        raise UserError(
+            f"ckpt_path={job.ckpt_path}: stages=[test] takes a .ckpt; score this file with "
+            "xray evaluate CKPT --data DIR"
+        )
     if "fit" not in job.stages and job.ckpt_path is None:
         raise UserError("stages=[test] needs ckpt_path=CHECKPOINT")
     if job.judge.shuffled and {*job.stages} != {*STAGES}:
@@ -494,6 +499,19 @@ class _Recorder(Callback):
                 log.warning("the first weights have seen %s", part)
         if job.data.usable.patient_overlap:
             log.warning("patients on two sides of the split: %s", job.data.usable.patient_overlap)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for one in trainer.checkpoint_callbacks:  # of a moved run folder: keep the best score
+            state = checkpoint.get("callbacks", {}).get(one.state_key, {})
+            if isinstance(one, ModelCheckpoint) and one.dirpath and "dirpath" in state:
+                here = Path(one.dirpath)
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = str(here / Path(state[key]).name) if state[key] else ""
+                best = state["best_k_models"].items()
+                state["best_k_models"] = {str(here / Path(path).name): k for path, k in best}
+                state["dirpath"] = one.dirpath
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._job.leads:

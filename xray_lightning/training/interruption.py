@@ -164,6 +164,9 @@ class Interruption(Checkpoint):  # so that Lightning calls it last, after the ot
     on_test_start = on_validation_start
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        loop: Any = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():  # a checkpoint does not hold gradients
+            return
         # After an epoch's last step come its validation and checkpoints: see on_train_epoch_end.
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._stop_if_wanted(trainer)

@@ -62,12 +62,18 @@ def quoted(path: object) -> str:
 
 
 def job_command(
-    program: str, *, config_name: object, overrides: Iterable[object], folder: object
+    program: str,
+    *,
+    config_name: object,
+    overrides: Iterable[object],
+    folder: object,
+    options: Iterable[str] = (),
 ) -> list[str]:
     """The command line of a single job (no multirun) with the given run folder."""
     return [
         program,
         f"--config-name={config_name}",
+        *options,
         *map(str, overrides),
         f"hydra.run.dir={quoted(folder)}",
         "hydra.mode=RUN",

@@ -29,6 +29,7 @@ class AveragedWeights(WeightAveraging):
             raise UserError(f"callbacks.ema.decay={decay} must be at least 0 and below 1")
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
         self.decay = decay
+        self._swapped = False  # in a validation, module and average hold each other's weights
 
     def _average(self, averaged: Sequence[Tensor], now: Sequence[Tensor], _: object) -> None:
         steps = self._latest_update_step
@@ -66,8 +67,20 @@ class AveragedWeights(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._average_model is not None:
-            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is None:
+            return
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            one, other = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = other, one
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._swapped = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
