@@ -67,6 +67,8 @@ def test_what_no_model_can_be_loaded_from_is_refused(
         load_model([])
     with pytest.raises(UserError, match="batch_size=0"):
         load_model(ckpt, batch_size=0)
+    with pytest.raises(UserError, match=r"shape \(40, 30, 3\) is an image in colour"):
+        model.predict(np.zeros((40, 30, 3), dtype=np.uint8))
     with pytest.raises(UserError, match="no image"):
         model.predict([])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -116,6 +116,15 @@ def test_the_threshold_lies_below_the_first_patients_that_fail() -> None:
     assert low == pytest.approx((scores[19] + scores[20]) / 2)
 
 
+def test_no_threshold_lies_below_the_smallest_set_that_is_tested() -> None:
+    scores = np.arange(1, 201) / 201
+    ill = np.zeros(200, dtype=bool)
+    ill[:10] = True  # among the lowest scores, and nowhere else
+    low = RULE.threshold(scores, ill, np.arange(200), high=scores[20])
+    assert low == "its operating point is below every threshold that is tested"
+    assert RULE.threshold(scores, ~ill, np.arange(200), high=scores[20]) == low
+
+
 def test_several_images_of_a_patient_count_once() -> None:
     scores = np.arange(1, 201) / 201
     labels = np.zeros(200, dtype=bool)

@@ -302,6 +302,7 @@ def test_predictions_alone_are_scored_as_far_as_they_go(
     alone.write_text(csv_of(older.drop(columns=["age", "sex", "view", "follow_up"])))
     code, out, err = xray("evaluate", "--predictions", alone, "--json", tmp_path / "m.json")
     assert (code, err) == (0, "")
+    assert "Test: " in out
     content = json.loads((tmp_path / "m.json").read_text())
     expected = metrics_of(here / "runs/0")
     assert content["metrics"]["auroc_macro"] == expected["auroc_macro"]
@@ -313,6 +314,17 @@ def test_predictions_alone_are_scored_as_far_as_they_go(
     xray("evaluate", "--predictions", alone, "--val", given, "--json", tmp_path / "m.json")
     content = json.loads((tmp_path / "m.json").read_text())
     assert content["metrics"]["operating_point"] == expected["operating_point"]
+
+
+def test_what_was_fitted_to_validation_images_is_not_scored_on_them(here: Path, xray: Xray) -> None:
+    given = ("runs/0/checkpoints/best.ckpt", "--side", "val", "--out", "fitted_on")
+    for command in (given, ("--predictions", "runs/0/predictions_val.csv", "--json", "own.json")):
+        code, out, _ = xray("evaluate", *command)
+        assert code == 0
+        assert "Validation: " in out
+        assert "Test: " not in out
+    assert evaluation(here / "fitted_on")["metrics"]["combined_auroc_macro"] is None
+    assert json.loads((here / "own.json").read_text())["metrics"]["combined_auroc_macro"] is None
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_last_line_of_a_run_says_which_groups_stand_apart_or_how_small_a_gap
     said = subgroups_said(Evaluator(resamples=60)(usual)["subgroups"])
     assert said is not None
     assert said.startswith("Subgroups: none of ")
-    assert "; the smallest group, age 80+ (" in said
+    assert "; the smallest group that can be told apart, age 80+ (" in said
     worse = usual.copy()
     for finding in FINDINGS:
         worse.loc[worse["sex"] == "F", f"prob_{finding}"] = 0.0

@@ -11,6 +11,7 @@ from predicted import arrays, frame, grouped, points, redrawn, table
 from sklearn.metrics import recall_score, roc_auc_score
 
 from xray_lightning.errors import UserError
+from xray_lightning.evaluation.grouping import attributes_of
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.findings import FINDINGS
 
@@ -289,6 +290,15 @@ def test_any_column_forms_subgroups_by_its_values_or_its_quartiles() -> None:
     assert all(140 <= images <= 160 for _, images in bands)
     assert [group for by, group in found if by == "rows"] == ["512", "1024"]
     assert not {"sex", "view"} & {by for by, _ in found}
+
+
+def test_codes_of_many_digits_are_groups_of_their_own() -> None:
+    sites, days = [4015321, 4015322], list(range(20230101, 20230129))
+    table = pd.DataFrame({"site": sites * 14, "day": days})
+    by = {one.by: one.groups for one in attributes_of(table, ["site", "day"])}
+    assert by["site"] == ("4015321", "4015322")
+    assert len({*by["day"]}) == 4
+    assert by["day"][0] == "up to 20230107"
 
 
 def test_without_subgroups_the_rest_of_the_metrics_is_the_same() -> None:

@@ -140,6 +140,11 @@ class Model:
             UserError: an array of another shape or type, or no image at all.
         """
         alone = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 2
+        shape: tuple[int, ...] = getattr(images, "shape", ())
+        if len(shape) == 3 and shape[2] in (3, 4):  # else each row would pass for an image
+            raise UserError(
+                f"an array of shape {shape} is an image in colour; give gray ones, uint8 (H, W)"
+            )
         several: Iterable[Image] = [images] if alone else images  # type: ignore[list-item,assignment]
         each: list[Any] = []  # predictions of readable images only
         for batch in self.decoded(several):

@@ -155,6 +155,8 @@ class AbstentionRule:
         told_apart[-1] = True
         sizes = np.flatnonzero(told_apart) + 1
         sizes = sizes[sizes >= start]
+        if np.searchsorted(lowest, high, side="left") < start:  # a set that no test is of
+            return "its operating point is below every threshold that is tested"
         misses = np.searchsorted(lowest_with, above[sizes - 1], side="left")
         failed = np.flatnonzero(misses > allowed[sizes])
         if len(failed) and failed[0] == 0:

@@ -21,6 +21,7 @@ from xray_lightning.evaluation.evaluation_data import DataChoice, data_for, seen
 from xray_lightning.evaluation.fitted_in_checkpoint import (
     AGREED,
     AVERAGES,
+    Recalibrated,
     abstention_of,
     fits,
     fitted_of,
@@ -156,7 +157,11 @@ def score(
         combined=_combined(answers, options.side, trained, metadata, own=source),
     )
     note = seen_before(first, trained, data, side=options.side)
-    if options.side == "val" and source["operating_points"] == FROM_CHECKPOINT:
+    kept = source["operating_points"] == FROM_CHECKPOINT
+    record = Recalibrated.in_entry(first.described) if kept else None
+    if record is not None:
+        note = "; ".join(filter(None, [note, record.told]))
+    elif options.side == "val" and kept:
         own = "its operating points and calibration were fitted to the validation images"
         note = "; ".join(filter(None, [note, own]))
     if lacking := [name for name in names if name not in known]:
@@ -288,11 +293,13 @@ def _combined(
         own: where the operating points are from. If from the checkpoint, it is the one that its
             run has tested, and the run's regressions are for its outputs.
     """
+    if side == "val":  # it is fitted to these images
+        return None
     kept = CombinedModel.from_plain(trained.combined_model)
     if kept is not None and own["operating_points"] == FROM_CHECKPOINT:
         return kept
     split, digest = answers.data.usable.split, answers.members[0].described.get("split_sha256")
-    if side == "val" or ("val" not in answers.given and split.sha256 != digest):
+    if "val" not in answers.given and split.sha256 != digest:
         return None
     val = answers.given["val"] if "val" in answers.given else answers.of("val")[0]
     return CombinedModel.fit(val, metadata)

@@ -17,7 +17,7 @@ from xray_lightning.evaluation.metadata_baseline import CombinedModel, MetadataM
 from xray_lightning.evaluation.metrics import Evaluator
 from xray_lightning.evaluation.operating_points import OperatingPoints, OperatingRule
 from xray_lightning.evaluation.predictive_values import StatedPrevalence
-from xray_lightning.runs.predictions import findings_of, read_predictions
+from xray_lightning.runs.predictions import VALIDATION, findings_of, read_predictions
 from xray_lightning.runs.run_folder import Provenance
 
 NO_VAL = (
@@ -44,6 +44,7 @@ class Recomputed:
     metrics: dict[str, Any]
     notes: tuple[str, ...]
     expert_labels: dict[str, Any] | None = None
+    side: str = ""  # of its rows; empty where it is not known, or of several
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -108,6 +109,8 @@ def recompute(
     if folds is None:
         metadata = MetadataModel.from_plain(trained.metadata_model)
         combined = CombinedModel.from_plain(trained.combined_model)
+        if "split" in table and (table["split"] == VALIDATION).any():
+            combined = None  # it was fitted to these images
     else:
         metadata, combined = OutOfFoldMetadata.of(folds), None
     if folds is None and combined is None and val is not None and metadata is not None:
@@ -128,7 +131,9 @@ def recompute(
     both = None
     if experts is not None:
         both = experts.scored(table, operating_points=points, resamples=resamples, seed=seed)
-    return Recomputed(files, val, metrics, tuple(notes), both)
+    sides = set(table["split"]) if "split" in table else set()
+    side = sides.pop() if len(sides) == 1 else ""
+    return Recomputed(files, val, metrics, tuple(notes), both, side)
 
 
 def _beside(predictions: Path) -> Path | None:

@@ -171,7 +171,7 @@ def seen_before(
     if before is None:
         return f"{hashes}: whether it was trained on some of these patients cannot be told"
     if before.root.resolve() != data.root.resolve():
-        return f"{hashes}: it was trained on other data, {before.root}"
+        return f"{hashes}: {_elsewhere_shared(before, data, side)}"
     shared = _shared(before, data, side)
     return f"{hashes}: {shared or 'it was trained on none of these patients'}"
 
@@ -184,6 +184,20 @@ def _shared(before: XrayDataModule, data: XrayDataModule, side: str) -> str | No
     return (
         f"{len(both)} of the {len(scored)} patients scored were trained on, so that the scores "
         "are too good"
+    )
+
+
+def _elsewhere_shared(before: XrayDataModule, data: XrayDataModule, side: str) -> str:
+    """Whether images of another folder are named as images that were trained on."""
+    names = [
+        {str(name).rpartition("/")[2] for name in one.table(of)["image"]}
+        for one, of in ((before, "train"), (data, side))
+    ]
+    if not (both := len(names[0] & names[1])):
+        return f"it was trained on other data, {before.root}"
+    return (
+        f"{both} of the {len(names[1])} images scored are named as images of {before.root} that "
+        "it was trained on: if they are the same, the scores are too good"
     )
 
 

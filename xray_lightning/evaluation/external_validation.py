@@ -89,8 +89,10 @@ def validate(
     own = own_test(trained, findings, points)
     notes = [seen_before(member, trained, data, side=options.side)]
     record = Recalibrated.in_entry(member.described)
-    if record is not None and record.split_sha256 == data.usable.split.sha256:
-        notes.append("it was recalibrated on these images: what is at its points is too good")
+    if record is not None:
+        same = record.split_sha256 == data.usable.split.sha256
+        own_images = "it was recalibrated on these images: what is at its points is too good"
+        notes.append(own_images if same else record.told)
     mapped = {ours for names in findings.values() for ours in names}
     content = {
         **head([member], data, side=options.side, command=command),

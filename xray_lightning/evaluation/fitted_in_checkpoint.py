@@ -210,6 +210,14 @@ class Recalibrated:
     checkpoint_sha256: str
     split_sha256: str
 
+    @property
+    def told(self) -> str:
+        """What to know where a checkpoint's own operating points and calibration are scored."""
+        return (
+            f"it was recalibrated on {self.images:,} images of {self.data}: on these, what is at "
+            "its points is too good"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         """Dicts, text and numbers alone, for the checkpoint."""
         return asdict(self)

@@ -132,7 +132,7 @@ def _of_further(by: str, column: pd.Series) -> Attribute:
     if known.any() and np.isfinite(numbers[known]).all():
         if len(np.unique(numbers[known])) > MOST_GROUPS:
             return _quartiles(by, numbers, known=known)
-        texts = pd.Series([f"{number:g}" if np.isfinite(number) else "" for number in numbers])
+        texts = pd.Series([f"{number:.15g}" if np.isfinite(number) else "" for number in numbers])
     counts = texts[known].value_counts()
     ranked = sorted(counts.index, key=lambda text: (-counts[text], text))
     kept = ranked if len(ranked) <= MOST_GROUPS else ranked[: MOST_GROUPS - 1]
@@ -160,6 +160,6 @@ def _quartiles(by: str, numbers: Floats, *, known: Bools) -> Attribute:
     if not len(cuts):  # over three quarters of the values equal the largest
         cuts = np.array([values[values < values.max()].max()])
     codes = np.where(known, np.searchsorted(cuts, numbers, side="left"), -1)
-    ends = [f"{cut:.6g}" for cut in cuts]
+    ends = [f"{cut:.15g}" for cut in cuts]
     names = [f"up to {ends[0]}", *(f"over {low} to {high}" for low, high in pairwise(ends))]
     return Attribute(by, (*names, f"over {ends[-1]}"), codes.astype(np.int64))

@@ -42,9 +42,9 @@ from xray_lightning.terminal import (
     by_reason,
     count,
     counted,
-    decimal,
     numbers,
     print_table,
+    probability,
     readable,
     say,
 )
@@ -242,8 +242,8 @@ def show_recalibration(done: Recalibration, console: Console) -> None:
         (
             readable(name),
             count(positives),
-            decimal(done.before.cuts[name] if done.before else None),
-            decimal(done.points.cuts[name]),
+            probability(done.before.cuts[name]) if done.before else NONE,
+            probability(done.points.cuts[name]),
             _line(done.calibration_before, name),
             _line(done.calibration, name),
         )

@@ -118,7 +118,9 @@ def show_scored(scored: Scored, console: Console) -> None:
 
 def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     """Print what a file of predictions scores."""
-    console.print(metrics_table(recomputed.metrics))
+    table = metrics_table(recomputed.metrics)
+    table.title = str(table.title).replace("Test", SIDE_TITLES.get(recomputed.side, "Scored"), 1)
+    console.print(table)
     if recomputed.val is not None:
         say(f"Operating points and calibration: fitted to {recomputed.val}", console=console)
     _show_baselines(recomputed.metrics, console)

@@ -109,7 +109,7 @@ def abstention(test: TestMetrics) -> str:
         "From its operating point on the model would say yes of a finding, below a lower threshold "
         f"no, and between them nothing. Fitted on {counted(rule.patients, 'validation patient')}, "
         f"so that of those it says no of fewer than {_percent(rule.alpha)} are missed, with "
-        f"{_percent(rule.confidence)} confidence for each finding. Of a finding that fewer than "
+        f"{100 * rule.confidence:g} % confidence for each finding. Of a finding that fewer than "
         f"{_percent(rule.alpha)} of patients have, that asks for nothing."
     )
 

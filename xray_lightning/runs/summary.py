@@ -107,7 +107,8 @@ def _smallest_said(groups: Sequence[Mapping[str, Any]]) -> str:
         return ""
     row = min(known, key=lambda row: row["patients"])
     return (
-        f"; the smallest group, {row['by']} {row['group']} ({row['patients']} patients), would "
+        "; the smallest group that can be told apart, "
+        f"{row['by']} {row['group']} ({row['patients']} patients), would "
         f"have shown one in AUROC from {decimal(row['smallest_gap'])} on"
     )
 

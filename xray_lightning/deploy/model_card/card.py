@@ -323,7 +323,7 @@ def findings_table(test: TestMetrics, *, wide: bool) -> Table:
             count(row.positives),
             with_interval(row.auroc, row.auroc_ci95),
             *([with_interval(row.average_precision, row.average_precision_ci95)] if wide else ()),
-            decimal(row.threshold),
+            NONE if row.threshold is None else probability(row.threshold),
             with_interval(row.sensitivity, row.sensitivity_ci95 if wide else None),
             with_interval(row.specificity, row.specificity_ci95 if wide else None),
         ]
@@ -407,7 +407,7 @@ def fitted_table(checkpoint: CheckpointInfo) -> Table | None:
     rows = [
         (
             readable(finding),
-            decimal(points.cuts[finding] if points else None),
+            probability(points.cuts[finding]) if points else NONE,
             decimal(calibration.slope[finding] if calibration else None),
             decimal(calibration.intercept[finding] if calibration else None),
         )
