@@ -61,6 +61,7 @@ def test_a_recipe_is_one_row_and_the_quickest_stands_first(tmp_path: Path) -> No
     assert [recipe["seeds"] for recipe in content["recipes"]] == [[0, 1, 2], [0, 1]]
 
 
+@pytest.mark.slow
 def test_recipes_of_an_earlier_record_stay_but_for_those_measured_again(tmp_path: Path) -> None:
     earlier, now = tmp_path / "earlier.json", tmp_path / "now.json"
     long = store(tmp_path / "long", seed=0, auroc=0.66, minutes=10, name="long", epochs=48)

@@ -42,6 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run_report(whole_run(tmp_path_factory.mktemp("whole") / "run"))
 
 
+@pytest.mark.slow
 def test_a_real_run_has_a_page_that_opens_without_a_complaint(train: Train, opened: Any) -> None:
     ended = train("report=true")
     assert ended.exit_code == 0, ended.stderr

@@ -234,6 +234,7 @@ def test_fault_01_a_killed_rank_ends_the_job_and_is_named(strategy: str, faulty:
     assert "signal 9" in error
 
 
+@SLOW
 def test_fault_02_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(
     faulty: Faulty,
 ) -> None:
@@ -308,6 +309,7 @@ def test_fault_06_a_rank_that_just_leaves_ends_the_job(faulty: Faulty) -> None:
     failed(faulty("exit", *RANKS["mpi"]), exit_code=1, status="failed")
 
 
+@SLOW
 def test_fault_08_a_port_in_use_is_refused(train: Train) -> None:
     with socket.create_server(("", 0)) as taken:
         key = f"strategy.port={taken.getsockname()[1]}"
@@ -315,6 +317,7 @@ def test_fault_08_a_port_in_use_is_refused(train: Train) -> None:
     assert f"{key} cannot be used" in failed(ended, exit_code=2, status="failed")
 
 
+@SLOW
 def test_fault_09_an_address_that_cannot_be_resolved_is_refused(train: Train) -> None:
     ended = train(*RANKS["mpi"], "strategy.address=nowhere.invalid", timeout=LIMIT)
     error = failed(ended, exit_code=2, status="failed")

@@ -228,6 +228,7 @@ def test_two_jobs_at_once_make_one_store_with_a_run_of_each(
     assert {run.info.run_name for run in mlflow_runs(tmp_path)} == {"n0", "n1"}
 
 
+@SLOW
 def test_a_csv_of_a_run_has_its_metrics_its_choices_and_its_inputs(call: Train) -> None:
     ended = call("logger=csv")
     assert ended.exit_code == 0, ended.stderr

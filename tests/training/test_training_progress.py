@@ -10,6 +10,7 @@ import sys
 import termios
 from pathlib import Path
 
+import pytest
 from conftest import TRAIN_PY, environment
 
 
@@ -37,6 +38,7 @@ def on_terminal(command: list[str], *, folder: Path, columns: int) -> str:
     return written.decode()
 
 
+@pytest.mark.slow
 def test_the_bar_tells_speed_and_time_left_and_no_log_line_runs_into_it(
     tmp_path: Path, small: list[str]
 ) -> None:
