@@ -76,13 +76,15 @@ def validate(
     out = folder_for([member], options.out, name=f"external_{data.name}")
     points, calibration = fitted_of(member.described)
     resamples, seed = trained.bootstrap(options.resamples, options.seed)
+    accelerator = choose_accelerator(options.accelerator)
+    precision = choose_precision(options.precision, accelerator=accelerator)
     site = Site.of(
         member,
         data,
         findings,
         side=options.side,
-        accelerator=options.accelerator,
-        precision=options.precision,
+        accelerator=accelerator,
+        precision=precision,
         progress=progress,
     )
     judged = Judged.of(site, points, calibration, known, seed=seed)
@@ -97,9 +99,7 @@ def validate(
     content = {
         **head([member], data, side=options.side, command=command),
         "note": "; ".join(filter(None, notes)) or None,
-        "precision": choose_precision(
-            options.precision, accelerator=choose_accelerator(options.accelerator)
-        ),
+        "precision": precision,
         "average": None,
         "fitted": None,
         "bootstrap": {"resamples": resamples, "seed": seed},

@@ -118,9 +118,8 @@ def show_scored(scored: Scored, console: Console) -> None:
 
 def show_recomputed(recomputed: Recomputed, console: Console) -> None:
     """Print what a file of predictions scores."""
-    table = metrics_table(recomputed.metrics)
-    table.title = str(table.title).replace("Test", SIDE_TITLES.get(recomputed.side, "Scored"), 1)
-    console.print(table)
+    where = SIDE_TITLES.get(recomputed.side, "Scored")
+    console.print(metrics_table(recomputed.metrics, where=where))
     if recomputed.val is not None:
         say(f"Operating points and calibration: fitted to {recomputed.val}", console=console)
     _show_baselines(recomputed.metrics, console)

@@ -113,8 +113,12 @@ def _smallest_said(groups: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """The table that ends a run: the headline, and each finding."""
+def metrics_table(metrics: Mapping[str, Any], *, where: str = "Test") -> Table:
+    """The table that ends a run: the headline, and each finding.
+
+    Args:
+        where: the side that the images are of, for the title.
+    """
     caption = (
         f"label accuracy {percent(metrics['label_accuracy'])}, and "
         f"{percent(metrics['always_negative_accuracy'])} for always answering no finding"
@@ -124,7 +128,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     if said := subgroups_said(metrics["subgroups"]):
         caption = f"{caption}\n{said}"
     table = Table(
-        title=f"Test: {metrics['images']} images of {metrics['patients']} patients",
+        title=f"{where}: {metrics['images']} images of {metrics['patients']} patients",
         caption=Text(caption),
         caption_justify="left",
     )
